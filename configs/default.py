@@ -1,0 +1,94 @@
+"""Every field of a config, once: its name, its type (that of its default), its meaning.
+
+Another config file starts from `get_config()` here and changes what differs. A field is
+overridden by `--config.FIELD=VALUE`.
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """A row LSTM with plain settings."""
+    config = ml_collections.ConfigDict()
+    # All randomness of a run (initialisation, order of examples) follows from this.
+    config.seed = 0
+
+    data = config.data = ml_collections.ConfigDict()
+    # 'idx': IDX files in runtime.data_dir; 'embedded': 5,000 digits in the package;
+    # 'auto': a given folder, else embedded.
+    data.source = "auto"
+    # 'row': 28 steps of 28 values; 'pixel': 784 steps of one.
+    data.view = "row"
+    # A named convention; the four fields below, where None, are its.
+    data.protocol = "seqmnist"
+    # 'none', or 'numpy:SEED' for numpy.random.RandomState(SEED).permutation.
+    data.permutation = config_dict.placeholder(str)
+    # 'first:N': the first N training images validate, the others train.
+    data.split = config_dict.placeholder(str)
+    # 'unit': pixels to [0, 1].
+    data.scaling = config_dict.placeholder(str)
+    # 'validation' or 'last': which checkpoint is reported.
+    data.selection = config_dict.placeholder(str)
+
+    model = config.model = ml_collections.ConfigDict()
+    # 'lstm' or 'gru' (reset-after, as cuDNN and PyTorch).
+    model.cell = "lstm"
+    model.hidden_size = 64
+    # Input and recurrent kernel: 'glorot_uniform' (over the joint kernel) or 'orthogonal' (per gate).
+    model.kernel_init = "glorot_uniform"
+    # 'constant': the LSTM's forget gate starts at forget_bias, all else at zero.
+    # 'log_uniform': time scales spread evenly in the logarithm, b ~ U(0, log T), T the
+    # sequence length: the GRU's update bias is b; the LSTM's forget bias b and input bias -b.
+    model.gate_bias = "constant"
+    model.forget_bias = 1.0
+    # Between recurrent and dense layer: 'none'; 'batch': batch normalisation; 'frozen':
+    # the same with moving statistics that never move (an affine layer).
+    model.norm = "none"
+    # 'glorot_uniform' or 'orthogonal' (bias zero), 'random_normal' (kernel and bias N(0, 1)).
+    model.dense_init = "glorot_uniform"
+
+    optimizer = config.optimizer = ml_collections.ConfigDict()
+    # 'rmsprop', 'adam' or 'sgd'.
+    optimizer.name = "rmsprop"
+    optimizer.learning_rate = 1e-3
+    # 'constant', or 'warmup_cosine': linear from 0 over warmup_steps, then a cosine down
+    # to final_fraction of learning_rate at the last step.
+    optimizer.schedule = "constant"
+    optimizer.warmup_steps = 100
+    optimizer.final_fraction = 0.01
+    # TF1's RMSProp: epsilon inside the root, a mean square that starts at one.
+    optimizer.rmsprop_decay = 0.9
+    optimizer.rmsprop_epsilon = 1e-10
+    optimizer.rmsprop_initial_mean_square = 1.0
+    optimizer.adam_beta1 = 0.9
+    optimizer.adam_beta2 = 0.999
+    optimizer.adam_epsilon = 1e-8
+    clip = optimizer.clip = ml_collections.ConfigDict()
+    # The largest gradient norm of one unit.
+    clip.norm = 1.0
+    # What is clipped: 'recurrent', 'all_but_dense', 'all' or 'none'.
+    clip.mask = "recurrent"
+    # What has one norm: 'tensor' (the LSTM's two kernels count as one), 'layer', or
+    # 'group' (everything masked).
+    clip.unit = "tensor"
+
+    train = config.train = ml_collections.ConfigDict()
+    train.batch_size = 32
+    train.steps = 5000
+    # Steps between evaluations on the validation set (and reports of training metrics).
+    train.eval_every = 250
+
+    # How and where a run executes. Stored with it, but no part of its identity: a run
+    # may be resumed with other values here.
+    runtime = config.runtime = ml_collections.ConfigDict()
+    # Folder of the IDX files; '' means the environment variable SEQMNIST_DATA_DIR, or none.
+    runtime.data_dir = ""
+    # Steps between checkpoints; 0: at each evaluation. The last step always has one.
+    runtime.checkpoint_every = 0
+    # Images per evaluation batch.
+    runtime.eval_batch_size = 500
+    # About how long one dispatch of steps runs before Python looks up (for progress lines
+    # and Ctrl-C).
+    runtime.dispatch_seconds = 2.0
+    return config

@@ -1,0 +1,22 @@
+"""The tutorial's first model: a basic LSTM on rows, trained by plain SGD."""
+
+import ml_collections
+
+from configs import default
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The config; see the module's docstring."""
+    config = default.get_config()
+    config.data.view = "row"
+    config.model.cell = "lstm"
+    config.model.hidden_size = 64
+    config.model.forget_bias = 1.0
+    config.model.norm = "none"
+    config.model.dense_init = "random_normal"
+    config.optimizer.name = "sgd"
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.clip.mask = "none"
+    config.train.batch_size = 128
+    config.train.steps = 5000
+    return config

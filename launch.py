@@ -1,0 +1,214 @@
+"""The command line: flags and modes, nothing else. Each mode is one call.
+
+    python launch.py --config configs/pixel_gru.py [--workdir DIR] [--config.FIELD=VALUE ...]
+    python launch.py --mode=evaluate --workdir DIR [--split=test] [--data_dir=DIR]
+    python launch.py --mode=describe --config configs/pixel_gru.py [--json]
+"""
+
+import datetime
+import json
+import re
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+from ml_collections.config_flags.config_flags import ConfigFileFlagParser
+
+from seqmnist_jax.errors import SeqMnistError, UsageError, did_you_mean
+
+FLAGS = flags.FLAGS
+
+config_flags.DEFINE_config_file("config", None, "The config file, as in configs/row_lstm.py.")
+flags.DEFINE_enum(
+    "mode",
+    "train",
+    ["train", "evaluate", "describe"],
+    "train: train a run, or resume it; evaluate: measure the selected checkpoint of a work directory; "
+    "describe: say what a run will do, and do nothing.",
+)
+flags.DEFINE_string("workdir", None, "The run's folder. Default: runs/<config name>/<timestamp>.")
+flags.DEFINE_string("split", "test", "evaluate: which examples to measure, train, validation or test.")
+flags.DEFINE_string("data_dir", "", "evaluate: a folder of IDX files. Default: the one the run was trained from.")
+flags.DEFINE_boolean("allow_other_data", False, "evaluate: accept data that are not those of the run.")
+flags.DEFINE_boolean("json", False, "describe, evaluate: print one JSON object and nothing else.")
+flags.DEFINE_boolean("debug", False, "Show the traceback of an error.")
+
+
+def train() -> None:
+    """Trains, or resumes, and prints the result and what to do next."""
+    from seqmnist_jax.run import build_run
+    from seqmnist_jax.train import Stopped
+    from seqmnist_jax.train import train as run_training
+
+    run = build_run(_config())
+    # Only now, with everything checked, is a folder made.
+    workdir = Path(FLAGS.workdir) if FLAGS.workdir else _new_workdir()
+    stop = StopOnSignal()
+    try:
+        summary = run_training(run, workdir, should_stop=stop)
+    except Stopped as e:
+        e.exit_code = 128 + stop.number  # as a shell reports a process that the signal ended
+        raise
+    dataset = summary["dataset"]
+    print(
+        f"\ntest accuracy        {summary['test_accuracy']:.2%} of {dataset['sizes']['test']:,} images"
+        f" ({dataset['name']}), loss {summary['test_loss']:.4f}\n"
+        f"checkpoint           step {summary['best_step']}, selected on {summary['selected_on']}"
+        f" (the last one has {summary['last_test_accuracy']:.2%})\n"
+        f"validation accuracy  {_percent(summary['validation_accuracy'])}\n"
+        f"training             {summary['steps']} steps in {summary['train_seconds']:.1f} s,"
+        f" {summary['steps_per_second']:.1f} steps/s, compiled in {summary['compile_seconds']:.1f} s\n"
+        f"device               {summary['device']}"
+    )
+    if dataset["warning"]:
+        print(f"\nWARNING: {dataset['warning']}")
+    print(
+        f"\nNext:\n  python launch.py --mode=evaluate --workdir {workdir}\n"
+        f"  tensorboard --logdir {workdir}      (pip install tensorboard)"
+    )
+
+
+def evaluate() -> None:
+    """Prints the metrics of a work directory's selected checkpoint."""
+    from seqmnist_jax.evaluate import evaluate as run_evaluation
+
+    if not FLAGS.workdir:
+        raise UsageError("--mode=evaluate needs --workdir, the folder of a run.")
+    result = run_evaluation(
+        Path(FLAGS.workdir), split=FLAGS.split, data_dir=FLAGS.data_dir, allow_other_data=FLAGS.allow_other_data
+    )
+    if FLAGS.json:
+        print(json.dumps(result, indent=2))
+        return
+    print(
+        f"{result['split']} accuracy {result['accuracy']:.2%}, loss {result['loss']:.4f}, on {result['examples']:,} "
+        f"images of {result['dataset']} ({result['source']}), by checkpoint {result['checkpoint_step']}"
+    )
+    if result["warning"]:
+        print(f"WARNING: {result['warning']}")
+
+
+def describe() -> None:
+    """Prints what a run will do."""
+    from seqmnist_jax import describe as describing
+    from seqmnist_jax.run import build_run
+
+    run = build_run(_config())
+    description = describing.describe(run, config_flags.get_override_values(FLAGS["config"]))
+    print(json.dumps(description, indent=2) if FLAGS.json else describing.as_text(run, description))
+
+
+MODES = {"train": train, "evaluate": evaluate, "describe": describe}
+
+
+def _config():
+    if FLAGS.config is None:
+        raise UsageError(f"--mode={FLAGS.mode} needs --config, as in --config configs/row_lstm.py.")
+    return FLAGS.config
+
+
+def _percent(accuracy: float | None) -> str:
+    return "none (no validation set, or not evaluated)" if accuracy is None else f"{accuracy:.2%}"
+
+
+def _new_workdir() -> Path:
+    """A folder runs/<config name>/<timestamp> that no other run has."""
+    name = Path(config_flags.get_config_filename(FLAGS["config"]).split(":")[0]).stem
+    start = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    for suffix in ("", *(f"-{n}" for n in range(2, 1000))):
+        folder = Path("runs", name, start + suffix)
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise UsageError(f"runs/{name} already has a thousand folders of this second; name one by --workdir.")
+
+
+class StopOnSignal:
+    """Answers "should training stop?"; SIGINT and SIGTERM make it yes, a second signal acts as usual."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.number = number
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        print("Stopping after this dispatch; once more to stop at once.", file=sys.stderr)
+
+    def __call__(self) -> bool:
+        return self.number != 0
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    """Parses the flags; what is wrong with them ends in one line and exit code 2."""
+    try:
+        rest = FLAGS(argv)
+        if len(rest) > 1:
+            raise UsageError(f"Unexpected argument {rest[1]!r}; flags look like --config.train.steps=100.")
+        path = _config_file(argv)
+        if path is not None and not Path(path.split(":")[0]).is_file():
+            raise UsageError(_no_such_file(path))
+        return rest
+    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError, SyntaxError, UsageError) as e:
+        if "--debug" in argv:
+            raise
+        print(f"error: {_explain(argv, e)}", file=sys.stderr)
+        sys.exit(UsageError.exit_code)
+
+
+def _explain(argv: list[str], error: Exception) -> str:
+    """Why the flags could not be parsed: the config file, a key of it, or what absl says."""
+    from seqmnist_jax.config import flatten
+
+    path = _config_file(argv)
+    if path is None or isinstance(error, UsageError):
+        return str(error)
+    if not Path(path.split(":")[0]).is_file():
+        return _no_such_file(path)
+    try:
+        known = list(flatten(ConfigFileFlagParser("config").parse(path).to_dict()))
+    except Exception as broken:
+        return f"--config: {path} can't be loaded: {type(broken).__name__}: {broken}"
+    for argument in argv:
+        field = re.match(r"--?(?:no)?config\.([^=]+)", argument)
+        if field and field[1] not in known:
+            return f"--config.{field[1]}: no such field in {path}.{did_you_mean(field[1], known)}"
+    return str(error)
+
+
+def _no_such_file(path: str) -> str:
+    return f"--config: there is no file {path!r}.{did_you_mean(path, map(str, Path(path).parent.glob('*.py')))}"
+
+
+def _config_file(argv: list[str]) -> str | None:
+    for argument, following in zip(argv, [*argv[1:], None], strict=True):
+        if argument in ("--config", "-config"):
+            return following
+        if argument.startswith(("--config=", "-config=")):
+            return argument.partition("=")[2]
+    return None
+
+
+def main(argv: list[str]) -> None:
+    """Runs one mode; a failure that the user can mend is one message and an exit code."""
+    del argv
+    # JAX and orbax report by absl what no user of a launcher asked for.
+    logging.set_verbosity(logging.INFO if FLAGS.debug else logging.ERROR)
+    try:
+        MODES[FLAGS.mode]()
+    except (SeqMnistError, OSError) as e:
+        if FLAGS.debug:
+            raise
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(e.exit_code if isinstance(e, SeqMnistError) else SeqMnistError.exit_code)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=_parse_flags)

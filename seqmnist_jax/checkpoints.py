@@ -1,0 +1,132 @@
+"""Checkpoints of a run, through orbax: save, restore, which is last, which is best."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from seqmnist_jax.errors import SeqMnistError
+from seqmnist_jax.steps import TrainState
+
+Json = Any
+Rank = tuple[float, float, int]
+
+
+class CheckpointError(SeqMnistError):
+    """A checkpoint is missing, can't be read or is of another model."""
+
+
+def _rank(metrics: Json) -> Rank:
+    """Orders checkpoints from worst to best: accuracy, then lower loss, then earlier."""
+    return metrics["accuracy"], -metrics["loss"], -metrics["step"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A checkpoint: the training state, and the JSON values saved beside it."""
+
+    state: TrainState
+    metadata: Json
+
+
+class Checkpoints:
+    """The checkpoints under one folder: the last two and the best by validation.
+
+    A save is atomic: a folder appears under its final name when all of it is written.
+    """
+
+    def __init__(self, folder: Path, *, read_only: bool = False):
+        folder = self._folder = folder.absolute()  # orbax takes no relative path
+        self._manager = ocp.CheckpointManager(
+            folder,
+            item_names=("state", "metadata"),
+            options=ocp.CheckpointManagerOptions(
+                create=not read_only,
+                read_only=read_only,
+                cleanup_tmp_directories=not read_only,
+                enable_async_checkpointing=False,
+                preservation_policy=preservation_policy.AnyPreservationPolicy(
+                    [
+                        preservation_policy.LatestN(2),
+                        preservation_policy.BestN(
+                            get_metric_fn=_rank,  # type: ignore[arg-type]
+                            n=1,
+                            keep_checkpoints_without_metrics=False,
+                        ),
+                    ]
+                ),
+            ),
+        )
+
+    def save(self, state: TrainState, metadata: Json, validation: dict[str, float] | None) -> None:
+        """Saves a state under its step number; `validation` is its accuracy and loss where it was evaluated."""
+        step = int(state.step)
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(_storable(state)),
+                metadata=ocp.args.JsonSave(metadata),
+            ),
+            metrics=None if validation is None else {**validation, "step": step},
+            force=True,
+        )
+        self._manager.wait_until_finished()
+
+    def last_step(self) -> int | None:
+        """The newest checkpoint's step; None where there is none."""
+        return self._manager.latest_step()
+
+    def best_step(self) -> int | None:
+        """The step of the best checkpoint that was evaluated; None where none was."""
+        ranks = [_rank(metrics) for step in self._manager.all_steps() if (metrics := self._manager.metrics(step))]
+        return -max(ranks)[2] if ranks else None
+
+    def validation(self, step: int) -> dict[str, float] | None:
+        """Accuracy and loss on the validation set at a checkpoint; None where it was not evaluated."""
+        return self._manager.metrics(step)
+
+    def restore(self, step: int, template: TrainState) -> Restored:
+        """The checkpoint of a step.
+
+        Args:
+          step: one that exists.
+          template: a state with the right tree, shapes and dtypes (of arrays or shapes).
+
+        Raises:
+          CheckpointError: it can't be read, or its tree is not the template's.
+        """
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _storable(template))
+        try:
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(state=ocp.args.StandardRestore(target), metadata=ocp.args.JsonRestore()),
+            )
+        except Exception as e:
+            reason = str(e).strip().splitlines()[0][:300] if str(e).strip() else type(e).__name__
+            raise CheckpointError(
+                f"The checkpoint {self._folder / str(step)} can't be restored into this model ({reason}). "
+                "It is damaged, or its work directory's config.json is not the one it was trained with."
+            ) from e
+        return Restored(_usable(restored["state"]), restored["metadata"])
+
+    def close(self) -> None:
+        """Waits for what is under way and releases the folder."""
+        self._manager.close()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self.close()
+
+
+def _storable(state: TrainState) -> TrainState:
+    """The state with its key as plain numbers."""
+    return state.replace(key=jax.random.key_data(state.key))
+
+
+def _usable(state: TrainState) -> TrainState:
+    return state.replace(key=jax.random.wrap_key_data(state.key))

@@ -1,0 +1,76 @@
+"""Configs as plain values: their JSON form, what is wrong with them, when two are one run."""
+
+import json
+from typing import Any
+
+import ml_collections
+
+from seqmnist_jax.errors import UsageError
+from seqmnist_jax.optimizers import schedule_depends_on_steps
+
+Json = Any
+FlatConfig = dict[str, Json]
+
+POSITIVE = ("train.batch_size", "train.steps", "train.eval_every", "runtime.eval_batch_size", "runtime.dispatch_seconds")
+
+
+def to_json(config: ml_collections.ConfigDict) -> dict[str, Json]:
+    """The config as JSON gives it back: nested dicts, tuples as lists."""
+    return json.loads(config.to_json())
+
+
+def from_json(values: dict[str, Json]) -> ml_collections.ConfigDict:
+    """The config whose JSON form this is."""
+    return ml_collections.ConfigDict(values)
+
+
+def flatten(values: dict[str, Json], prefix: str = "") -> FlatConfig:
+    """Nested fields by their dotted names."""
+    flat: FlatConfig = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Checks the fields that no builder reads.
+
+    Raises:
+      UsageError: a value is impossible.
+    """
+    for field in POSITIVE:
+        section, name = field.split(".")
+        value = config[section][name]
+        if not 0 < value < float("inf"):
+            raise UsageError(f"{field} is {value}; expected more than 0.")
+    if config.runtime.checkpoint_every < 0:
+        raise UsageError(f"runtime.checkpoint_every is {config.runtime.checkpoint_every}; expected 0 or more.")
+    if not 0 <= config.seed < 2**32:
+        raise UsageError(f"seed is {config.seed}; expected 0 to 2**32 - 1.")
+
+
+def identity(config: ml_collections.ConfigDict, content_hash: str) -> FlatConfig:
+    """What makes a run this run and no other, by field.
+
+    Everything but `runtime`, and the data by their content, not by their source.
+    `train.steps` counts only where the learning rate depends on it: otherwise a longer run
+    is the same run, continued.
+    """
+    flat = {name: value for name, value in flatten(to_json(config)).items() if not name.startswith("runtime.")}
+    del flat["data.source"]
+    if not schedule_depends_on_steps(config):
+        del flat["train.steps"]
+    return {**flat, "content hash of the data": content_hash}
+
+
+def differences(old: FlatConfig, new: FlatConfig) -> list[str]:
+    """One line for each field on which two flat configs differ."""
+    missing = "(absent)"
+    return [
+        f"{name}: {old.get(name, missing)!r} there, {new.get(name, missing)!r} here"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name, missing) != new.get(name, missing)
+    ]

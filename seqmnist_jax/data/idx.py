@@ -1,0 +1,103 @@
+"""The IDX file format of MNIST, read and written, plain or gzipped.
+
+A file is two zero bytes, a type code (8: uint8, the only one here), the number of
+dimensions, each dimension as a big-endian uint32, then the values in C order.
+"""
+
+import gzip
+import math
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from seqmnist_jax.errors import SeqMnistError
+
+UINT8 = 0x08
+
+
+class DataError(SeqMnistError):
+    """A data file is missing, damaged or not what it should be."""
+
+
+def find_file(folder: Path, name: str) -> Path:
+    """The file `name` or `name`.gz in `folder`.
+
+    Raises:
+      DataError: neither is there; the message lists what is.
+    """
+    for path in (folder / name, folder / f"{name}.gz"):
+        if path.is_file():
+            return path
+    mend = "point --config.runtime.data_dir or SEQMNIST_DATA_DIR at a folder with the four MNIST files."
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder; {mend}")
+    found = sorted(p.name for p in folder.iterdir())[:8]
+    raise DataError(
+        f"{folder} holds neither {name} nor {name}.gz (it holds: {', '.join(found) or 'nothing'}); {mend}"
+    )
+
+
+def read_idx(path: Path, dimensions: int) -> np.ndarray:
+    """Reads one IDX file of unsigned bytes.
+
+    Args:
+      path: the file; gzipped if its first two bytes say so, whatever its name.
+      dimensions: how many it must have (3 for images, 1 for labels).
+
+    Returns:
+      uint8 [count, height, width] or [count].
+
+    Raises:
+      DataError: not an IDX file of uint8, another number of dimensions, truncated,
+        with bytes to spare, or a damaged gzip stream. At most one byte more than the
+        header promises is read, and nothing is allocated by that promise alone.
+    """
+    mend = "Fetch the file again."
+    try:
+        with open(path, "rb") as raw:
+            zipped = raw.read(2) == b"\x1f\x8b"
+            raw.seek(0)
+            with gzip.GzipFile(fileobj=raw) if zipped else raw as file:
+                head = file.read(4)
+                if len(head) < 4 or head[:2] != b"\0\0" or head[2] != UINT8:
+                    raise DataError(
+                        f"{path} is not an IDX file of unsigned bytes: it starts with {head.hex() or 'nothing'}; "
+                        f"expected 0000{UINT8:02x}{dimensions:02x}. {mend}"
+                    )
+                if head[3] != dimensions:
+                    raise DataError(
+                        f"{path} has {head[3]} dimensions; expected {dimensions} "
+                        f"({'images' if dimensions == 3 else 'labels'}). Are images and labels swapped?"
+                    )
+                sizes = file.read(4 * dimensions)
+                if len(sizes) < 4 * dimensions:
+                    raise DataError(f"{path} ends within its header. {mend}")
+                shape = struct.unpack(f">{dimensions}I", sizes)
+                count = math.prod(shape)
+                values = file.read(count + 1)
+                if len(values) != count:
+                    found = "more" if len(values) > count else f"only {len(values):,}"
+                    raise DataError(f"{path} promises {count:,} values (shape {shape}) and holds {found}. {mend}")
+    except (gzip.BadGzipFile, zlib.error, EOFError) as e:
+        raise DataError(f"{path} is a damaged gzip file ({e}). {mend}") from e
+    except OSError as e:
+        raise DataError(f"{path} can't be read: {e.strerror or e}.") from e
+    except OverflowError as e:
+        raise DataError(f"{path} promises more values than any file holds (shape {shape}). {mend}") from e
+    return np.frombuffer(values, np.uint8).reshape(shape)
+
+
+def write_idx(path: Path, values: np.ndarray) -> None:
+    """Writes uint8 `values` as an IDX file, gzipped if `path` ends in .gz (equal input, equal bytes)."""
+    if values.dtype != np.uint8:
+        raise ValueError(f"values has dtype {values.dtype}; expected uint8")
+    header = struct.pack(f">HBB{values.ndim}I", 0, UINT8, values.ndim, *values.shape)
+    content = header + values.tobytes()
+    if path.suffix == ".gz":
+        content = gzip.compress(content, compresslevel=9, mtime=0)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)

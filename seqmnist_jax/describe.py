@@ -1,0 +1,85 @@
+"""What a run will do, said without doing any of it."""
+
+from typing import Any
+
+import clu.parameter_overview
+import jax
+import numpy as np
+
+from seqmnist_jax import config as configs
+from seqmnist_jax.data.protocols import SELECTIONS
+from seqmnist_jax.run import Run
+from seqmnist_jax.task import SPLITS
+
+Json = dict[str, Any]
+
+
+def describe(run: Run, overridden: dict[str, Any]) -> Json:
+    """The effective config, the parameters, the shapes, the schedule and the data of a run, as JSON values.
+
+    Args:
+      run: as `build_run` makes it.
+      overridden: the fields that the command line set, by their dotted names.
+    """
+    facts = run.task.facts()
+    learner = run.learner
+    state = learner.template()
+    examples = len(run.task.train)
+    leaves = jax.tree_util.tree_flatten_with_path(state.params)[0]
+    parameters = [
+        {
+            "name": jax.tree_util.keystr(path, simple=True, separator="/"),
+            "shape": list(leaf.shape),
+            "dtype": str(leaf.dtype),
+            "size": int(np.prod(leaf.shape)),
+        }
+        for path, leaf in leaves
+    ]
+    return {
+        "config": run.config,
+        "overridden": sorted(overridden),
+        "parameters": parameters,
+        "parameter_count": sum(row["size"] for row in parameters),
+        "shapes": {
+            "input": [run.batch_size, learner.view.sequence_length, learner.view.features],
+            "logits": [run.batch_size, facts["num_classes"]],
+        },
+        "steps": run.steps,
+        "batch_size": run.batch_size,
+        "steps_per_epoch": examples / run.batch_size,
+        "epochs": run.steps * run.batch_size / examples,
+        "data": {name: value for name, value in facts.items() if name != "permutation_indices"},
+        "split": facts["split"],
+        "scaling": facts["scaling"],
+        "selection": facts["selection"],
+        "permutation": facts["permutation_indices"],
+        "device": [str(device) for device in jax.devices()],
+    }
+
+
+def as_text(run: Run, description: Json) -> str:
+    """The same for people, without the numbers of the permutation."""
+    data, shapes = description["data"], description["shapes"]
+    flat = configs.flatten(description["config"])
+    width = max(map(len, flat))
+    lines = ["Config (* overridden):"]
+    lines += [f"{'*' if name in description['overridden'] else ' '} {name:<{width}}  {flat[name]!r}" for name in flat]
+    lines += ["", "Parameters:"]
+    lines += [clu.parameter_overview.get_parameter_overview(run.learner.template().params, include_stats=False)]
+    sizes = ", ".join(f"{data['sizes'][split]:,} {split}" for split in SPLITS)
+    order = description["permutation"]
+    lines += [
+        "",
+        f"Input        {shapes['input']} [batch, time, features] -> logits {shapes['logits']}",
+        f"Steps        {description['steps']:,} of {description['batch_size']} examples: "
+        f"{description['steps_per_epoch']:,.2f} an epoch, {description['epochs']:.2f} epochs",
+        f"Data         {data['name']} from source {data['source']!r}: {sizes}; content {data['content_hash'][:16]}",
+        f"Split        {data['split']}",
+        f"Scaling      {data['scaling']}",
+        f"Permutation  {data['permutation']}" + ("" if order is None else f": {', '.join(map(str, order[:8]))}, ..."),
+        f"Selection    {data['selection']}: {SELECTIONS[data['selection']]}",
+        f"Device       {', '.join(description['device'])}",
+    ]
+    if data["warning"]:
+        lines += ["", f"WARNING: {data['warning']}"]
+    return "\n".join(lines)

@@ -1,0 +1,50 @@
+"""The two ways in which a user's request can fail, each one readable message.
+
+Code raises these with a text that says what is wrong, where, what was expected
+and how to mend it; ``launch.py`` prints that text and leaves with the class's
+``exit_code``. Anything else that escapes is a bug of ours and keeps its traceback.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class SeqMnistError(Exception):
+    """A failure that the user can mend: bad data, a foreign work directory, divergence."""
+
+    exit_code = 1
+
+
+class UsageError(SeqMnistError):
+    """The request itself is wrong: an unknown name, an impossible value, a missing flag."""
+
+    exit_code = 2
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """' Did you mean X?' for the nearest of `known`, or '' where nothing is near."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def choose(table: Mapping[str, T], name: str, field: str) -> T:
+    """Looks `name` up in a table of named choices.
+
+    Args:
+      table: the choices by name.
+      name: what the user asked for.
+      field: the config field or argument that held it, for the message.
+
+    Raises:
+      UsageError: `name` is not in the table; the message lists what is.
+    """
+    try:
+        return table[name]
+    except KeyError:
+        raise UsageError(
+            f"{field} is {name!r}; expected one of: {', '.join(sorted(table))}."
+            f"{did_you_mean(str(name), table)}"
+        ) from None

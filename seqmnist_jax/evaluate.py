@@ -1,0 +1,160 @@
+"""A trained model, from nothing but its work directory."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from seqmnist_jax import config as configs
+from seqmnist_jax import steps
+from seqmnist_jax import workdir as files
+from seqmnist_jax.checkpoints import CheckpointError, Checkpoints
+from seqmnist_jax.data.views import SequenceView
+from seqmnist_jax.errors import UsageError
+from seqmnist_jax.run import build_learner
+from seqmnist_jax.task import SPLITS, build_task
+
+Json = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedModel:
+    """The selected checkpoint of a run, ready to read images.
+
+    Attributes:
+      config: the run's config.
+      step: the checkpoint's step.
+      facts: what the run knew of its data (see data.json).
+      variables: the model's parameters and norm statistics.
+    """
+
+    config: ml_collections.ConfigDict
+    step: int
+    facts: Json
+    variables: steps.Variables
+    _predict: Any
+
+    @property
+    def params(self) -> Any:
+        """The model's parameters, a tree of arrays."""
+        return self.variables["params"]
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """Logits float32 [count, classes] of images.
+
+        Args:
+          images: uint8 [count, height, width] or [count, height * width], 0 to 255 as in
+            the data set; scaling and permutation are the model's own.
+
+        Raises:
+          ValueError: another shape or dtype.
+        """
+        images = np.asarray(images)
+        height, width = self.facts["image_shape"]
+        if images.dtype != np.uint8:
+            raise ValueError(f"images has dtype {images.dtype}; expected uint8, pixels 0 to 255 as in the data set")
+        if images.shape[1:] not in ((height, width), (height * width,)):
+            raise ValueError(
+                f"images has shape {images.shape}; expected [count, {height}, {width}] or [count, {height * width}]"
+            )
+        if not len(images):
+            return np.zeros((0, self.facts["num_classes"]), np.float32)
+        return np.asarray(self._predict(self.variables, jnp.asarray(images.reshape(-1, height, width))))
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """The most probable class of each image, int64 [count]; images as in `logits`."""
+        return self.logits(images).argmax(-1)
+
+
+def load(workdir: str | Path) -> TrainedModel:
+    """The trained model of a run: its selected checkpoint, restored with orbax.
+
+    Args:
+      workdir: a folder that `launch.py --mode=train` made.
+
+    Raises:
+      WorkdirError: it is no work directory.
+      CheckpointError: it has no checkpoint, or the checkpoint can't be read.
+    """
+    workdir = Path(workdir)
+    config = configs.from_json(files.read_json(workdir / files.CONFIG))
+    facts = files.read_json(workdir / files.DATA)
+    view = _view(facts)
+    learner = build_learner(config, view, facts["num_classes"])
+    folder = workdir / files.CHECKPOINTS
+    if not folder.is_dir():
+        raise CheckpointError(f"{workdir} has no checkpoint yet; train it first.")
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        best = checkpoints.best_step() if facts["selection"] == "validation" else None
+        step = checkpoints.last_step() if best is None else best
+        if step is None:
+            raise CheckpointError(f"{workdir} has no checkpoint yet; train it first.")
+        restored = checkpoints.restore(step, learner.template())
+    saved = restored.metadata["data"]
+    if saved != facts:
+        raise CheckpointError(
+            f"{workdir / files.DATA} is not what checkpoint {step} was trained on; it differs in\n  "
+            + "\n  ".join(configs.differences(configs.flatten(saved), configs.flatten(facts)))
+        )
+    predict = jax.jit(learner.predict_logits(config.runtime.eval_batch_size))
+    return TrainedModel(config, step, facts, restored.state.variables, predict)
+
+
+def _view(facts: Json) -> SequenceView:
+    order = facts["permutation_indices"]
+    return SequenceView(
+        facts["view"],
+        tuple(facts["image_shape"]),
+        facts["scaling"],
+        None if order is None else np.asarray(order, np.int32),
+    )
+
+
+def evaluate(workdir: Path, *, split: str = "test", data_dir: str = "", allow_other_data: bool = False) -> Json:
+    """Metrics of a run's selected checkpoint on one split.
+
+    Args:
+      workdir: the run.
+      split: 'train', 'validation' or 'test'.
+      data_dir: a folder of IDX files; '' means the one the run was trained from.
+      allow_other_data: accept data with another content hash, as for a test of transfer.
+
+    Raises:
+      UsageError: an unknown or empty split, or other data than the run's.
+      DataError, WorkdirError, CheckpointError: a file is missing or damaged.
+    """
+    if split not in SPLITS:
+        raise UsageError(f"--split is {split!r}; expected one of: {', '.join(SPLITS)}.")
+    model = load(workdir)
+    config = model.config.copy_and_resolve_references()
+    if data_dir:
+        config.data.source, config.runtime.data_dir = "idx", data_dir
+    task = build_task(config)
+    same = task.dataset.content_hash == model.facts["content_hash"]
+    if not same and not allow_other_data:
+        raise UsageError(
+            f"These data are not those of the run: {task.dataset.name} ({task.dataset.source}, content "
+            f"{task.dataset.content_hash[:12]}) against {model.facts['name']} ({model.facts['source']}, content "
+            f"{model.facts['content_hash'][:12]}). Name the right folder by --data_dir, or evaluate on these all "
+            "the same with --allow_other_data."
+        )
+    part = task.part(split)
+    if not len(part):
+        raise UsageError(f"The {split} split of this run is empty (split {model.facts['split']}).")
+    metrics = steps.eval_metrics(jnp.asarray(model.logits(part.images)), jnp.asarray(part.labels))
+    return {
+        "workdir": str(workdir),
+        "checkpoint_step": model.step,
+        "split": split,
+        "examples": len(part),
+        **steps.as_numbers(metrics),
+        "dataset": task.dataset.name,
+        "source": task.dataset.source,
+        "content_hash": task.dataset.content_hash,
+        "data_of_the_run": same,
+        "warning": task.dataset.warning,
+    }

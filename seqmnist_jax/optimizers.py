@@ -1,0 +1,191 @@
+"""From config to an optax chain: the clip, the update rule, the learning-rate schedule.
+
+What may be swept (rates, decays, the clip's norm) are leaves of `Hyperparameters`,
+passed to the pure step; no Python branch depends on their values.
+"""
+
+from collections.abc import Callable, Hashable
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from seqmnist_jax.errors import UsageError, choose
+
+Array = jax.Array
+Path = tuple[str, ...]
+# The group of tensors whose joint norm clips the tensor at this path; None: not clipped.
+GroupOf = Callable[[Path], Hashable | None]
+
+
+class Hyperparameters(flax.struct.PyTreeNode):
+    """The numbers of an optimiser, as a pytree."""
+
+    learning_rate: float | Array
+    rmsprop_decay: float | Array
+    adam_beta1: float | Array
+    adam_beta2: float | Array
+    clip_norm: float | Array
+
+
+MakeOptimizer = Callable[[Hyperparameters], optax.GradientTransformation]
+UnitSchedule = Callable[[Array], Array]
+
+CLIP_MASKS: dict[str, Callable[[Path], bool]] = {
+    "recurrent": lambda path: path[0] == "rnn",
+    "all_but_dense": lambda path: path[0] != "dense",
+    "all": lambda path: True,
+    "none": lambda path: False,
+}
+
+
+def _tensor_group(path: Path, joint_kernels: bool) -> Hashable:
+    is_kernel = path[0] == "rnn" and path[-1] in ("kernel", "recurrent_kernel")
+    return (*path[:-1], "kernels") if joint_kernels and is_kernel else path
+
+
+CLIP_UNITS: dict[str, Callable[[Path, bool], Hashable]] = {
+    # Each tensor by its own norm, TF's clip_by_norm; TF's LSTM keeps both kernels in one.
+    "tensor": _tensor_group,
+    # All tensors of a layer jointly, as if in cuDNN's one buffer.
+    "layer": lambda path, joint_kernels: path[:-1],
+    # Everything that the mask lets through, jointly.
+    "group": lambda path, joint_kernels: "all",
+}
+
+
+def clip_by_group_norm(max_norm: float | Array, group_of: GroupOf) -> optax.GradientTransformation:
+    """Scales each group of tensors down to an L2 norm of at most `max_norm`.
+
+    g * max_norm / max(norm, max_norm), as TF's ``clip_by_norm``, with the norm over all
+    tensors of one group. Optax clips by each block or by everything, not by groups.
+
+    Args:
+      max_norm: the largest norm that passes unchanged.
+      group_of: maps a tensor's path to its group, or to None: left as it is.
+    """
+
+    def update(updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None):
+        del params
+        leaves, structure = jax.tree_util.tree_flatten_with_path(updates)
+        groups = [group_of(tuple(str(entry.key) for entry in path)) for path, _ in leaves]
+        squares: dict[Hashable, Array] = {}
+        for group, (_, leaf) in zip(groups, leaves, strict=True):
+            if group is not None:
+                squares[group] = squares.get(group, jnp.float32(0.0)) + jnp.sum(jnp.square(leaf))
+        scales = {group: max_norm / jnp.maximum(jnp.sqrt(square), max_norm) for group, square in squares.items()}
+        clipped = [
+            leaf if group is None else leaf * scales[group].astype(leaf.dtype)
+            for group, (_, leaf) in zip(groups, leaves, strict=True)
+        ]
+        return jax.tree_util.tree_unflatten(structure, clipped), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def _constant(config: ml_collections.ConfigDict) -> UnitSchedule:
+    del config
+    return optax.schedules.constant_schedule(1.0)
+
+
+def _warmup_cosine(config: ml_collections.ConfigDict) -> UnitSchedule:
+    optimizer, steps = config.optimizer, config.train.steps
+    if not 0 <= optimizer.warmup_steps < steps:
+        raise UsageError(f"optimizer.warmup_steps is {optimizer.warmup_steps}; expected 0 to train.steps - 1 = {steps - 1}.")
+    if not 0.0 <= optimizer.final_fraction <= 1.0:
+        raise UsageError(f"optimizer.final_fraction is {optimizer.final_fraction}; expected 0 to 1.")
+    return optax.schedules.warmup_cosine_decay_schedule(
+        init_value=0.0,
+        peak_value=1.0,
+        warmup_steps=optimizer.warmup_steps,
+        decay_steps=steps,
+        end_value=optimizer.final_fraction,
+    )
+
+
+# Each makes the factor on the learning rate, a function of the step.
+SCHEDULES = {"constant": _constant, "warmup_cosine": _warmup_cosine}
+
+
+def schedule_depends_on_steps(config: ml_collections.ConfigDict) -> bool:
+    """Whether another `train.steps` changes what earlier steps do."""
+    return config.optimizer.schedule != "constant"
+
+
+def _rmsprop(config: ml_collections.ConfigDict, hyper: Hyperparameters) -> optax.GradientTransformation:
+    # TF1's RMSProp: epsilon inside the root, and a mean square that starts at one.
+    return optax.scale_by_rms(
+        decay=hyper.rmsprop_decay,
+        eps=config.optimizer.rmsprop_epsilon,
+        initial_scale=config.optimizer.rmsprop_initial_mean_square,
+        eps_in_sqrt=True,
+    )
+
+
+def _adam(config: ml_collections.ConfigDict, hyper: Hyperparameters) -> optax.GradientTransformation:
+    return optax.scale_by_adam(b1=hyper.adam_beta1, b2=hyper.adam_beta2, eps=config.optimizer.adam_epsilon)
+
+
+def _sgd(config: ml_collections.ConfigDict, hyper: Hyperparameters) -> optax.GradientTransformation:
+    del config, hyper
+    return optax.identity()
+
+
+RULES = {"rmsprop": _rmsprop, "adam": _adam, "sgd": _sgd}
+
+
+def build_hyperparameters(config: ml_collections.ConfigDict) -> Hyperparameters:
+    """The sweepable numbers of config.optimizer.
+
+    Raises:
+      UsageError: one of them is impossible.
+    """
+    optimizer = config.optimizer
+    for name in ("rmsprop_decay", "adam_beta1", "adam_beta2"):
+        if not 0.0 <= optimizer[name] < 1.0:
+            raise UsageError(f"optimizer.{name} is {optimizer[name]}; expected at least 0 and less than 1.")
+    if not 0.0 <= optimizer.learning_rate < float("inf"):
+        raise UsageError(f"optimizer.learning_rate is {optimizer.learning_rate}; expected a finite number, 0 or more.")
+    if not optimizer.clip.norm > 0.0:
+        raise UsageError(
+            f"optimizer.clip.norm is {optimizer.clip.norm}; expected more than 0. "
+            "To clip nothing, set optimizer.clip.mask=none."
+        )
+    return Hyperparameters(
+        learning_rate=optimizer.learning_rate,
+        rmsprop_decay=optimizer.rmsprop_decay,
+        adam_beta1=optimizer.adam_beta1,
+        adam_beta2=optimizer.adam_beta2,
+        clip_norm=optimizer.clip.norm,
+    )
+
+
+def build_optimizer(config: ml_collections.ConfigDict) -> MakeOptimizer:
+    """The chain clip -> rule -> rate that config.optimizer names, as a function of its numbers.
+
+    Raises:
+      UsageError: an unknown name or an impossible value.
+    """
+    config = ml_collections.FrozenConfigDict(config)
+    rule = choose(RULES, config.optimizer.name, "optimizer.name")
+    unit_rate = choose(SCHEDULES, config.optimizer.schedule, "optimizer.schedule")(config)
+    is_masked = choose(CLIP_MASKS, config.optimizer.clip.mask, "optimizer.clip.mask")
+    unit = choose(CLIP_UNITS, config.optimizer.clip.unit, "optimizer.clip.unit")
+    joint_kernels = config.model.cell == "lstm"
+    for name in ("rmsprop_epsilon", "adam_epsilon", "rmsprop_initial_mean_square"):
+        if not config.optimizer[name] >= 0.0:
+            raise UsageError(f"optimizer.{name} is {config.optimizer[name]}; expected 0 or more.")
+
+    def group_of(path: Path) -> Hashable | None:
+        return unit(path, joint_kernels) if is_masked(path) else None
+
+    def make(hyper: Hyperparameters) -> optax.GradientTransformation:
+        return optax.chain(
+            clip_by_group_norm(hyper.clip_norm, group_of),
+            rule(config, hyper),
+            optax.scale_by_schedule(lambda count: -hyper.learning_rate * unit_rate(count)),
+        )
+
+    return make

@@ -1,0 +1,27 @@
+"""The recurrence engine: LSTM and GRU layers as pure functions, and a scan for any cell.
+
+A library on its own: it knows no MNIST, no config and no files.
+
+>>> import jax
+>>> from seqmnist_jax import rnn
+>>> params = rnn.init_gru(jax.random.key(0), features=1, hidden_size=8)
+>>> carry, outputs = rnn.gru(params, jax.numpy.ones([2, 5, 1]))
+>>> outputs.shape
+(2, 5, 8)
+"""
+
+from seqmnist_jax.rnn.cells import gru_step, init_gru, init_lstm, lstm_step
+from seqmnist_jax.rnn.initializers import KERNELS, log_uniform_time_scales
+from seqmnist_jax.rnn.scan import gru, lstm, scan
+
+__all__ = [
+    "KERNELS",
+    "gru",
+    "gru_step",
+    "init_gru",
+    "init_lstm",
+    "log_uniform_time_scales",
+    "lstm",
+    "lstm_step",
+    "scan",
+]

@@ -1,0 +1,69 @@
+"""Initialisers of a recurrent layer: kernels gate by gate, and biases as time scales.
+
+An initialiser is a function ``(key, shape, dtype) -> array``, as in ``jax.nn``.
+Kernels hold their gates side by side, [rows, gates * hidden]; the functions here
+say whether a rule applies to each gate's block or to the joint kernel.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+Initializer = Callable[..., Array]
+KernelPair = tuple[Array, Array]
+
+
+def glorot_uniform(key: Array, features: int, hidden_size: int, gates: int, dtype: Any) -> KernelPair:
+    """Glorot's uniform rule over the joint kernel [features + hidden, gates * hidden].
+
+    TF1's cells store both kernels as one matrix, so the limit
+    sqrt(6 / (features + hidden + gates * hidden)) holds for both
+    (Glorot & Bengio 2010, eq. 16, on that matrix).
+    """
+    rows, columns = features + hidden_size, gates * hidden_size
+    limit = math.sqrt(6.0 / (rows + columns))
+    joint = jax.random.uniform(key, (rows, columns), dtype, -limit, limit)
+    return joint[:features], joint[features:]
+
+
+def orthogonal(key: Array, features: int, hidden_size: int, gates: int, dtype: Any) -> KernelPair:
+    """One orthogonal block per gate, in the input kernel and in the recurrent kernel.
+
+    Saxe et al. 2014. For one feature a block is a unit vector.
+    """
+    init = jax.nn.initializers.orthogonal()
+    keys = jax.random.split(key, 2 * gates)
+
+    def blocks(some_keys: Array, rows: int) -> Array:
+        return jnp.concatenate([init(k, (rows, hidden_size), dtype) for k in some_keys], axis=1)
+
+    return blocks(keys[:gates], features), blocks(keys[gates:], hidden_size)
+
+
+KERNELS: dict[str, Callable[..., KernelPair]] = {
+    "glorot_uniform": glorot_uniform,
+    "orthogonal": orthogonal,
+}
+
+
+def log_uniform_time_scales(sequence_length: int) -> Initializer:
+    """Biases b ~ U(0, log T), T the sequence length in steps.
+
+    As the bias of a gate that keeps the past (the GRU's z, the LSTM's f) it spreads
+    the time scales 1 + e^b over which units forget evenly in the logarithm, from 2
+    steps to the whole sequence, as state-space models spread their step sizes.
+    Chrono initialisation (Tallec & Ollivier 2018) instead draws b = log U(1, T - 1),
+    which makes almost every unit slow.
+    """
+    if sequence_length < 2:
+        raise ValueError(f"sequence_length is {sequence_length}; expected at least 2 steps")
+    top = math.log(sequence_length)
+
+    def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, 0.0, top)
+
+    return init

@@ -1,0 +1,104 @@
+"""A run, put together from its config: task, model, optimiser, and when what happens."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from seqmnist_jax import config as configs
+from seqmnist_jax import steps
+from seqmnist_jax.data.views import SequenceView
+from seqmnist_jax.models import SequenceClassifier, build_model
+from seqmnist_jax.optimizers import Hyperparameters, MakeOptimizer, build_hyperparameters, build_optimizer
+from seqmnist_jax.task import Task, build_task
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Learner:
+    """What is trained and how: static parts of the pure steps, bound to one view and seed."""
+
+    view: SequenceView
+    model: SequenceClassifier
+    make_optimizer: MakeOptimizer
+    hyper: Hyperparameters
+    seed: int
+
+    def init(self) -> steps.TrainState:
+        """The state before the first step."""
+        example = jnp.zeros((1, self.view.sequence_length, self.view.features))
+        return steps.init_state(self.seed, self.model, self.make_optimizer, self.hyper, example)
+
+    def template(self) -> steps.TrainState:
+        """The shapes of a state, without making one."""
+        return jax.eval_shape(self.init)
+
+    def predict_logits(self, batch_size: int) -> Callable[[steps.Variables, Array], Array]:
+        """The pure function ``(variables, images) -> logits``."""
+        return functools.partial(steps.predict_logits, self.model, self.view, batch_size)
+
+
+def build_learner(config: ml_collections.ConfigDict, view: SequenceView, num_classes: int) -> Learner:
+    """The learner that config.model, config.optimizer and config.seed describe.
+
+    Raises:
+      UsageError: an unknown name or an impossible value.
+    """
+    return Learner(
+        view=view,
+        model=build_model(config, view.sequence_length, num_classes),
+        make_optimizer=build_optimizer(config),
+        hyper=jax.tree.map(jnp.float32, build_hyperparameters(config)),
+        seed=config.seed,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A learner, its task, and its times.
+
+    Attributes:
+      config: as given, for the record.
+      identity: what makes it this run and no other, as `config.identity`.
+      batch_size, steps, eval_every, checkpoint_every: as in the config; in steps.
+      eval_batch_size, dispatch_seconds: as in the config.
+    """
+
+    config: dict[str, Any]
+    identity: configs.FlatConfig
+    task: Task
+    learner: Learner
+    batch_size: int
+    steps: int
+    eval_every: int
+    checkpoint_every: int
+    eval_batch_size: int
+    dispatch_seconds: float
+
+
+def build_run(config: ml_collections.ConfigDict) -> Run:
+    """Everything a config asks for, checked before anything is written.
+
+    Raises:
+      UsageError: an unknown name or an impossible value in the config.
+      DataError: the data can't be read.
+    """
+    configs.check(config)
+    task = build_task(config)
+    return Run(
+        config=configs.to_json(config),
+        identity=configs.identity(config, task.dataset.content_hash),
+        task=task,
+        learner=build_learner(config, task.view, task.dataset.num_classes),
+        batch_size=config.train.batch_size,
+        steps=config.train.steps,
+        eval_every=config.train.eval_every,
+        checkpoint_every=config.runtime.checkpoint_every or config.train.eval_every,
+        eval_batch_size=config.runtime.eval_batch_size,
+        dispatch_seconds=config.runtime.dispatch_seconds,
+    )

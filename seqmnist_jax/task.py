@@ -1,0 +1,121 @@
+"""What is to be learned: a data set under a protocol, read by a view."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import ml_collections
+
+from seqmnist_jax.data import protocols
+from seqmnist_jax.data.sources import SOURCES, Dataset, Images
+from seqmnist_jax.data.views import VIEWS, SequenceView
+from seqmnist_jax.errors import UsageError, choose
+
+DATA_DIR_VARIABLE = "SEQMNIST_DATA_DIR"
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A data set, the protocol in force, and the view that makes sequences of its images."""
+
+    dataset: Dataset
+    protocol: protocols.Protocol
+    view: SequenceView
+
+    @property
+    def validation(self) -> Images:
+        """The first training images, as the split says."""
+        return self.dataset.train[: protocols.validation_size(self.protocol.split)]
+
+    @property
+    def train(self) -> Images:
+        """The training images that are left."""
+        return self.dataset.train[protocols.validation_size(self.protocol.split) :]
+
+    def part(self, split: str) -> Images:
+        """The images of 'train', 'validation' or 'test'."""
+        return {"train": lambda: self.train, "validation": lambda: self.validation, "test": lambda: self.dataset.test}[
+            split
+        ]()
+
+    def facts(self) -> dict[str, object]:
+        """What a result must say of its data, as JSON values."""
+        order = self.view.permutation
+        return {
+            "name": self.dataset.name,
+            "source": self.dataset.source,
+            "sizes": {split: len(self.part(split)) for split in SPLITS},
+            "content_hash": self.dataset.content_hash,
+            "image_shape": list(self.dataset.image_shape),
+            "num_classes": self.dataset.num_classes,
+            "view": self.view.name,
+            "split": self.protocol.split,
+            "scaling": self.protocol.scaling,
+            "selection": self.protocol.selection,
+            "permutation": self.protocol.permutation,
+            "permutation_indices": None if order is None else order.tolist(),
+            "warning": self.dataset.warning,
+        }
+
+
+SPLITS = ("train", "validation", "test")
+
+
+def build_data_dir(config: ml_collections.ConfigDict) -> Path | None:
+    """The folder that the config names, else the environment, else None."""
+    named = config.runtime.data_dir or os.environ.get(DATA_DIR_VARIABLE)
+    return Path(named).expanduser().absolute() if named else None
+
+
+def build_dataset(config: ml_collections.ConfigDict) -> Dataset:
+    """The data set that config.data.source names.
+
+    Raises:
+      UsageError: an unknown source.
+      DataError: its files are missing or damaged.
+    """
+    return choose(SOURCES, config.data.source, "data.source")(build_data_dir(config))
+
+
+def build_protocol(config: ml_collections.ConfigDict, dataset: Dataset) -> protocols.Protocol:
+    """The named protocol, with the data set's own split where it has one, and the config's overrides.
+
+    Raises:
+      UsageError: an unknown name, or a split that this data set is too small for.
+    """
+    protocol = choose(protocols.PROTOCOLS, config.data.protocol, "data.protocol")
+    overrides = {
+        name: config.data[name]
+        for name in ("permutation", "split", "scaling", "selection")
+        if config.data[name] is not None
+    }
+    if dataset.split is not None:
+        overrides = {"split": dataset.split, **overrides}
+    protocol = dataclasses.replace(protocol, **overrides)
+    count = len(dataset.train)
+    if protocols.validation_size(protocol.split) >= count:
+        raise UsageError(
+            f"data.split is {protocol.split!r}, but {dataset.source} has {count:,} training images; "
+            "expected to leave at least one for training."
+        )
+    return protocol
+
+
+def build_task(config: ml_collections.ConfigDict) -> Task:
+    """The task that config.data describes.
+
+    Raises:
+      UsageError: an unknown name or an impossible value.
+      DataError: the data can't be read.
+    """
+    choose(VIEWS, config.data.view, "data.view")
+    dataset = build_dataset(config)
+    protocol = build_protocol(config, dataset)
+    if config.train.batch_size > len(dataset.train) - protocols.validation_size(protocol.split):
+        raise UsageError(
+            f"train.batch_size is {config.train.batch_size}, more than the training set holds "
+            f"({len(dataset.train) - protocols.validation_size(protocol.split):,})."
+        )
+    height, width = dataset.image_shape
+    order = protocols.permutation(protocol.permutation, height * width)
+    return Task(dataset, protocol, SequenceView(config.data.view, dataset.image_shape, protocol.scaling, order))

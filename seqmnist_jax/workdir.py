@@ -1,0 +1,81 @@
+"""A run's folder: which files it has, and how each is read and written whole."""
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from seqmnist_jax.errors import SeqMnistError
+
+CONFIG = "config.json"
+DATA = "data.json"
+METRICS = "metrics.jsonl"
+SUMMARY = "summary.json"
+PREDICTIONS = "predictions.npz"
+CHECKPOINTS = "checkpoints"
+
+
+class WorkdirError(SeqMnistError):
+    """A work directory lacks what is asked of it, or belongs to another run."""
+
+
+def _write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Replaces `path` by what `write` writes, or leaves it as it was."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON, indented for people, atomically."""
+    _write_whole(path, lambda file: file.write((json.dumps(value, indent=2) + "\n").encode()))
+
+
+def write_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """Writes a compressed .npz, atomically."""
+    _write_whole(path, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file of a run.
+
+    Raises:
+      WorkdirError: it is missing or not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise WorkdirError(
+            f"{path} does not exist; expected a work directory that `launch.py --mode=train` made."
+        ) from None
+    except (OSError, ValueError) as e:
+        raise WorkdirError(f"{path} can't be read as JSON ({e}).") from e
+
+
+def truncate_metrics(workdir: Path, step: int) -> None:
+    """Drops the events after `step`, and a half-written last line: a resumed run writes them again."""
+    path = workdir / METRICS
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            continue
+    _write_whole(path, lambda file: file.write("".join(kept).encode()))
