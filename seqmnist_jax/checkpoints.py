@@ -48,6 +48,7 @@ class Checkpoints:
                 read_only=read_only,
                 cleanup_tmp_directories=not read_only,
                 enable_async_checkpointing=False,
+                best_fn=_rank,  # without one, orbax stores no metrics for the policy below
                 preservation_policy=preservation_policy.AnyPreservationPolicy(
                     [
                         preservation_policy.LatestN(2),
@@ -98,7 +99,7 @@ class Checkpoints:
         Raises:
           CheckpointError: it can't be read, or its tree is not the template's.
         """
-        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _storable(template))
+        target = jax.eval_shape(_storable, template)
         try:
             restored = self._manager.restore(
                 step,

@@ -133,6 +133,8 @@ def evaluate(workdir: Path, *, split: str = "test", data_dir: str = "", allow_ot
     config = model.config.copy_and_resolve_references()
     if data_dir:
         config.data.source, config.runtime.data_dir = "idx", data_dir
+    elif config.runtime.data_dir and not Path(config.runtime.data_dir).is_dir():
+        config.runtime.data_dir = ""  # gone, or another machine's: the environment may name one
     task = build_task(config)
     same = task.dataset.content_hash == model.facts["content_hash"]
     if not same and not allow_other_data:

@@ -14,7 +14,7 @@ from seqmnist_jax import steps
 from seqmnist_jax.data.views import SequenceView
 from seqmnist_jax.models import SequenceClassifier, build_model
 from seqmnist_jax.optimizers import Hyperparameters, MakeOptimizer, build_hyperparameters, build_optimizer
-from seqmnist_jax.task import Task, build_task
+from seqmnist_jax.task import Task, build_data_dir, build_task
 
 Array = jax.Array
 
@@ -90,8 +90,11 @@ def build_run(config: ml_collections.ConfigDict) -> Run:
     """
     configs.check(config)
     task = build_task(config)
+    stored = configs.to_json(config)
+    # The folder in force, whoever named it, so that evaluation finds the data again.
+    stored["runtime"]["data_dir"] = str(build_data_dir(config) or "")
     return Run(
-        config=configs.to_json(config),
+        config=stored,
         identity=configs.identity(config, task.dataset.content_hash),
         task=task,
         learner=build_learner(config, task.view, task.dataset.num_classes),
