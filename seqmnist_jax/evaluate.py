@@ -16,7 +16,7 @@ from seqmnist_jax.checkpoints import CheckpointError, Checkpoints
 from seqmnist_jax.data.views import SequenceView
 from seqmnist_jax.errors import UsageError
 from seqmnist_jax.run import build_learner
-from seqmnist_jax.task import SPLITS, build_task
+from seqmnist_jax.task import SPLITS, build_dataset, build_task
 
 Json = dict[str, Any]
 
@@ -135,16 +135,17 @@ def evaluate(workdir: Path, *, split: str = "test", data_dir: str = "", allow_ot
         config.data.source, config.runtime.data_dir = "idx", data_dir
     elif config.runtime.data_dir and not Path(config.runtime.data_dir).is_dir():
         config.runtime.data_dir = ""  # gone, or another machine's: the environment may name one
-    task = build_task(config)
-    same = task.dataset.content_hash == model.facts["content_hash"]
+    dataset = build_dataset(config)
+    same = dataset.content_hash == model.facts["content_hash"]
     if not same and not allow_other_data:
         raise UsageError(
-            f"These data are not those of the run: {task.dataset.name} ({task.dataset.source}, content "
-            f"{task.dataset.content_hash[:12]}) against {model.facts['name']} ({model.facts['source']}, content "
+            f"These data are not those of the run: {dataset.name} ({dataset.source}, content "
+            f"{dataset.content_hash[:12]}) against {model.facts['name']} ({model.facts['source']}, content "
             f"{model.facts['content_hash'][:12]}). Name the right folder by --data_dir, or evaluate on these all "
             "the same with --allow_other_data."
         )
-    part = task.part(split)
+    config.data.split = model.facts["split"]
+    part = build_task(config, dataset).part(split)
     if not len(part):
         raise UsageError(f"The {split} split of this run is empty (split {model.facts['split']}).")
     metrics = steps.eval_metrics(jnp.asarray(model.logits(part.images)), jnp.asarray(part.labels))
@@ -154,9 +155,9 @@ def evaluate(workdir: Path, *, split: str = "test", data_dir: str = "", allow_ot
         "split": split,
         "examples": len(part),
         **steps.as_numbers(metrics),
-        "dataset": task.dataset.name,
-        "source": task.dataset.source,
-        "content_hash": task.dataset.content_hash,
+        "dataset": dataset.name,
+        "source": dataset.source,
+        "content_hash": dataset.content_hash,
         "data_of_the_run": same,
-        "warning": task.dataset.warning,
+        "warning": dataset.warning,
     }

@@ -38,6 +38,10 @@ class Learner:
         """The shapes of a state, without making one."""
         return jax.eval_shape(self.init)
 
+    def train_steps(self, batch_size: int) -> Callable[..., tuple[steps.TrainState, Array]]:
+        """The pure function ``(state, hyper, images, labels, orders, offset, count) -> (state, finite)``."""
+        return functools.partial(steps.train_steps, self.model, self.make_optimizer, self.view, batch_size)
+
     def predict_logits(self, batch_size: int) -> Callable[[steps.Variables, Array], Array]:
         """The pure function ``(variables, images) -> logits``."""
         return functools.partial(steps.predict_logits, self.model, self.view, batch_size)

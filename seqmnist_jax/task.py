@@ -101,15 +101,16 @@ def build_protocol(config: ml_collections.ConfigDict, dataset: Dataset) -> proto
     return protocol
 
 
-def build_task(config: ml_collections.ConfigDict) -> Task:
-    """The task that config.data describes.
+def build_task(config: ml_collections.ConfigDict, dataset: Dataset | None = None) -> Task:
+    """The task that config.data describes, on the data set that it names or on this one.
 
     Raises:
       UsageError: an unknown name or an impossible value.
       DataError: the data can't be read.
     """
     choose(VIEWS, config.data.view, "data.view")
-    dataset = build_dataset(config)
+    if dataset is None:
+        dataset = build_dataset(config)
     protocol = build_protocol(config, dataset)
     if config.train.batch_size > len(dataset.train) - protocols.validation_size(protocol.split):
         raise UsageError(

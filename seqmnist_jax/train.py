@@ -2,7 +2,6 @@
 
 import dataclasses
 import datetime
-import functools
 import math
 import time
 from collections.abc import Callable
@@ -138,12 +137,9 @@ class Programs:
         learner = run.learner
         self._stream = ExampleStream(steps.data_key(learner.seed), len(run.task.train), run.batch_size)
         orders, _, _ = self._stream.window(0)
-        many_steps = functools.partial(
-            steps.train_steps, learner.model, learner.make_optimizer, learner.view, run.batch_size
-        )
         self._train = clock.measure(
             "compile",
-            lambda: jax.jit(many_steps, donate_argnums=0)
+            lambda: jax.jit(learner.train_steps(run.batch_size), donate_argnums=0)
             .lower(learner.template(), learner.hyper, self._images, self._labels, orders, jnp.int32(0), jnp.int32(0))
             .compile(),
         )
@@ -156,9 +152,11 @@ class Programs:
         """
         orders, offset, most = self._stream.window(step)
         count = min(count, most)
-        arguments = (self._run.learner.hyper, self._images, self._labels, orders, jnp.int32(offset), jnp.int32(count))
+        bounds = jax.device_put((np.int32(offset), np.int32(count)))
+        arguments = (self._run.learner.hyper, self._images, self._labels, orders, *bounds)
         state, finite = self._clock.measure("train", lambda: self._train(state, *arguments))
-        return state, (step + count if finite else int(state.step)), bool(finite)
+        step, finite = jax.device_get((state.step, finite))
+        return state, int(step), bool(finite)
 
     def evaluate(self, state: steps.TrainState, part: Images) -> tuple[dict[str, float], np.ndarray]:
         """Loss and accuracy of a state on some images, and its logits [count, classes]."""

@@ -1,0 +1,34 @@
+import os
+from pathlib import Path
+
+import jax
+import pytest
+
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache_dir(tmp_path_factory):
+    """Decoded arrays go into a folder of this test run, not into the user's cache."""
+    before = os.environ.get("SEQMNIST_CACHE_DIR")
+    os.environ["SEQMNIST_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    if before is None:
+        del os.environ["SEQMNIST_CACHE_DIR"]
+    else:
+        os.environ["SEQMNIST_CACHE_DIR"] = before
+
+
+@pytest.fixture(autouse=True, scope="session")
+def compilation_cache(tmp_path_factory):
+    """Tests that train the same small network compile it once."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+@pytest.fixture
+def mnist_dir():
+    """The folder of full MNIST, where the environment names one."""
+    named = os.environ.get("SEQMNIST_DATA_DIR")
+    if not named:
+        pytest.skip("full MNIST is not at hand: SEQMNIST_DATA_DIR is not set")
+    return Path(named)

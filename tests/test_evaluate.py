@@ -1,0 +1,127 @@
+"""A trained model from its work directory alone; tampering and foreign data are refused."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import seqmnist_jax
+from configs import row_lstm
+from seqmnist_jax.checkpoints import CheckpointError
+from seqmnist_jax.data.idx import write_idx
+from seqmnist_jax.data.sources import load_embedded
+from seqmnist_jax.errors import UsageError
+from seqmnist_jax.evaluate import evaluate
+from seqmnist_jax.run import build_run
+from seqmnist_jax.train import train
+from seqmnist_jax.workdir import WorkdirError
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, cache_dir):
+    """A small permuted run, and its summary."""
+    folder = tmp_path_factory.mktemp("trained")
+    config = row_lstm.get_config()
+    config.data.source = "embedded"
+    config.data.permutation = "numpy:100"
+    config.model.hidden_size = 16
+    config.train.steps = 150
+    config.train.eval_every = 50
+    return folder, train(build_run(config), folder, say=lambda line: None)
+
+
+@pytest.fixture
+def copy(trained, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(trained[0], folder)
+    return folder
+
+
+def test_evaluate_gives_what_training_wrote(trained):
+    folder, summary = trained
+    result = evaluate(folder)
+    assert result["accuracy"] == summary["test_accuracy"]
+    assert result["loss"] == summary["test_loss"]
+    assert result["checkpoint_step"] == summary["best_step"]
+    assert "NOT on MNIST" in result["warning"]
+    assert evaluate(folder, split="validation")["accuracy"] == summary["validation_accuracy"]
+    assert evaluate(folder, split="train")["examples"] == 4000
+
+
+def test_load_predicts_from_images(trained):
+    folder, _ = trained
+    model = seqmnist_jax.load(folder)
+    test = load_embedded().test
+    with np.load(folder / "predictions.npz") as saved:
+        np.testing.assert_array_equal(model.predict(test.images), saved["predictions"])
+        np.testing.assert_array_equal(model.logits(test.images), saved["logits"])
+    one = model.predict(test.images[:1])
+    assert one.shape == (1,)
+    np.testing.assert_array_equal(model.predict(test.images[:7].reshape(7, 784)), model.predict(test.images[:7]))
+    assert model.predict(test.images[:0]).shape == (0,)
+    assert set(model.params) == {"rnn", "norm", "dense"}
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((2, 28, 28), np.float32), "float32; expected uint8"),
+        (np.zeros((28, 28), np.uint8), r"expected \[count, 28, 28\]"),
+        (np.zeros((2, 14, 56), np.uint8), r"expected \[count, 28, 28\]"),
+    ],
+)
+def test_predict_says_what_it_takes(trained, images, message):
+    with pytest.raises(ValueError, match=message):
+        seqmnist_jax.load(trained[0]).predict(images)
+
+
+def test_another_permutation_is_refused(copy):
+    facts = json.loads((copy / "data.json").read_text())
+    facts["permutation_indices"][:2] = facts["permutation_indices"][1::-1]
+    (copy / "data.json").write_text(json.dumps(facts))
+    with pytest.raises(CheckpointError, match="permutation_indices"):
+        seqmnist_jax.load(copy)
+
+
+def test_a_checkpoint_of_another_model_is_refused(copy):
+    config = json.loads((copy / "config.json").read_text())
+    config["model"]["hidden_size"] = 17
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="can't be restored"):
+        seqmnist_jax.load(copy)
+
+
+def test_other_data_are_refused_unless_allowed(trained, tmp_path):
+    folder, _ = trained
+    data = load_embedded()
+    for prefix, part in (("train", data.train), ("t10k", data.test)):
+        write_idx(tmp_path / f"{prefix}-images-idx3-ubyte", part.images[::-1].copy())
+        write_idx(tmp_path / f"{prefix}-labels-idx1-ubyte", part.labels[::-1].copy())
+    with pytest.raises(UsageError, match="--allow_other_data"):
+        evaluate(folder, data_dir=str(tmp_path))
+    result = evaluate(folder, data_dir=str(tmp_path), allow_other_data=True)
+    assert result["accuracy"] == pytest.approx(trained[1]["test_accuracy"]), "the same images in another order"
+    assert result["data_of_the_run"] is False
+
+
+def test_no_work_directory(tmp_path):
+    with pytest.raises(WorkdirError, match="work directory"):
+        seqmnist_jax.load(tmp_path)
+
+
+def test_no_checkpoint(copy):
+    shutil.rmtree(copy / "checkpoints")
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        seqmnist_jax.load(copy)
+
+
+def test_unknown_split(trained):
+    with pytest.raises(UsageError, match="train, validation, test"):
+        evaluate(trained[0], split="tset")
+
+
+def test_evaluation_leaves_the_work_directory_as_it_was(copy):
+    before = sorted((str(p), p.stat().st_mtime_ns) for p in copy.rglob("*"))
+    evaluate(copy)
+    assert sorted((str(p), p.stat().st_mtime_ns) for p in copy.rglob("*")) == before

@@ -1,0 +1,33 @@
+"""The whole training step lowers for every platform, from any machine."""
+
+import importlib
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from seqmnist_jax.run import build_run
+
+
+@pytest.mark.parametrize("name", ["row_lstm_basic", "row_lstm", "pixel_gru", "permuted_gru"])
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_train_steps_lower(name, platform):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    config.data.source = "embedded"
+    run = build_run(config)
+    learner = run.learner
+    size = len(run.task.train)
+    lowered = (
+        jax.jit(learner.train_steps(run.batch_size), donate_argnums=0)
+        .trace(
+            learner.template(),
+            learner.hyper,
+            jax.ShapeDtypeStruct((size, 28, 28), jnp.uint8),
+            jax.ShapeDtypeStruct((size,), jnp.uint8),
+            jax.ShapeDtypeStruct((2 * size,), jnp.int32),
+            jax.ShapeDtypeStruct((), jnp.int32),
+            jax.ShapeDtypeStruct((), jnp.int32),
+        )
+        .lower(lowering_platforms=(platform,))
+    )
+    assert "while" in lowered.as_text()

@@ -1,0 +1,293 @@
+"""Whole runs on the embedded digits: what they leave, determinism, stopping and resuming, bad work directories."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from configs import row_lstm
+from seqmnist_jax import train as training
+from seqmnist_jax.checkpoints import CheckpointError, Checkpoints
+from seqmnist_jax.errors import UsageError
+from seqmnist_jax.run import build_run
+from seqmnist_jax.workdir import WorkdirError
+
+STEPS = 60
+
+
+def small_config(**changes):
+    config = row_lstm.get_config()
+    config.data.source = "embedded"
+    config.model.hidden_size = 8
+    config.train.batch_size = 16
+    config.train.steps = STEPS
+    config.train.eval_every = 20
+    config.update_from_flattened_dict({"model.norm": "batch", **changes})
+    return config
+
+
+def run_in(folder, stop_at=None, **changes):
+    """Trains into a folder, quietly; stops once `stop_at` steps are done."""
+    run = build_run(small_config(**changes))
+    done = []
+
+    class Watched(training.Progress):
+        def advance(self, step, train_seconds):
+            done.append(step)
+            super().advance(step, train_seconds)
+
+    original, training.Progress = training.Progress, Watched
+    try:
+        return training.train(
+            run, folder, say=lambda line: None, should_stop=lambda: stop_at is not None and done[-1] >= stop_at
+        )
+    finally:
+        training.Progress = original
+
+
+def events(folder):
+    """metrics.jsonl without its times."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in ("seconds", "steps_per_second")} for row in rows]
+
+
+def final_state(folder, **changes):
+    run = build_run(small_config(**changes))
+    with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
+        return checkpoints.restore(checkpoints.last_step(), run.learner.template()).state
+
+
+def assert_same_state(a, b):
+    a, b = (s.replace(key=jax.random.key_data(s.key)) for s in (a, b))
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), a, b)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, cache_dir):
+    """An uninterrupted run."""
+    folder = tmp_path_factory.mktemp("whole")
+    summary = run_in(folder)
+    return folder, summary
+
+
+def test_what_a_run_leaves(whole):
+    folder, summary = whole
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    names = {path.name for path in folder.iterdir()}
+    assert {"config.json", "data.json", "metrics.jsonl", "checkpoints", "predictions.npz", "summary.json"} <= names
+    assert [name for name in names if name.startswith("events.out.tfevents")]
+    assert not [name for name in names if name.startswith(".")], "nothing half-written is left"
+    for field in (
+        "test_accuracy test_loss last_test_accuracy validation_accuracy selected_on best_step steps train_seconds "
+        "compile_seconds steps_per_second parameters dataset seed versions device git_commit"
+    ).split():
+        assert field in summary
+    assert summary["dataset"]["source"] == "embedded"
+    assert "NOT on MNIST" in summary["dataset"]["warning"]
+    assert summary["dataset"]["sizes"] == {"train": 4000, "validation": 500, "test": 500}
+    assert summary["selected_on"] == "validation"
+
+
+def test_events(whole):
+    folder, summary = whole
+    rows = events(folder)
+    assert [(row["step"], row["split"]) for row in rows] == [
+        *((step, split) for step in (20, 40, 60) for split in ("train", "validation")),
+        (60, "test"),
+    ]
+    assert rows[-1]["accuracy"] == summary["test_accuracy"]
+    assert all(np.isfinite([row["loss"], row["accuracy"]]).all() for row in rows)
+
+
+def test_predictions_are_those_of_the_summary(whole):
+    folder, summary = whole
+    with np.load(folder / "predictions.npz", allow_pickle=False) as saved:
+        assert saved["logits"].shape == (500, 10)
+        np.testing.assert_array_equal(saved["predictions"], saved["logits"].argmax(-1))
+        assert (saved["predictions"] == saved["labels"]).mean() == pytest.approx(summary["test_accuracy"])
+
+
+def test_best_checkpoint_is_kept_and_is_the_best(whole):
+    folder, summary = whole
+    validation = {row["step"]: row for row in events(folder) if row["split"] == "validation"}
+    best = max(validation, key=lambda s: (validation[s]["accuracy"], -validation[s]["loss"], -s))
+    assert summary["best_step"] == best
+    assert summary["validation_accuracy"] == validation[best]["accuracy"]
+    with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
+        assert checkpoints.best_step() == best
+        assert checkpoints.last_step() == STEPS
+
+
+def test_an_earlier_best_survives_later_checkpoints(tmp_path):
+    """With a rate that destroys what was learned, the best is neither of the last two."""
+    summary = run_in(
+        tmp_path, **{"train.eval_every": 10, "optimizer.name": "sgd", "optimizer.learning_rate": 2.0, "model.norm": "none"}
+    )
+    validation = {row["step"]: row["accuracy"] for row in events(tmp_path) if row["split"] == "validation"}
+    assert validation[summary["best_step"]] == max(validation.values())
+    kept = {int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()}
+    assert kept == {50, 60, summary["best_step"]}
+
+
+def test_the_same_config_and_seed_give_the_same_bits(whole, tmp_path):
+    run_in(tmp_path)
+    assert events(tmp_path) == events(whole[0])
+    assert_same_state(final_state(tmp_path), final_state(whole[0]))
+
+
+def test_another_seed_gives_another_run(whole, tmp_path):
+    run_in(tmp_path, seed=1)
+    assert events(tmp_path) != events(whole[0])
+
+
+@pytest.mark.parametrize("dispatch_seconds", [1e-9, 100.0])
+def test_the_length_of_a_dispatch_changes_nothing(whole, tmp_path, dispatch_seconds):
+    run_in(tmp_path, **{"runtime.dispatch_seconds": dispatch_seconds})
+    assert events(tmp_path) == events(whole[0])
+    assert_same_state(final_state(tmp_path), final_state(whole[0]))
+
+
+@pytest.mark.parametrize("stops", [(1,), (20,), (33,), (7, 8, 59)])
+def test_stopped_anywhere_and_resumed_gives_the_same_bits(whole, tmp_path, stops):
+    one_step = {"runtime.dispatch_seconds": 1e-9}
+    for stop in stops:
+        with pytest.raises(training.Stopped):
+            run_in(tmp_path, stop_at=stop, **one_step)
+        assert not (tmp_path / "summary.json").exists()
+    summary = run_in(tmp_path, **one_step)
+    assert_same_state(final_state(tmp_path), final_state(whole[0]))
+    assert events(tmp_path) == events(whole[0])
+    times = {"train_seconds", "compile_seconds", "evaluate_seconds", "checkpoint_seconds", "steps_per_second"}
+    same = {name: value for name, value in summary.items() if name not in times}
+    assert same == {name: value for name, value in whole[1].items() if name not in times}
+
+
+def test_killed_between_checkpoints_repeats_its_events(whole, tmp_path, monkeypatch):
+    """A process that dies after an evaluation but before its checkpoint leaves events that the resumed run drops."""
+    save = Checkpoints.save
+
+    def die_at_40(self, state, metadata, validation):
+        if int(state.step) == 40:
+            raise KeyboardInterrupt
+        save(self, state, metadata, validation)
+
+    monkeypatch.setattr(Checkpoints, "save", die_at_40)
+    with pytest.raises(KeyboardInterrupt):
+        run_in(tmp_path)
+    assert events(tmp_path)[-1]["step"] == 40
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 45, "spl')  # a line cut by the kill
+    monkeypatch.undo()
+    run_in(tmp_path)
+    assert events(tmp_path) == events(whole[0])
+    assert_same_state(final_state(tmp_path), final_state(whole[0]))
+
+
+def test_a_finished_run_is_not_run_again(whole):
+    folder, summary = whole
+    before = (folder / "metrics.jsonl").read_bytes()
+    assert run_in(folder) == summary
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_more_steps_continue_a_run_with_a_constant_rate(tmp_path):
+    run_in(tmp_path, **{"train.steps": 40})
+    run_in(tmp_path, **{"train.steps": 60})
+    assert [row["step"] for row in events(tmp_path) if row["split"] == "validation"] == [20, 40, 60]
+
+
+def test_more_steps_are_another_run_where_the_rate_depends_on_them(tmp_path):
+    cosine = {"optimizer.schedule": "warmup_cosine", "optimizer.warmup_steps": 5}
+    run_in(tmp_path, **{"train.steps": 20, **cosine})
+    with pytest.raises(WorkdirError, match=r"train\.steps: 20 there, 40 here"):
+        run_in(tmp_path, **{"train.steps": 40, **cosine})
+
+
+def test_fewer_steps_than_done_are_refused(tmp_path):
+    run_in(tmp_path, **{"train.steps": 20})
+    with pytest.raises(UsageError, match="20 steps already"):
+        run_in(tmp_path, **{"train.steps": 10})
+
+
+def test_another_config_is_refused_by_field_and_the_folder_left_alone(whole):
+    folder, _ = whole
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    with pytest.raises(WorkdirError, match=r"model\.hidden_size: 8 there, 9 here"):
+        run_in(folder, **{"model.hidden_size": 9})
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_runtime_is_no_part_of_the_identity(whole):
+    run_in(whole[0], **{"runtime.checkpoint_every": 7, "runtime.eval_batch_size": 50})
+
+
+def test_checkpoints_between_evaluations(whole, tmp_path):
+    run_in(tmp_path, **{"runtime.checkpoint_every": 7})
+    assert events(tmp_path) == events(whole[0])
+    assert_same_state(final_state(tmp_path), final_state(whole[0]))
+
+
+def test_without_a_validation_set_best_is_last(tmp_path):
+    summary = run_in(tmp_path, **{"data.split": "first:0", "train.steps": 20})
+    assert summary["selected_on"] == "last"
+    assert summary["best_step"] == 20
+    assert summary["validation_accuracy"] is None
+    assert summary["dataset"]["sizes"]["train"] == 4500
+    assert not [row for row in events(tmp_path) if row["split"] == "validation"]
+
+
+def test_selection_last(tmp_path):
+    summary = run_in(tmp_path, **{"data.selection": "last"})
+    assert (summary["selected_on"], summary["best_step"]) == ("last", STEPS)
+    assert summary["test_accuracy"] == summary["last_test_accuracy"]
+    assert summary["validation_accuracy"] is not None
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("optimizer", ["rmsprop", "adam", "sgd"])
+@pytest.mark.parametrize("schedule", ["constant", "warmup_cosine"])
+def test_every_cell_optimizer_and_schedule_runs(tmp_path, cell, optimizer, schedule):
+    changes = {"model.cell": cell, "optimizer.name": optimizer, "optimizer.schedule": schedule}
+    summary = run_in(
+        tmp_path, **changes, **{"optimizer.warmup_steps": 2, "train.steps": 6, "model.gate_bias": "log_uniform"}
+    )
+    assert np.isfinite(summary["test_loss"])
+
+
+def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
+    changes = {"model.norm": "none", "optimizer.name": "sgd", "runtime.checkpoint_every": 2, "optimizer.clip.mask": "none"}
+    with pytest.raises(training.Diverged) as caught:
+        run_in(tmp_path, **changes, **{"optimizer.learning_rate": 1e38})
+    message = str(caught.value)
+    assert "diverged at step" in message
+    assert "rnn/layer_0/forward/" in message or "dense/" in message
+    with Checkpoints(tmp_path / "checkpoints", read_only=True) as checkpoints:
+        last = checkpoints.last_step()
+    if last is None:
+        assert "before the first" in message
+    else:
+        assert f"step {last}" in message
+        state = final_state(tmp_path, **changes, **{"optimizer.learning_rate": 1e38})
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+    assert not (tmp_path / "summary.json").exists()
+
+
+def test_a_damaged_checkpoint_is_one_clear_message(tmp_path):
+    run_in(tmp_path, **{"train.steps": 20})
+    for path in (tmp_path / "checkpoints" / "20" / "state").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="can't be restored"):
+        run_in(tmp_path, **{"train.steps": 40})
+
+
+def test_training_makes_no_hidden_copies_between_host_and_device(tmp_path):
+    """Once compiled, dispatches move nothing but what is asked for explicitly."""
+    run = build_run(small_config())
+    clock = training.Clock()
+    programs = training.Programs(run, clock)
+    state, step, _ = programs.train(jax.jit(run.learner.init)(), 0, 3)
+    with jax.transfer_guard("disallow"):
+        state, step, finite = programs.train(state, step, 3)
+    assert (step, finite) == (6, True)
