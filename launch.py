@@ -1,8 +1,8 @@
 """The command line: flags and modes, nothing else. Each mode is one call.
 
-    python launch.py --config configs/pixel_gru.py [--workdir DIR] [--config.FIELD=VALUE ...]
-    python launch.py --mode=evaluate --workdir DIR [--split=test] [--data_dir=DIR]
-    python launch.py --mode=describe --config configs/pixel_gru.py [--json]
+python launch.py --config configs/pixel_gru.py [--workdir DIR] [--config.FIELD=VALUE ...]
+python launch.py --mode=evaluate --workdir DIR [--split=test] [--data_dir=DIR]
+python launch.py --mode=describe --config configs/pixel_gru.py [--json]
 """
 
 import datetime
@@ -10,6 +10,7 @@ import json
 import re
 import signal
 import sys
+import traceback
 from pathlib import Path
 from types import FrameType
 
@@ -143,6 +144,7 @@ class StopOnSignal:
         print("Stopping after this dispatch; once more to stop at once.", file=sys.stderr)
 
     def __call__(self) -> bool:
+        """Whether a signal has come."""
         return self.number != 0
 
 
@@ -158,7 +160,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
         return rest
     except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError, SyntaxError, UsageError) as e:
         if "--debug" in argv:
-            raise
+            traceback.print_exc()
         print(f"error: {_explain(argv, e)}", file=sys.stderr)
         sys.exit(UsageError.exit_code)
 
@@ -175,7 +177,7 @@ def _explain(argv: list[str], error: Exception) -> str:
     try:
         known = list(flatten(ConfigFileFlagParser("config").parse(path).to_dict()))
     except Exception as broken:
-        return f"--config: {path} can't be loaded: {type(broken).__name__}: {broken}"
+        return f"--config: {path} can't be loaded: {str(broken).strip().splitlines()[-1]}"
     for argument in argv:
         field = re.match(r"--?(?:no)?config\.([^=]+)", argument)
         if field and field[1] not in known:
@@ -205,7 +207,7 @@ def main(argv: list[str]) -> None:
         MODES[FLAGS.mode]()
     except (SeqMnistError, OSError) as e:
         if FLAGS.debug:
-            raise
+            traceback.print_exc()
         print(f"error: {e}", file=sys.stderr)
         sys.exit(e.exit_code if isinstance(e, SeqMnistError) else SeqMnistError.exit_code)
 

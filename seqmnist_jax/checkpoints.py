@@ -53,7 +53,7 @@ class Checkpoints:
                     [
                         preservation_policy.LatestN(2),
                         preservation_policy.BestN(
-                            get_metric_fn=_rank,  # type: ignore[arg-type]
+                            get_metric_fn=_rank,
                             n=1,
                             keep_checkpoints_without_metrics=False,
                         ),

@@ -11,7 +11,14 @@ from seqmnist_jax.optimizers import schedule_depends_on_steps
 Json = Any
 FlatConfig = dict[str, Json]
 
-POSITIVE = ("train.batch_size", "train.steps", "train.eval_every", "runtime.eval_batch_size", "runtime.dispatch_seconds")
+SECTIONS = ("data", "model", "optimizer", "train", "runtime")
+POSITIVE = (
+    "train.batch_size",
+    "train.steps",
+    "train.eval_every",
+    "runtime.eval_batch_size",
+    "runtime.dispatch_seconds",
+)
 
 
 def to_json(config: ml_collections.ConfigDict) -> dict[str, Json]:
@@ -41,6 +48,9 @@ def check(config: ml_collections.ConfigDict) -> None:
     Raises:
       UsageError: a value is impossible.
     """
+    for section in SECTIONS:
+        if not isinstance(config.get(section), ml_collections.ConfigDict):
+            raise UsageError(f"The config has no section {section!r}; start from get_config() of configs/default.py.")
     for field in POSITIVE:
         section, name = field.split(".")
         value = config[section][name]

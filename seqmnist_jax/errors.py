@@ -45,6 +45,5 @@ def choose(table: Mapping[str, T], name: str, field: str) -> T:
         return table[name]
     except KeyError:
         raise UsageError(
-            f"{field} is {name!r}; expected one of: {', '.join(sorted(table))}."
-            f"{did_you_mean(str(name), table)}"
+            f"{field} is {name!r}; expected one of: {', '.join(sorted(table))}.{did_you_mean(str(name), table)}"
         ) from None

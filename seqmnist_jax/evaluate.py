@@ -81,8 +81,8 @@ def load(workdir: str | Path) -> TrainedModel:
       CheckpointError: it has no checkpoint, or the checkpoint can't be read.
     """
     workdir = Path(workdir)
-    config = configs.from_json(files.read_json(workdir / files.CONFIG))
-    facts = files.read_json(workdir / files.DATA)
+    config = configs.from_json(files.read_config(workdir))
+    facts = files.read_facts(workdir)
     view = _view(facts)
     learner = build_learner(config, view, facts["num_classes"])
     folder = workdir / files.CHECKPOINTS

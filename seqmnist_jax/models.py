@@ -3,6 +3,7 @@
 Parameters: params['rnn']['layer_0']['forward'][...], ['norm'], ['dense'].
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from seqmnist_jax.errors import UsageError, choose
 
 Array = jax.Array
 
-CELLS = {"lstm": rnn.lstm, "gru": rnn.gru}
+CELLS: dict[str, Callable[..., Any]] = {"lstm": rnn.lstm, "gru": rnn.gru}
 NORMS = ("none", "frozen", "batch")
 GATE_BIASES = ("constant", "log_uniform")
 
@@ -83,6 +84,10 @@ def build_model(config: ml_collections.ConfigDict, sequence_length: int, num_cla
     if model.hidden_size < 1:
         raise UsageError(f"model.hidden_size is {model.hidden_size}; expected at least 1.")
     hidden_size, kernel_init, forget_bias = model.hidden_size, model.kernel_init, model.forget_bias
+    if not math.isfinite(forget_bias):
+        raise UsageError(f"model.forget_bias is {forget_bias}; expected a finite number.")
+    if model.gate_bias == "log_uniform" and sequence_length < 2:
+        raise UsageError("model.gate_bias is 'log_uniform', but the sequences of this view have a single step.")
     time_scales = rnn.log_uniform_time_scales(sequence_length) if model.gate_bias == "log_uniform" else None
 
     def init_layer(key: Array, features: int) -> dict[str, Array]:

@@ -4,12 +4,14 @@ What may be swept (rates, decays, the clip's norm) are leaves of `Hyperparameter
 passed to the pure step; no Python branch depends on their values.
 """
 
+import math
 from collections.abc import Callable, Hashable
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
 
 from seqmnist_jax.errors import UsageError, choose
@@ -67,7 +69,9 @@ def clip_by_group_norm(max_norm: float | Array, group_of: GroupOf) -> optax.Grad
       group_of: maps a tensor's path to its group, or to None: left as it is.
     """
 
-    def update(updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None):
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
         del params
         leaves, structure = jax.tree_util.tree_flatten_with_path(updates)
         groups = [group_of(tuple(str(entry.key) for entry in path)) for path, _ in leaves]
@@ -93,7 +97,9 @@ def _constant(config: ml_collections.ConfigDict) -> UnitSchedule:
 def _warmup_cosine(config: ml_collections.ConfigDict) -> UnitSchedule:
     optimizer, steps = config.optimizer, config.train.steps
     if not 0 <= optimizer.warmup_steps < steps:
-        raise UsageError(f"optimizer.warmup_steps is {optimizer.warmup_steps}; expected 0 to train.steps - 1 = {steps - 1}.")
+        raise UsageError(
+            f"optimizer.warmup_steps is {optimizer.warmup_steps}; expected 0 to train.steps - 1 = {steps - 1}."
+        )
     if not 0.0 <= optimizer.final_fraction <= 1.0:
         raise UsageError(f"optimizer.final_fraction is {optimizer.final_fraction}; expected 0 to 1.")
     return optax.schedules.warmup_cosine_decay_schedule(
@@ -136,6 +142,12 @@ def _sgd(config: ml_collections.ConfigDict, hyper: Hyperparameters) -> optax.Gra
 RULES = {"rmsprop": _rmsprop, "adam": _adam, "sgd": _sgd}
 
 
+def as_float32(value: float) -> float:
+    """The value as the device will see it; infinite where float32 has no such number."""
+    with np.errstate(over="ignore"):
+        return float(np.float32(value))
+
+
 def build_hyperparameters(config: ml_collections.ConfigDict) -> Hyperparameters:
     """The sweepable numbers of config.optimizer.
 
@@ -144,13 +156,15 @@ def build_hyperparameters(config: ml_collections.ConfigDict) -> Hyperparameters:
     """
     optimizer = config.optimizer
     for name in ("rmsprop_decay", "adam_beta1", "adam_beta2"):
-        if not 0.0 <= optimizer[name] < 1.0:
-            raise UsageError(f"optimizer.{name} is {optimizer[name]}; expected at least 0 and less than 1.")
-    if not 0.0 <= optimizer.learning_rate < float("inf"):
-        raise UsageError(f"optimizer.learning_rate is {optimizer.learning_rate}; expected a finite number, 0 or more.")
-    if not optimizer.clip.norm > 0.0:
+        if not 0.0 <= optimizer[name] < 1.0 or as_float32(optimizer[name]) == 1.0:
+            raise UsageError(f"optimizer.{name} is {optimizer[name]}; expected at least 0 and less than 1 in float32.")
+    if not 0.0 <= as_float32(optimizer.learning_rate) < math.inf:
         raise UsageError(
-            f"optimizer.clip.norm is {optimizer.clip.norm}; expected more than 0. "
+            f"optimizer.learning_rate is {optimizer.learning_rate}; expected 0 or more, finite in float32."
+        )
+    if not 0.0 < as_float32(optimizer.clip.norm) < math.inf:
+        raise UsageError(
+            f"optimizer.clip.norm is {optimizer.clip.norm}; expected more than 0, finite in float32. "
             "To clip nothing, set optimizer.clip.mask=none."
         )
     return Hyperparameters(
@@ -175,8 +189,8 @@ def build_optimizer(config: ml_collections.ConfigDict) -> MakeOptimizer:
     unit = choose(CLIP_UNITS, config.optimizer.clip.unit, "optimizer.clip.unit")
     joint_kernels = config.model.cell == "lstm"
     for name in ("rmsprop_epsilon", "adam_epsilon", "rmsprop_initial_mean_square"):
-        if not config.optimizer[name] >= 0.0:
-            raise UsageError(f"optimizer.{name} is {config.optimizer[name]}; expected 0 or more.")
+        if not 0.0 <= as_float32(config.optimizer[name]) < math.inf:
+            raise UsageError(f"optimizer.{name} is {config.optimizer[name]}; expected 0 or more, finite in float32.")
 
     def group_of(path: Path) -> Hashable | None:
         return unit(path, joint_kernels) if is_masked(path) else None

@@ -182,14 +182,18 @@ def train_steps(
     def one(loop: tuple[Array, TrainState, Array]) -> tuple[Array, TrainState, Array]:
         done, state, _ = loop
         batch = jax.lax.dynamic_slice(orders, (offset + done * batch_size,), (batch_size,))
-        state, finite = train_step(model, make_optimizer, state, hyper, preprocess(images[batch]), labels[batch].astype(jnp.int32))
+        state, finite = train_step(
+            model, make_optimizer, state, hyper, preprocess(images[batch]), labels[batch].astype(jnp.int32)
+        )
         return done + 1, state, finite
 
     _, state, finite = jax.lax.while_loop(more, one, (jnp.int32(0), state, jnp.bool_(True)))
     return state, finite
 
 
-def predict_logits(model: nn.Module, preprocess: Preprocess, batch_size: int, variables: Variables, images: Array) -> Array:
+def predict_logits(
+    model: nn.Module, preprocess: Preprocess, batch_size: int, variables: Variables, images: Array
+) -> Array:
     """Logits [count, classes] of images uint8 [count, height, width], `batch_size` at a time."""
 
     count = images.shape[0]

@@ -72,8 +72,8 @@ def open_workdir(run: Run, workdir: Path) -> None:
         files.write_json(workdir / files.DATA, run.task.facts())
         files.write_json(workdir / files.CONFIG, run.config)
         return
-    old = configs.from_json(files.read_json(workdir / files.CONFIG))
-    old_identity = configs.identity(old, files.read_json(workdir / files.DATA)["content_hash"])
+    old = configs.from_json(files.read_config(workdir))
+    old_identity = configs.identity(old, files.read_facts(workdir)["content_hash"])
     differing = configs.differences(old_identity, run.identity)
     if differing:
         raise files.WorkdirError(
@@ -139,9 +139,13 @@ class Programs:
         orders, _, _ = self._stream.window(0)
         self._train = clock.measure(
             "compile",
-            lambda: jax.jit(learner.train_steps(run.batch_size), donate_argnums=0)
-            .lower(learner.template(), learner.hyper, self._images, self._labels, orders, jnp.int32(0), jnp.int32(0))
-            .compile(),
+            lambda: (
+                jax.jit(learner.train_steps(run.batch_size), donate_argnums=0)
+                .lower(
+                    learner.template(), learner.hyper, self._images, self._labels, orders, jnp.int32(0), jnp.int32(0)
+                )
+                .compile()
+            ),
         )
 
     def train(self, state: steps.TrainState, step: int, count: int) -> tuple[steps.TrainState, int, bool]:
@@ -244,7 +248,8 @@ def _announce(run: Run, workdir: Path, state: steps.TrainState, step: int, say: 
     say(clu.parameter_overview.get_parameter_overview(state.params, include_stats=False))
     sizes = ", ".join(f"{len(task.part(split)):,} {split}" for split in SPLITS)
     say(f"Data: {task.dataset.name} ({task.dataset.source}): {sizes}; permutation {task.protocol.permutation}.")
-    say(f"{'Resuming at step ' + str(step) if step else 'Training'}: {run.steps} steps of {run.batch_size}, in {workdir}")
+    start = f"Resuming at step {step}" if step else "Training"
+    say(f"{start}: {run.steps} steps of {run.batch_size}, in {workdir}")
 
 
 def _train_loop(

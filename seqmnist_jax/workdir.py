@@ -50,20 +50,38 @@ def write_arrays(path: Path, **arrays: np.ndarray) -> None:
     _write_whole(path, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, needed: tuple[str, ...] = ()) -> dict[str, Any]:
     """Reads a JSON file of a run.
 
+    Args:
+      path: the file.
+      needed: the keys that it must have.
+
     Raises:
-      WorkdirError: it is missing or not JSON.
+      WorkdirError: it is missing, or not JSON, or no object with these keys.
     """
     try:
-        return json.loads(path.read_text())
+        value = json.loads(path.read_text())
     except FileNotFoundError:
         raise WorkdirError(
             f"{path} does not exist; expected a work directory that `launch.py --mode=train` made."
         ) from None
     except (OSError, ValueError) as e:
         raise WorkdirError(f"{path} can't be read as JSON ({e}).") from e
+    missing = [key for key in needed if not isinstance(value, dict) or key not in value]
+    if not isinstance(value, dict) or missing:
+        raise WorkdirError(f"{path} is not that of a run: it lacks {', '.join(missing) or 'an object'}.")
+    return value
+
+
+def read_config(workdir: Path) -> dict[str, Any]:
+    """A run's config, in its JSON form."""
+    return read_json(workdir / CONFIG, needed=("data", "model", "optimizer", "train", "runtime", "seed"))
+
+
+def read_facts(workdir: Path) -> dict[str, Any]:
+    """What a run knows of its data, as `Task.facts` gave it."""
+    return read_json(workdir / DATA, needed=("content_hash", "view", "image_shape", "scaling", "permutation_indices"))
 
 
 def truncate_metrics(workdir: Path, step: int) -> None:

@@ -31,7 +31,7 @@ class JsonLinesWriter:
     """One JSON object a line for each (step, split): {"step", "split", metrics...}."""
 
     def __init__(self, path: Path):
-        self._file: IO[str] = open(path, "a", encoding="utf-8")
+        self._file: IO[str] = path.open("a", encoding="utf-8")
 
     def write_scalars(self, step: int, scalars: Scalars) -> None:
         """One event for each split named in `scalars`."""

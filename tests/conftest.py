@@ -5,7 +5,6 @@ import jax
 import pytest
 
 
-
 @pytest.fixture(autouse=True, scope="session")
 def cache_dir(tmp_path_factory):
     """Decoded arrays go into a folder of this test run, not into the user's cache."""

@@ -62,9 +62,11 @@ def test_config_stops_at_the_builders(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.FunctionDef) and any(a.annotation for a in node.args.args if a.arg == "config"):
             public = not node.name.startswith("_")
-            assert not public or node.name.startswith("build_") or node.name in ("from_config", "schedule_depends_on_steps"), (
-                f"{path}: {node.name} reads a config"
-            )
+            assert (
+                not public
+                or node.name.startswith("build_")
+                or node.name in ("from_config", "schedule_depends_on_steps")
+            ), f"{path}: {node.name} reads a config"
 
 
 def test_training_from_files_imports_neither_tensorflow_nor_torch_nor_tfds(tmp_path):
@@ -80,6 +82,9 @@ def test_training_from_files_imports_neither_tensorflow_nor_torch_nor_tfds(tmp_p
 
 
 def test_rnn_imports_without_the_rest():
-    code = "import sys; from seqmnist_jax import rnn; print(*(set(sys.modules) & {'flax', 'orbax', 'clu', 'optax', 'ml_collections'}))"
+    code = (
+        "import sys; from seqmnist_jax import rnn;"
+        "print(*(set(sys.modules) & {'flax', 'orbax', 'clu', 'optax', 'ml_collections'}))"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

@@ -7,7 +7,6 @@ between a start and the first step; the cache holds the same arrays, ready to ma
 import contextlib
 import os
 import tempfile
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,15 +35,15 @@ def cached(key: str, is_valid: Callable[[Arrays], bool], build: Callable[[], Arr
       build: makes the arrays.
     """
     path = folder() / f"{key}.npz"
-    with contextlib.suppress(OSError, ValueError, zipfile.BadZipFile, KeyError):
-        with np.load(path, allow_pickle=False) as entry:
-            arrays = {name: entry[name] for name in entry.files}
-        if is_valid(arrays):
+    # A damaged zip file fails in more ways than can be listed; each means: make it anew.
+    with contextlib.suppress(Exception), np.load(path, allow_pickle=False) as entry:
+        arrays = {name: entry[name] for name in entry.files}
+        if str(arrays.pop("key")) == key and is_valid(arrays):
             return arrays
     arrays = build()
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, arrays)
+        _write(path, {**arrays, "key": np.array(key)})
     return arrays
 
 

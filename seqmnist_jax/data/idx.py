@@ -10,12 +10,14 @@ import os
 import struct
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from seqmnist_jax.errors import SeqMnistError
 
 UINT8 = 0x08
+PIECE = 1 << 20
 
 
 class DataError(SeqMnistError):
@@ -35,9 +37,7 @@ def find_file(folder: Path, name: str) -> Path:
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder; {mend}")
     found = sorted(p.name for p in folder.iterdir())[:8]
-    raise DataError(
-        f"{folder} holds neither {name} nor {name}.gz (it holds: {', '.join(found) or 'nothing'}); {mend}"
-    )
+    raise DataError(f"{folder} holds neither {name} nor {name}.gz (it holds: {', '.join(found) or 'nothing'}); {mend}")
 
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:
@@ -77,17 +77,25 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
                     raise DataError(f"{path} ends within its header. {mend}")
                 shape = struct.unpack(f">{dimensions}I", sizes)
                 count = math.prod(shape)
-                values = file.read(count + 1)
+                values = _read_at_most(file, count + 1)
                 if len(values) != count:
                     found = "more" if len(values) > count else f"only {len(values):,}"
                     raise DataError(f"{path} promises {count:,} values (shape {shape}) and holds {found}. {mend}")
+                return np.frombuffer(values, np.uint8).reshape(shape)
     except (gzip.BadGzipFile, zlib.error, EOFError) as e:
         raise DataError(f"{path} is a damaged gzip file ({e}). {mend}") from e
     except OSError as e:
         raise DataError(f"{path} can't be read: {e.strerror or e}.") from e
-    except OverflowError as e:
-        raise DataError(f"{path} promises more values than any file holds (shape {shape}). {mend}") from e
-    return np.frombuffer(values, np.uint8).reshape(shape)
+    except ValueError as e:
+        raise DataError(f"{path} has an impossible shape in its header ({e}). {mend}") from e
+
+
+def _read_at_most(file: BinaryIO | gzip.GzipFile, count: int) -> bytes:
+    """Up to `count` bytes, read in pieces: ``read(count)`` would allocate them all at once, there or not."""
+    content = bytearray()
+    while piece := file.read(min(count - len(content), PIECE)):
+        content += piece
+    return bytes(content)
 
 
 def write_idx(path: Path, values: np.ndarray) -> None:
@@ -99,5 +107,9 @@ def write_idx(path: Path, values: np.ndarray) -> None:
     if path.suffix == ".gz":
         content = gzip.compress(content, compresslevel=9, mtime=0)
     partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

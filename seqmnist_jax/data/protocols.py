@@ -54,7 +54,7 @@ class Protocol:
 def _numbered(text: str, prefix: str, field: str, otherwise: str) -> int:
     """The N of 'prefix:N'."""
     kind, _, number = text.partition(":")
-    if kind != prefix or not number.isascii() or not number.isdigit():
+    if kind != prefix or not number.isascii() or not number.isdigit() or len(number) > 10:
         raise UsageError(f"{field} is {text!r}; expected {otherwise}.")
     return int(number)
 

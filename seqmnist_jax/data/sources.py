@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -124,11 +125,11 @@ def _read_folder(folder: Path) -> tuple[cache.Arrays, str]:
     return arrays, str(arrays["content_hash"])
 
 
-def _load_folder(folder: Path, source: str, **facts: str) -> Dataset:
+def _load_folder(folder: Path, source: str, **own: Any) -> Dataset:
+    """The data set of a folder; `own` are fields that the source knows better than the files."""
     arrays, content_hash = _read_folder(folder)
+    facts = {"name": KNOWN_CONTENT.get(content_hash, "unknown"), "source": source, **own}
     return Dataset(
-        name=facts.pop("name", KNOWN_CONTENT.get(content_hash, "unknown")),
-        source=source,
         train=Images(arrays["train_images"], arrays["train_labels"]),
         test=Images(arrays["test_images"], arrays["test_labels"]),
         content_hash=content_hash,

@@ -18,7 +18,7 @@ VIEWS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # by identity: arrays have no hash
 class SequenceView:
     """A pure function from images to sequences.
 

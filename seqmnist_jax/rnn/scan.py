@@ -13,7 +13,7 @@ from seqmnist_jax.rnn import cells
 
 Array = jax.Array
 Carry = TypeVar("Carry")
-Step = Callable[[Any, Carry, Array], tuple[Carry, Array]]
+Step = Callable[[Any, Carry, Array], tuple[Carry, Any]]
 
 
 def _check_inputs(x: Array, lengths: Array | None) -> None:
@@ -156,8 +156,8 @@ def lstm(
         zeros = jnp.zeros((x.shape[0], hidden), jnp.result_type(x, params["kernel"]))
         carry = (zeros, zeros)
     inputs = cells.lstm_inputs(params, x)
-    carry, outputs = _loop(cells.lstm_recurrence, params, inputs, carry, lengths, reverse, return_sequences)
-    return carry, outputs if return_sequences else carry[1]
+    (c, h), outputs = _loop(cells.lstm_recurrence, params, inputs, carry, lengths, reverse, return_sequences)
+    return (c, h), outputs if return_sequences else h
 
 
 def gru(
@@ -191,5 +191,5 @@ def gru(
     if carry is None:
         carry = jnp.zeros((x.shape[0], hidden), jnp.result_type(x, params["kernel"]))
     inputs = cells.gru_inputs(params, x)
-    carry, outputs = _loop(cells.gru_recurrence, params, inputs, carry, lengths, reverse, return_sequences)
-    return carry, outputs if return_sequences else carry
+    h, outputs = _loop(cells.gru_recurrence, params, inputs, carry, lengths, reverse, return_sequences)
+    return h, outputs if return_sequences else h

@@ -150,6 +150,24 @@ def test_folder_in_place_of_a_file_is_refused(tmp_path):
         (PLAIN + b"\0", ["30 values", "(3, 2, 5)", "more"]),
         (header(0, 2, 5) + b"\0", ["0 values", "more"]),
     ],
+    ids=[
+        "empty",
+        "three bytes",
+        "a web page",
+        "first byte",
+        "second byte",
+        "float32",
+        "int8",
+        "labels",
+        "four dimensions",
+        "no dimensions",
+        "no sizes",
+        "sizes cut short",
+        "no values",
+        "one value short",
+        "one value more",
+        "values of no image",
+    ],
 )
 def test_damage_is_named_with_what_was_expected(refused, content, expected, zipped):
     message = refused(gzip.compress(content) if zipped else content)
@@ -199,8 +217,8 @@ def test_any_flipped_bit_of_a_gzip_file_is_refused_or_harmless(tmp_path):
             np.testing.assert_array_equal(read_idx(path, 3), IMAGES)
         except DataError:
             refusals += 1
-    # What may change harmlessly is the time stamp, the operating system and the like, in ten bytes.
-    assert refusals >= 8 * (len(zipped) - 10)
+    # Harmless are the ten bytes of time stamp, operating system and the like, and bits that fill up the last byte.
+    assert refusals >= 8 * (len(zipped) - 11)
 
 
 @pytest.mark.parametrize("zipped", [False, True])
@@ -240,10 +258,8 @@ def is_refused_or_read(folder, content, dimensions):
     try:
         values = read_idx(path, dimensions)
     except DataError as e:
-        assert str(path) in str(e)
-    else:
-        assert values.dtype == np.uint8
-        assert values.ndim == dimensions
+        return str(path) in str(e)
+    return values.dtype == np.uint8 and values.ndim == dimensions
 
 
 @pytest.fixture(scope="module")
@@ -254,8 +270,8 @@ def folder(tmp_path_factory):
 @settings(max_examples=200, deadline=None, database=None)
 @given(content=st.binary(max_size=80), prefix=st.sampled_from([b"", b"\0\0\x08\x03", b"\x1f\x8b", b"\x1f\x8b\x08\0"]))
 def test_arbitrary_bytes_raise_nothing_but_data_error(folder, content, prefix):
-    is_refused_or_read(folder, prefix + content, 3)
-    is_refused_or_read(folder, prefix + content, 1)
+    assert is_refused_or_read(folder, prefix + content, 3)
+    assert is_refused_or_read(folder, prefix + content, 1)
 
 
 SIZES = st.sampled_from([0, 1, 2, 3, 255, 2**16, 2**31 - 1, 2**31, MAX])
@@ -265,7 +281,7 @@ SIZES = st.sampled_from([0, 1, 2, 3, 255, 2**16, 2**31 - 1, 2**31, MAX])
 @given(sizes=st.lists(SIZES, max_size=5), body=st.binary(max_size=20), zipped=st.booleans())
 def test_arbitrary_headers_raise_nothing_but_data_error(folder, sizes, body, zipped):
     content = header(*sizes) + body
-    is_refused_or_read(folder, gzip.compress(content, compresslevel=1) if zipped else content, 3)
+    assert is_refused_or_read(folder, gzip.compress(content, compresslevel=1) if zipped else content, 3)
 
 
 def test_find_file_takes_either_name(tmp_path):

@@ -71,8 +71,10 @@ def test_content_hash_tells_contents_apart_and_not_their_packing(tmp_path, small
             train_images=original.arrays["train_images"][::-1], train_labels=original.arrays["train_labels"][::-1]
         ),
         small_data(
-            **{name: original.arrays[name.replace("train", "x").replace("test", "train").replace("x", "test")]
-               for name in original.arrays}
+            **{
+                name: original.arrays[name.replace("train", "x").replace("test", "train").replace("x", "test")]
+                for name in original.arrays
+            }
         ),
     ]
     hashes = [load_idx(data.write(tmp_path / str(n), "")).content_hash for n, data in enumerate(variants)]

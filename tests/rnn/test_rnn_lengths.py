@@ -1,0 +1,151 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+LENGTHS = np.array([4, 7, 0])
+PADDING = np.arange(7) >= LENGTHS[:, None]
+
+both_directions = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+
+
+def assert_same_bits(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def with_padding(x, value):
+    return np.where(PADDING[..., None], np.float32(value), x)
+
+
+@both_directions
+def test_padding_gets_no_gradient_and_the_rest_does(layer, draw, reverse):
+    params, x, carry = draw()
+
+    def total(x):
+        # Outputs past the end are in the sum too: they are constants.
+        carry_out, outputs = layer.run(params, x, carry, lengths=LENGTHS, reverse=reverse)
+        return sum(jnp.sum(jnp.sin(leaf + 0.3)) for leaf in [outputs, *jax.tree.leaves(carry_out)])
+
+    gradient = np.asarray(jax.grad(total)(jnp.asarray(x)))
+    assert np.all(gradient[PADDING] == 0.0)
+    assert np.all(np.any(gradient[~PADDING] != 0.0, axis=-1))
+
+
+@both_directions
+@pytest.mark.parametrize("value", [0.0, 1e6])
+def test_padding_changes_no_value_and_no_gradient(layer, draw, reverse, value):
+    params, x, carry = draw()
+
+    def everything(x):
+        def run(params, carry):
+            return layer.run(params, x, carry, lengths=LENGTHS, reverse=reverse)
+
+        result, pull_back = jax.vjp(run, params, carry)
+        return result, pull_back(jax.tree.map(jnp.ones_like, result))
+
+    assert_same_bits(everything(jnp.asarray(with_padding(x, value))), everything(jnp.asarray(x)))
+
+
+@both_directions
+def test_padding_with_nan_changes_no_value(layer, draw, reverse):
+    params, x, carry = draw()
+    got = layer.run(params, with_padding(x, np.nan), carry, lengths=LENGTHS, reverse=reverse)
+    assert_same_bits(got, layer.run(params, x, carry, lengths=LENGTHS, reverse=reverse))
+
+
+@both_directions
+@pytest.mark.parametrize("length", [1, 3, 6])
+def test_carry_is_that_of_the_truncated_sequence(layer, draw, reverse, length):
+    params, x, carry = jax.tree.map(jnp.asarray, draw())
+    got, outputs = layer.run(params, x, carry, lengths=jnp.array([length, 7, 2]), reverse=reverse)
+    want, want_outputs = layer.run(params, x[:, :length], carry, reverse=reverse)
+    assert_same_bits(jax.tree.map(lambda a: a[0], got), jax.tree.map(lambda a: a[0], want))
+    assert_same_bits(outputs[0, :length], want_outputs[0])
+
+
+@both_directions
+@pytest.mark.parametrize("length", [0, -3])
+def test_empty_sequence_keeps_the_initial_carry(layer, draw, reverse, length):
+    params, x, carry = draw()
+    lengths = np.array([7, length, 3])
+    got, outputs = layer.run(params, x, carry, lengths=lengths, reverse=reverse)
+    assert_same_bits(jax.tree.map(lambda a: a[1], got), jax.tree.map(lambda a: a[1], carry))
+    assert np.all(np.asarray(outputs[1]) == 0.0)
+
+
+@both_directions
+def test_gradient_passes_an_empty_sequence_unchanged(layer, draw, reverse):
+    params, x, carry = draw()
+
+    def final(carry):
+        return layer.run(params, x, carry, lengths=LENGTHS, reverse=reverse)[0]
+
+    _, pull_back = jax.vjp(final, jax.tree.map(jnp.asarray, carry))
+    bar = jax.tree.map(lambda part: jnp.asarray(part) + 2.0, carry)
+    (got,) = pull_back(bar)
+    assert_same_bits(jax.tree.map(lambda a: a[2], got), jax.tree.map(lambda a: a[2], bar))
+
+
+@both_directions
+@pytest.mark.parametrize("lengths", [[7, 7, 7], [8, 1000, 7]], ids=["exact", "beyond"])
+def test_long_lengths_mean_the_whole_sequence(layer, draw, reverse, lengths):
+    params, x, carry = draw()
+    got = layer.run(params, x, carry, lengths=np.array(lengths), reverse=reverse)
+    assert_same_bits(got, layer.run(params, x, carry, reverse=reverse))
+
+
+@both_directions
+def test_outputs_past_the_end_are_zero(layer, draw, reverse):
+    params, x, carry = draw()
+    _, outputs = layer.run(params, x, carry, lengths=LENGTHS, reverse=reverse)
+    outputs = np.asarray(outputs)
+    assert np.all(outputs[PADDING] == 0.0)
+    assert np.all(outputs[~PADDING] != 0.0)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int32", "uint8", "uint32"])
+def test_any_integer_type_will_do(layer, draw, dtype):
+    params, x, carry = draw()
+    got = layer.run(params, x, carry, lengths=LENGTHS.astype(dtype))
+    assert_same_bits(got, layer.run(params, x, carry, lengths=LENGTHS))
+
+
+def test_reverse_is_the_flipped_sequence(layer, draw):
+    params, x, carry = draw()
+    got_carry, got_outputs = layer.run(params, x, carry, reverse=True)
+    want_carry, want_outputs = layer.run(params, np.flip(x, 1), carry)
+    np.testing.assert_allclose(got_outputs, np.flip(want_outputs, 1), rtol=1e-6, atol=1e-6)
+    for got, want in zip(jax.tree.leaves(got_carry), jax.tree.leaves(want_carry), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
+
+
+def test_carry_continues_a_split_sequence(layer, draw):
+    params, x, carry = draw()
+    middle, first = layer.run(params, x[:, :3], carry)
+    end, second = layer.run(params, x[:, 3:], middle)
+    want_end, want = layer.run(params, x, carry)
+    np.testing.assert_allclose(np.concatenate([first, second], axis=1), want, rtol=1e-6, atol=1e-6)
+    for got, expected in zip(jax.tree.leaves(end), jax.tree.leaves(want_end), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("reverse", "indices"), [(False, [6, 6, 6]), (True, [0, 0, 0])], ids=["forward", "reverse"])
+def test_last_output_only(layer, draw, reverse, indices):
+    params, x, carry = draw()
+    want_carry, outputs = layer.run(params, x, carry, reverse=reverse)
+    got_carry, last = layer.run(params, x, carry, reverse=reverse, return_sequences=False)
+    assert last.shape == (3, 6)
+    np.testing.assert_allclose(last, outputs[np.arange(3), indices], rtol=1e-6, atol=1e-6)
+    for got, want in zip(jax.tree.leaves(got_carry), jax.tree.leaves(want_carry), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
+
+
+@both_directions
+def test_last_output_only_of_ragged_sequences(layer, draw, reverse):
+    params, x, carry = draw()
+    _, outputs = layer.run(params, x, carry, lengths=LENGTHS, reverse=reverse)
+    (_, last) = layer.run(params, x, carry, lengths=LENGTHS, reverse=reverse, return_sequences=False)
+    np.testing.assert_allclose(last[0], outputs[0, 0 if reverse else 3], rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(last[1], outputs[1, 0 if reverse else 6], rtol=1e-6, atol=1e-6)
+    h = carry[1] if layer.name == "lstm" else carry
+    np.testing.assert_array_equal(last[2], h[2])

@@ -1,0 +1,137 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from seqmnist_jax import rnn
+
+LENGTHS = np.array([4, 7, 0])
+
+options = pytest.mark.parametrize(
+    ("lengths", "reverse", "return_sequences"),
+    [(None, False, True), (LENGTHS, False, False), (LENGTHS, True, True)],
+    ids=["whole", "ragged last", "ragged reverse"],
+)
+
+
+def assert_close(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), a, b)
+
+
+@options
+def test_jit(layer, draw, lengths, reverse, return_sequences):
+    arguments = jax.tree.map(jnp.asarray, draw())
+    jitted = jax.jit(layer.run, static_argnames=("reverse", "return_sequences"))
+    for some in (lengths, lengths, None if lengths is None else lengths[::-1].copy()):
+        kwargs = {"lengths": some, "reverse": reverse, "return_sequences": return_sequences}
+        assert_close(jitted(*arguments, **kwargs), layer.run(*arguments, **kwargs))
+    # Other lengths are other values, not another program.
+    assert jitted._cache_size() == 1
+
+
+def test_numpy_arrays_will_do(layer, draw):
+    arguments = draw()
+    assert_close(
+        layer.run(*arguments, lengths=LENGTHS), layer.run(*jax.tree.map(jnp.asarray, arguments), lengths=LENGTHS)
+    )
+
+
+@options
+def test_vmap_over_params(layer, draw, lengths, reverse, return_sequences):
+    several = [draw(seed=seed)[0] for seed in range(3)]
+    _, x, carry = draw()
+
+    def run(params):
+        return layer.run(params, x, carry, lengths=lengths, reverse=reverse, return_sequences=return_sequences)
+
+    stacked = jax.vmap(run)(jax.tree.map(lambda *a: jnp.stack(a), *several))
+    for i, params in enumerate(several):
+        assert_close(jax.tree.map(lambda a, i=i: a[i], stacked), run(params))
+
+
+@options
+def test_vmap_over_data(layer, draw, lengths, reverse, return_sequences):
+    params = draw()[0]
+    data = [draw(seed=seed)[1:] for seed in range(3)]
+    data = [(x, carry, None if lengths is None else np.roll(lengths, i)) for i, (x, carry) in enumerate(data)]
+
+    def run(x, carry, lengths):
+        return layer.run(params, x, carry, lengths=lengths, reverse=reverse, return_sequences=return_sequences)
+
+    stacked = jax.vmap(run)(*jax.tree.map(lambda *a: jnp.stack(a), *data))
+    for i, arguments in enumerate(data):
+        assert_close(jax.tree.map(lambda a, i=i: a[i], stacked), run(*arguments))
+
+
+def scalar_of(run):
+    def scalar(*arguments):
+        return sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(run(*arguments)))
+
+    return scalar
+
+
+@options
+def test_gradient_is_the_slope(layer, draw, lengths, reverse, return_sequences):
+    def run(*arguments):
+        return layer.run(*arguments, lengths=lengths, reverse=reverse, return_sequences=return_sequences)
+
+    with jax.enable_x64(True):
+        scalar = jax.jit(scalar_of(run))
+        point = jax.tree.map(jnp.asarray, draw(dtype=np.float64))
+        direction = jax.tree.map(jnp.asarray, draw(seed=1, dtype=np.float64))
+        gradient = jax.grad(scalar, argnums=(0, 1, 2))(*point)
+        slope = sum(jnp.vdot(g, d) for g, d in zip(*map(jax.tree.leaves, (gradient, direction)), strict=True))
+
+        def moved(size):
+            return scalar(*jax.tree.map(lambda p, d: p + size * d, point, direction))
+
+        np.testing.assert_allclose(slope, (moved(1e-5) - moved(-1e-5)) / 2e-5, rtol=1e-6)
+
+
+@options
+def test_forward_mode_agrees_with_reverse_mode(layer, draw, lengths, reverse, return_sequences):
+    def run(*arguments):
+        return layer.run(*arguments, lengths=lengths, reverse=reverse, return_sequences=return_sequences)
+
+    point, direction = draw(), draw(seed=1)
+    point, direction = jax.tree.map(jnp.asarray, (point, direction))
+    _, slope = jax.jvp(scalar_of(run), point, direction)
+    gradient = jax.grad(scalar_of(run), argnums=(0, 1, 2))(*point)
+    want = sum(jnp.vdot(g, d) for g, d in zip(*map(jax.tree.leaves, (gradient, direction)), strict=True))
+    np.testing.assert_allclose(slope, want, rtol=1e-4)
+
+
+@options
+def test_checkpoint_of_the_layer(layer, draw, lengths, reverse, return_sequences):
+    def run(*arguments):
+        return layer.run(*arguments, lengths=lengths, reverse=reverse, return_sequences=return_sequences)
+
+    arguments = jax.tree.map(jnp.asarray, draw())
+    plain = jax.value_and_grad(scalar_of(run), argnums=(0, 1, 2))(*arguments)
+    remade = jax.value_and_grad(scalar_of(jax.checkpoint(run)), argnums=(0, 1, 2))(*arguments)
+    assert_close(remade, plain)
+
+
+@options
+def test_checkpoint_of_each_step(layer, draw, lengths, reverse, return_sequences):
+    def through(step):
+        def run(params, x, carry):
+            return rnn.scan(step, params, x, carry, lengths=lengths, reverse=reverse, return_sequences=return_sequences)
+
+        return jax.value_and_grad(scalar_of(run), argnums=(0, 1, 2))(*jax.tree.map(jnp.asarray, draw()))
+
+    assert_close(through(jax.checkpoint(layer.step)), through(layer.step))
+
+
+def test_half_precision_stays_half_precision(layer, draw):
+    params, x, carry = jax.tree.map(lambda a: jnp.asarray(a, jnp.bfloat16), draw())
+    for initial in (carry, None):
+        result = layer.run(params, x, initial, lengths=LENGTHS)
+        assert {leaf.dtype for leaf in jax.tree.leaves(result)} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_integer_x_is_promoted(layer, draw):
+    params, _, carry = draw()
+    x = np.arange(105).reshape(3, 7, 5) % 3
+    assert_close(layer.run(params, x, carry), layer.run(params, x.astype(np.float32), carry))
