@@ -143,9 +143,7 @@ def train_step(
         opt_state=opt_state,
         metrics=state.metrics.merge(metrics),
     )
-    keep = {"key": state.key}  # keys are no numbers to choose between
-    new, old = new.replace(key=None), state.replace(key=None)
-    return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old).replace(**keep), finite
+    return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, state), finite
 
 
 def train_steps(

@@ -75,7 +75,7 @@ def test_equals_the_loop(layer, draw, lengths, reverse):
     check(layer, draw(dtype=np.float64), lengths, reverse)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(data=st.data())
 def test_equals_the_loop_for_any_shape(layer, draw, data):
     sizes = {

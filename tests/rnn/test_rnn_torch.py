@@ -20,7 +20,7 @@ TORCH_NAMES = {
 
 def run_torch(name, params, x, carry, lengths, reverse, out_bar, carry_bar):
     """Values and gradients as a flat dict in our layout; `*_bar` are the functional's coefficients."""
-    batch, time, features = x.shape
+    _, time, features = x.shape
     hidden = params["recurrent_kernel"].shape[0]
     module = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[name](
         features, hidden, batch_first=True, bidirectional=reverse, dtype=torch.from_numpy(x).dtype
@@ -57,7 +57,9 @@ def run_torch(name, params, x, carry, lengths, reverse, out_bar, carry_bar):
     gradients = torch.autograd.grad([outputs, *final], list(named.values()), [torch.from_numpy(out_bar), *bars])
 
     result = {"outputs": outputs} | {f"final {label}": part for label, part in zip(labels, final, strict=True)}
-    result |= {f"gradient of {key}": g.T if key in params else g for key, g in zip(named, gradients, strict=True)}
+    result |= {
+        f"gradient of {key}": g.mT if key.endswith("kernel") else g for key, g in zip(named, gradients, strict=True)
+    }
     return {key: value.detach().numpy() for key, value in result.items()}
 
 
@@ -82,7 +84,7 @@ def run_ours(layer, params, x, carry, lengths, reverse, out_bar, carry_bar):
     return {key: np.asarray(value) for key, value in result.items()}
 
 
-def check_parity(layer, params, x, carry, lengths, reverse, dtype, record_property):
+def check_parity(layer, params, x, carry, lengths, reverse, dtype):
     rng = np.random.default_rng(1)
     hidden = params["recurrent_kernel"].shape[0]
     out_bar = rng.standard_normal((*x.shape[:2], hidden)).astype(dtype)
@@ -95,28 +97,29 @@ def check_parity(layer, params, x, carry, lengths, reverse, dtype, record_proper
     assert {value.dtype for value in ours.values()} == {np.dtype(dtype)}
     assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
     errors = {key: float(np.abs(ours[key] - b).max() / np.abs(b).max()) for key, b in theirs.items()}
-    record_property(f"worst_{dtype}", max(errors.values()))
+    print(f"worst error {dtype}: {max(errors.values()):.1e}")  # shown by pytest -rP
     assert all(error <= TOLERANCE[dtype] for error in errors.values()), errors
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
-@pytest.mark.parametrize("lengths", [None, [4, 7, 1]], ids=["whole", "ragged"])
-def test_values_and_gradients_agree(layer, draw, lengths, reverse, dtype, record_property):
+@pytest.mark.parametrize(
+    ("lengths", "reverse"),
+    [(None, False), ([4, 7, 1], False), ([4, 7, 1], True)],
+    ids=["whole", "ragged", "ragged reverse"],
+)
+def test_values_and_gradients_agree(layer, draw, lengths, reverse, dtype):
     lengths = None if lengths is None else np.array(lengths)
-    check_parity(layer, *draw(dtype=dtype), lengths, reverse, dtype, record_property)
+    check_parity(layer, *draw(dtype=dtype), lengths, reverse, dtype)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("ragged", [False, True], ids=["whole", "ragged"])
-def test_values_and_gradients_agree_on_rows_at_initial_scale(layer, draw, ragged, dtype, record_property):
+def test_values_and_gradients_agree_on_rows_at_initial_scale(layer, draw, dtype):
     _, x, carry = draw(seed=3, batch=8, time=28, features=28, hidden=64, dtype=dtype)
     x = np.clip(x, 0, 1)  # as pixels: many zeros, nothing above one
     with jax.enable_x64(dtype == "float64"):
         params = layer.init(jax.random.key(5), 28, 64, dtype=dtype)
         params = {key: np.array(value) for key, value in params.items()}
-    lengths = np.array([28, 1, 14, 27, 2, 28, 9, 20]) if ragged else None
-    check_parity(layer, params, x, carry, lengths, False, dtype, record_property)
+    check_parity(layer, params, x, carry, None, False, dtype)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

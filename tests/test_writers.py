@@ -1,0 +1,80 @@
+"""What the writers leave on disk."""
+
+import json
+import struct
+
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from seqmnist_jax.writers import JsonLinesWriter, MultiWriter, TensorBoardWriter
+
+
+def tensorboard_events(folder):
+    """The events of all event files in a folder, by the TFRecord format."""
+    for path in sorted(folder.glob("events.out.tfevents.*")):
+        content, place = path.read_bytes(), 0
+        while place < len(content):
+            (length,) = struct.unpack_from("<Q", content, place)
+            yield Event.FromString(content[place + 12 : place + 12 + length])
+            place += 12 + length + 4
+
+
+def test_json_lines_are_one_event_for_each_split(tmp_path):
+    writer = JsonLinesWriter(tmp_path / "metrics.jsonl")
+    writer.write_scalars(5, {"train/loss": 0.5, "train/accuracy": 0.25, "validation/loss": 0.75})
+    writer.close()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rows == [
+        {"step": 5, "split": "train", "loss": 0.5, "accuracy": 0.25},
+        {"step": 5, "split": "validation", "loss": 0.75},
+    ]
+
+
+def test_flushed_events_are_on_disk(tmp_path):
+    writer = JsonLinesWriter(tmp_path / "metrics.jsonl")
+    writer.write_scalars(1, {"train/loss": 0.5})
+    writer.flush()
+    assert (tmp_path / "metrics.jsonl").read_text().endswith("\n")
+    writer.close()
+
+
+def test_tensorboard_gets_every_scalar(tmp_path):
+    writer = TensorBoardWriter(tmp_path, first_step=0)
+    writer.write_scalars(5, {"train/loss": 0.5, "validation/accuracy": 0.25})
+    writer.write_scalars(10, {"train/loss": 0.125})
+    writer.close()
+    found = [
+        (event.step, value.tag, value.simple_value)
+        for event in tensorboard_events(tmp_path)
+        for value in event.summary.value
+    ]
+    assert found == [(5, "train/loss", 0.5), (5, "validation/accuracy", 0.25), (10, "train/loss", 0.125)]
+
+
+def test_a_resumed_run_supersedes_later_tensorboard_events(tmp_path):
+    writer = TensorBoardWriter(tmp_path, first_step=7)
+    writer.write_scalars(8, {"train/loss": 0.5})
+    writer.close()
+    starts = [event.step for event in tensorboard_events(tmp_path) if event.HasField("session_log")]
+    assert starts == [7]
+
+
+def test_nothing_written_leaves_no_tensorboard_file(tmp_path):
+    TensorBoardWriter(tmp_path, first_step=0).close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_multi_writer_passes_everything_on(tmp_path):
+    writer = MultiWriter([JsonLinesWriter(tmp_path / "a"), JsonLinesWriter(tmp_path / "b")])
+    writer.write_scalars(1, {"train/loss": 0.5})
+    writer.write_texts(1, {"note": "text"})
+    writer.close()
+    assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text() != ""
+
+
+@pytest.mark.parametrize("name", ["train/loss", "test/accuracy"])
+def test_numbers_survive_json_exactly(tmp_path, name):
+    writer = JsonLinesWriter(tmp_path / "m")
+    writer.write_scalars(1, {name: 0.1 + 0.2})
+    writer.close()
+    assert json.loads((tmp_path / "m").read_text())[name.split("/")[1]] == 0.1 + 0.2
