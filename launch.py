@@ -51,8 +51,8 @@ def train() -> None:
     try:
         summary = run_training(run, workdir, should_stop=stop)
     except Stopped as e:
-        e.exit_code = 128 + stop.number  # as a shell reports a process that the signal ended
-        raise
+        print(e, file=sys.stderr)
+        sys.exit(128 + stop.number)  # as a shell reports a process that the signal ended
     dataset = summary["dataset"]
     print(
         f"\ntest accuracy        {summary['test_accuracy']:.2%} of {dataset['sizes']['test']:,} images"
@@ -88,8 +88,10 @@ def evaluate() -> None:
         f"{result['split']} accuracy {result['accuracy']:.2%}, loss {result['loss']:.4f}, on {result['examples']:,} "
         f"images of {result['dataset']} ({result['source']}), by checkpoint {result['checkpoint_step']}"
     )
-    if result["warning"]:
-        print(f"WARNING: {result['warning']}")
+    if not result["data_of_the_run"]:
+        print("NOTE: these are not the data that the model was trained on.")
+    for warning in result["warnings"]:
+        print(f"WARNING: {warning}")
 
 
 def describe() -> None:
@@ -102,7 +104,21 @@ def describe() -> None:
     print(json.dumps(description, indent=2) if FLAGS.json else describing.as_text(run, description))
 
 
-MODES = {"train": train, "evaluate": evaluate, "describe": describe}
+# Each mode, and the flags beside --mode, --debug and absl's own that it reads.
+MODES = {
+    "train": (train, {"config", "workdir"}),
+    "evaluate": (evaluate, {"workdir", "split", "data_dir", "allow_other_data", "json"}),
+    "describe": (describe, {"config", "workdir", "json"}),
+}
+
+
+def _check_flags() -> None:
+    """Refuses a flag that this mode would ignore."""
+    _, used = MODES[FLAGS.mode]
+    for name in set().union(*(flags_of_mode for _, flags_of_mode in MODES.values())) - used:
+        if FLAGS[name].present:
+            hint = " For the data of a run set --config.runtime.data_dir." if name == "data_dir" else ""
+            raise UsageError(f"--mode={FLAGS.mode} does not read --{name}.{hint}")
 
 
 def _config():
@@ -158,8 +174,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
         if path is not None and not Path(path.split(":")[0]).is_file():
             raise UsageError(_no_such_file(path))
         return rest
-    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError, SyntaxError, UsageError) as e:
-        if "--debug" in argv:
+    except Exception as e:  # a config file is code, and may fail in any way
+        if {"--debug", "-debug", "--debug=true", "--debug=True"} & set(argv):
             traceback.print_exc()
         print(f"error: {_explain(argv, e)}", file=sys.stderr)
         sys.exit(UsageError.exit_code)
@@ -204,7 +220,8 @@ def main(argv: list[str]) -> None:
     # JAX and orbax report by absl what no user of a launcher asked for.
     logging.set_verbosity(logging.INFO if FLAGS.debug else logging.ERROR)
     try:
-        MODES[FLAGS.mode]()
+        _check_flags()
+        MODES[FLAGS.mode][0]()
     except (SeqMnistError, OSError) as e:
         if FLAGS.debug:
             traceback.print_exc()

@@ -9,7 +9,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from seqmnist_jax.errors import SeqMnistError
-from seqmnist_jax.steps import TrainState
+from seqmnist_jax.steps import TrainState, Variables
 
 Json = Any
 Rank = tuple[float, float, int]
@@ -24,14 +24,6 @@ def _rank(metrics: Json) -> Rank:
     return metrics["accuracy"], -metrics["loss"], -metrics["step"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Restored:
-    """A checkpoint: the training state, and the JSON values saved beside it."""
-
-    state: TrainState
-    metadata: Json
-
-
 class Checkpoints:
     """The checkpoints under one folder: the last two and the best by validation.
 
@@ -42,7 +34,7 @@ class Checkpoints:
         folder = self._folder = folder.absolute()  # orbax takes no relative path
         self._manager = ocp.CheckpointManager(
             folder,
-            item_names=("state", "metadata"),
+            item_names=("model", "training", "metadata"),
             options=ocp.CheckpointManagerOptions(
                 create=not read_only,
                 read_only=read_only,
@@ -65,10 +57,12 @@ class Checkpoints:
     def save(self, state: TrainState, metadata: Json, validation: dict[str, float] | None) -> None:
         """Saves a state under its step number; `validation` is its accuracy and loss where it was evaluated."""
         step = int(state.step)
+        model, training = _divide(state)
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_storable(state)),
+                model=ocp.args.StandardSave(model),
+                training=ocp.args.StandardSave(training),
                 metadata=ocp.args.JsonSave(metadata),
             ),
             metrics=None if validation is None else {**validation, "step": step},
@@ -89,29 +83,46 @@ class Checkpoints:
         """Accuracy and loss on the validation set at a checkpoint; None where it was not evaluated."""
         return self._manager.metrics(step)
 
-    def restore(self, step: int, template: TrainState) -> Restored:
-        """The checkpoint of a step.
+    def metadata(self, step: int) -> Json:
+        """The JSON values saved beside the checkpoint of a step.
+
+        Raises:
+          CheckpointError: they can't be read.
+        """
+        return self._restore(step, metadata=ocp.args.JsonRestore())["metadata"]
+
+    def restore(self, step: int, template: TrainState) -> TrainState:
+        """The training state at a step, on this process's first device.
 
         Args:
-          step: one that exists.
+          step: that of a checkpoint.
           template: a state with the right tree, shapes and dtypes (of arrays or shapes).
 
         Raises:
           CheckpointError: it can't be read, or its tree is not the template's.
         """
-        target = jax.eval_shape(_storable, template)
+        model, training = (ocp.args.StandardRestore(_on_one_device(part)) for part in jax.eval_shape(_divide, template))
+        restored = self._restore(step, model=model, training=training)
+        return template.replace(
+            **restored["model"],
+            **{**restored["training"], "key": jax.random.wrap_key_data(restored["training"]["key"])},
+        )
+
+    def restore_variables(self, step: int, template: TrainState) -> Variables:
+        """Only what the model needs of the state at a step; arguments and errors as in `restore`."""
+        model, _ = jax.eval_shape(_divide, template)
+        restored = self._restore(step, model=ocp.args.StandardRestore(_on_one_device(model)))
+        return template.replace(**restored["model"]).variables
+
+    def _restore(self, step: int, **items: Any) -> Any:
         try:
-            restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(state=ocp.args.StandardRestore(target), metadata=ocp.args.JsonRestore()),
-            )
-        except Exception as e:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except Exception as e:  # orbax and tensorstore raise many kinds
             reason = str(e).strip().splitlines()[0][:300] if str(e).strip() else type(e).__name__
             raise CheckpointError(
                 f"The checkpoint {self._folder / str(step)} can't be restored into this model ({reason}). "
                 "It is damaged, or its work directory's config.json is not the one it was trained with."
             ) from e
-        return Restored(_usable(restored["state"]), restored["metadata"])
 
     def close(self) -> None:
         """Waits for what is under way and releases the folder."""
@@ -124,10 +135,15 @@ class Checkpoints:
         self.close()
 
 
-def _storable(state: TrainState) -> TrainState:
-    """The state with its key as plain numbers."""
-    return state.replace(key=jax.random.key_data(state.key))
+def _divide(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the model needs, and what only training needs; apart, so that either may change its form alone."""
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    fields["key"] = jax.random.key_data(state.key)  # as plain numbers
+    model = {name: fields.pop(name) for name in ("params", "batch_stats", "ema_params")}
+    return model, fields
 
 
-def _usable(state: TrainState) -> TrainState:
-    return state.replace(key=jax.random.wrap_key_data(state.key))
+def _on_one_device(tree: Any) -> Any:
+    """Shapes that restore to this process's first device, whatever device saved them."""
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), tree)

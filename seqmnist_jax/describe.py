@@ -1,10 +1,10 @@
 """What a run will do, said without doing any of it."""
 
+import math
 from typing import Any
 
 import clu.parameter_overview
 import jax
-import numpy as np
 
 from seqmnist_jax import config as configs
 from seqmnist_jax.data.protocols import SELECTIONS
@@ -24,14 +24,14 @@ def describe(run: Run, overridden: dict[str, Any]) -> Json:
     facts = run.task.facts()
     learner = run.learner
     state = learner.template()
-    examples = len(run.task.train)
+    examples = len(run.task.part("train"))
     leaves = jax.tree_util.tree_flatten_with_path(state.params)[0]
     parameters = [
         {
             "name": jax.tree_util.keystr(path, simple=True, separator="/"),
             "shape": list(leaf.shape),
             "dtype": str(leaf.dtype),
-            "size": int(np.prod(leaf.shape)),
+            "size": int(leaf.size),
         }
         for path, leaf in leaves
     ]
@@ -39,7 +39,7 @@ def describe(run: Run, overridden: dict[str, Any]) -> Json:
         "config": run.config,
         "overridden": sorted(overridden),
         "parameters": parameters,
-        "parameter_count": sum(row["size"] for row in parameters),
+        "parameter_count": sum(int(leaf.size) for _, leaf in leaves),
         "shapes": {
             "input": [run.batch_size, learner.view.sequence_length, learner.view.features],
             "logits": [run.batch_size, facts["num_classes"]],
@@ -52,7 +52,7 @@ def describe(run: Run, overridden: dict[str, Any]) -> Json:
         "split": facts["split"],
         "scaling": facts["scaling"],
         "selection": facts["selection"],
-        "permutation": facts["permutation_indices"],
+        "permutation": facts["permutation_indices"] or list(range(math.prod(facts["image_shape"]))),
         "device": [str(device) for device in jax.devices()],
     }
 
@@ -67,7 +67,6 @@ def as_text(run: Run, description: Json) -> str:
     lines += ["", "Parameters:"]
     lines += [clu.parameter_overview.get_parameter_overview(run.learner.template().params, include_stats=False)]
     sizes = ", ".join(f"{data['sizes'][split]:,} {split}" for split in SPLITS)
-    order = description["permutation"]
     lines += [
         "",
         f"Input        {shapes['input']} [batch, time, features] -> logits {shapes['logits']}",
@@ -76,7 +75,7 @@ def as_text(run: Run, description: Json) -> str:
         f"Data         {data['name']} from source {data['source']!r}: {sizes}; content {data['content_hash'][:16]}",
         f"Split        {data['split']}",
         f"Scaling      {data['scaling']}",
-        f"Permutation  {data['permutation']}" + ("" if order is None else f": {', '.join(map(str, order[:8]))}, ..."),
+        f"Permutation  {data['permutation']}: {', '.join(map(str, description['permutation'][:8]))}, ...",
         f"Selection    {data['selection']}: {SELECTIONS[data['selection']]}",
         f"Device       {', '.join(description['device'])}",
     ]

@@ -16,7 +16,7 @@ from seqmnist_jax.checkpoints import CheckpointError, Checkpoints
 from seqmnist_jax.data.views import SequenceView
 from seqmnist_jax.errors import UsageError
 from seqmnist_jax.run import build_learner
-from seqmnist_jax.task import SPLITS, build_dataset, build_task
+from seqmnist_jax.task import SPLITS, find_data_dir, load_dataset, split_part
 
 Json = dict[str, Any]
 
@@ -83,8 +83,12 @@ def load(workdir: str | Path) -> TrainedModel:
     workdir = Path(workdir)
     config = configs.from_json(files.read_config(workdir))
     facts = files.read_facts(workdir)
-    view = _view(facts)
-    learner = build_learner(config, view, facts["num_classes"])
+    try:
+        learner = build_learner(config, _view(facts), facts["num_classes"])
+    except (AttributeError, KeyError) as e:
+        raise files.WorkdirError(
+            f"{workdir} was made by another version of this package, or its {files.CONFIG} was cut: {e}"
+        ) from e
     folder = workdir / files.CHECKPOINTS
     if not folder.is_dir():
         raise CheckpointError(f"{workdir} has no checkpoint yet; train it first.")
@@ -93,15 +97,21 @@ def load(workdir: str | Path) -> TrainedModel:
         step = checkpoints.last_step() if best is None else best
         if step is None:
             raise CheckpointError(f"{workdir} has no checkpoint yet; train it first.")
-        restored = checkpoints.restore(step, learner.template())
-    saved = restored.metadata["data"]
-    if saved != facts:
+        variables = checkpoints.restore_variables(step, learner.template())
+        saved = checkpoints.metadata(step)["data"]
+    if _reading(saved) != _reading(facts):
         raise CheckpointError(
             f"{workdir / files.DATA} is not what checkpoint {step} was trained on; it differs in\n  "
-            + "\n  ".join(configs.differences(configs.flatten(saved), configs.flatten(facts)))
+            + "\n  ".join(configs.differences(_reading(saved), _reading(facts)))
         )
     predict = jax.jit(learner.predict_logits(config.runtime.eval_batch_size))
-    return TrainedModel(config, step, facts, restored.state.variables, predict)
+    return TrainedModel(config, step, facts, variables, predict)
+
+
+def _reading(facts: Json) -> Json:
+    """What decides how a model reads an image, and on which data it was trained."""
+    names = ("content_hash", "view", "image_shape", "scaling", "permutation_indices", "split", "selection")
+    return {name: facts.get(name) for name in names}
 
 
 def _view(facts: Json) -> SequenceView:
@@ -130,24 +140,26 @@ def evaluate(workdir: Path, *, split: str = "test", data_dir: str = "", allow_ot
     if split not in SPLITS:
         raise UsageError(f"--split is {split!r}; expected one of: {', '.join(SPLITS)}.")
     model = load(workdir)
-    config = model.config.copy_and_resolve_references()
+    facts = model.facts
     if data_dir:
-        config.data.source, config.runtime.data_dir = "idx", data_dir
-    elif config.runtime.data_dir and not Path(config.runtime.data_dir).is_dir():
-        config.runtime.data_dir = ""  # gone, or another machine's: the environment may name one
-    dataset = build_dataset(config)
-    same = dataset.content_hash == model.facts["content_hash"]
+        dataset = load_dataset("idx", find_data_dir(data_dir))
+    else:
+        trained_from = model.config.runtime.data_dir
+        # A folder that is gone, or another machine's, leaves it to the environment to name one.
+        dataset = load_dataset(facts["source"], find_data_dir(trained_from if Path(trained_from).is_dir() else ""))
+    same = dataset.content_hash == facts["content_hash"]
     if not same and not allow_other_data:
         raise UsageError(
             f"These data are not those of the run: {dataset.name} ({dataset.source}, content "
-            f"{dataset.content_hash[:12]}) against {model.facts['name']} ({model.facts['source']}, content "
-            f"{model.facts['content_hash'][:12]}). Name the right folder by --data_dir, or evaluate on these all "
+            f"{dataset.content_hash[:12]}) against {facts['name']} ({facts['source']}, content "
+            f"{facts['content_hash'][:12]}). Name the right folder by --data_dir, or evaluate on these all "
             "the same with --allow_other_data."
         )
-    config.data.split = model.facts["split"]
-    part = build_task(config, dataset).part(split)
+    if list(dataset.image_shape) != facts["image_shape"]:
+        raise UsageError(f"These images are {dataset.image_shape}; the model reads {tuple(facts['image_shape'])}.")
+    part = split_part(dataset, facts["split"], split)
     if not len(part):
-        raise UsageError(f"The {split} split of this run is empty (split {model.facts['split']}).")
+        raise UsageError(f"The {split} split of these data is empty (split {facts['split']}).")
     metrics = steps.eval_metrics(jnp.asarray(model.logits(part.images)), jnp.asarray(part.labels))
     return {
         "workdir": str(workdir),
@@ -159,5 +171,5 @@ def evaluate(workdir: Path, *, split: str = "test", data_dir: str = "", allow_ot
         "source": dataset.source,
         "content_hash": dataset.content_hash,
         "data_of_the_run": same,
-        "warning": dataset.warning,
+        "warnings": list(dict.fromkeys(warning for warning in (facts["warning"], dataset.warning) if warning)),
     }

@@ -5,7 +5,7 @@ Parameters: params['rnn']['layer_0']['forward'][...], ['norm'], ['dense'].
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -16,7 +16,31 @@ from seqmnist_jax.errors import UsageError, choose
 
 Array = jax.Array
 
-CELLS: dict[str, Callable[..., Any]] = {"lstm": rnn.lstm, "gru": rnn.gru}
+
+class Cell(NamedTuple):
+    """A recurrent layer that configs can name.
+
+    Attributes:
+      layer: the recurrence over a sequence, with the arguments of `rnn.lstm`.
+      init: ``(key, features, hidden_size, *, kernel_init, forget_bias, time_scales)`` makes its parameters.
+      joint_kernels: whether its input and recurrent kernel count as one tensor where
+        tensors are clipped one by one.
+    """
+
+    layer: Callable[..., Any]
+    init: Callable[..., Any]
+    joint_kernels: bool
+
+
+def _init_gru(key: Array, features: int, hidden_size: int, *, forget_bias: float, **options: Any) -> dict[str, Array]:
+    del forget_bias  # a GRU has no such gate
+    return rnn.init_gru(key, features, hidden_size, **options)
+
+
+CELLS = {
+    "lstm": Cell(rnn.lstm, rnn.init_lstm, joint_kernels=True),
+    "gru": Cell(rnn.gru, _init_gru, joint_kernels=False),
+}
 NORMS = ("none", "frozen", "batch")
 GATE_BIASES = ("constant", "log_uniform")
 
@@ -49,8 +73,8 @@ class SequenceClassifier(nn.Module):
     layer: Callable[..., Any]
     init_layer: Callable[[Array, int], dict[str, Array]]
     num_classes: int
-    dense_init: str = "orthogonal"
-    norm: str = "none"
+    dense_init: str
+    norm: str
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False, lengths: Array | None = None) -> Array:
@@ -76,7 +100,7 @@ def build_model(config: ml_collections.ConfigDict, sequence_length: int, num_cla
       UsageError: an unknown name or an impossible size.
     """
     model = config.model
-    layer = choose(CELLS, model.cell, "model.cell")
+    cell = choose(CELLS, model.cell, "model.cell")
     choose(rnn.KERNELS, model.kernel_init, "model.kernel_init")
     choose(dict.fromkeys(GATE_BIASES), model.gate_bias, "model.gate_bias")
     choose(dict.fromkeys(NORMS), model.norm, "model.norm")
@@ -91,10 +115,8 @@ def build_model(config: ml_collections.ConfigDict, sequence_length: int, num_cla
     time_scales = rnn.log_uniform_time_scales(sequence_length) if model.gate_bias == "log_uniform" else None
 
     def init_layer(key: Array, features: int) -> dict[str, Array]:
-        if layer is rnn.gru:
-            return rnn.init_gru(key, features, hidden_size, kernel_init=kernel_init, time_scales=time_scales)
-        return rnn.init_lstm(
+        return cell.init(
             key, features, hidden_size, kernel_init=kernel_init, forget_bias=forget_bias, time_scales=time_scales
         )
 
-    return SequenceClassifier(layer, init_layer, num_classes, dense_init=model.dense_init, norm=model.norm)
+    return SequenceClassifier(cell.layer, init_layer, num_classes, dense_init=model.dense_init, norm=model.norm)

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 from seqmnist_jax.errors import UsageError, choose
+from seqmnist_jax.models import CELLS
 
 Array = jax.Array
 Path = tuple[str, ...]
@@ -51,8 +52,8 @@ def _tensor_group(path: Path, joint_kernels: bool) -> Hashable:
 CLIP_UNITS: dict[str, Callable[[Path, bool], Hashable]] = {
     # Each tensor by its own norm, TF's clip_by_norm; TF's LSTM keeps both kernels in one.
     "tensor": _tensor_group,
-    # All tensors of a layer jointly, as if in cuDNN's one buffer.
-    "layer": lambda path, joint_kernels: path[:-1],
+    # All tensors of a layer jointly, both directions of a recurrent one, as if in cuDNN's one buffer.
+    "layer": lambda path, joint_kernels: path[:2] if path[0] == "rnn" else path[:1],
     # Everything that the mask lets through, jointly.
     "group": lambda path, joint_kernels: "all",
 }
@@ -120,25 +121,25 @@ def schedule_depends_on_steps(config: ml_collections.ConfigDict) -> bool:
     return config.optimizer.schedule != "constant"
 
 
-def _rmsprop(config: ml_collections.ConfigDict, hyper: Hyperparameters) -> optax.GradientTransformation:
+def _rmsprop(config: ml_collections.ConfigDict) -> MakeOptimizer:
     # TF1's RMSProp: epsilon inside the root, and a mean square that starts at one.
-    return optax.scale_by_rms(
-        decay=hyper.rmsprop_decay,
-        eps=config.optimizer.rmsprop_epsilon,
-        initial_scale=config.optimizer.rmsprop_initial_mean_square,
-        eps_in_sqrt=True,
+    epsilon, initial = config.optimizer.rmsprop_epsilon, config.optimizer.rmsprop_initial_mean_square
+    return lambda hyper: optax.scale_by_rms(
+        decay=hyper.rmsprop_decay, eps=epsilon, initial_scale=initial, eps_in_sqrt=True
     )
 
 
-def _adam(config: ml_collections.ConfigDict, hyper: Hyperparameters) -> optax.GradientTransformation:
-    return optax.scale_by_adam(b1=hyper.adam_beta1, b2=hyper.adam_beta2, eps=config.optimizer.adam_epsilon)
+def _adam(config: ml_collections.ConfigDict) -> MakeOptimizer:
+    epsilon = config.optimizer.adam_epsilon
+    return lambda hyper: optax.scale_by_adam(b1=hyper.adam_beta1, b2=hyper.adam_beta2, eps=epsilon)
 
 
-def _sgd(config: ml_collections.ConfigDict, hyper: Hyperparameters) -> optax.GradientTransformation:
-    del config, hyper
-    return optax.identity()
+def _sgd(config: ml_collections.ConfigDict) -> MakeOptimizer:
+    del config
+    return lambda hyper: optax.identity()
 
 
+# Each makes the update rule, a function of the hyperparameters.
 RULES = {"rmsprop": _rmsprop, "adam": _adam, "sgd": _sgd}
 
 
@@ -182,12 +183,11 @@ def build_optimizer(config: ml_collections.ConfigDict) -> MakeOptimizer:
     Raises:
       UsageError: an unknown name or an impossible value.
     """
-    config = ml_collections.FrozenConfigDict(config)
-    rule = choose(RULES, config.optimizer.name, "optimizer.name")
+    rule = choose(RULES, config.optimizer.name, "optimizer.name")(config)
     unit_rate = choose(SCHEDULES, config.optimizer.schedule, "optimizer.schedule")(config)
     is_masked = choose(CLIP_MASKS, config.optimizer.clip.mask, "optimizer.clip.mask")
     unit = choose(CLIP_UNITS, config.optimizer.clip.unit, "optimizer.clip.unit")
-    joint_kernels = config.model.cell == "lstm"
+    joint_kernels = choose(CELLS, config.model.cell, "model.cell").joint_kernels
     for name in ("rmsprop_epsilon", "adam_epsilon", "rmsprop_initial_mean_square"):
         if not 0.0 <= as_float32(config.optimizer[name]) < math.inf:
             raise UsageError(f"optimizer.{name} is {config.optimizer[name]}; expected 0 or more, finite in float32.")
@@ -198,7 +198,7 @@ def build_optimizer(config: ml_collections.ConfigDict) -> MakeOptimizer:
     def make(hyper: Hyperparameters) -> optax.GradientTransformation:
         return optax.chain(
             clip_by_group_norm(hyper.clip_norm, group_of),
-            rule(config, hyper),
+            rule(hyper),
             optax.scale_by_schedule(lambda count: -hyper.learning_rate * unit_rate(count)),
         )
 

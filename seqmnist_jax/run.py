@@ -14,7 +14,7 @@ from seqmnist_jax import steps
 from seqmnist_jax.data.views import SequenceView
 from seqmnist_jax.models import SequenceClassifier, build_model
 from seqmnist_jax.optimizers import Hyperparameters, MakeOptimizer, build_hyperparameters, build_optimizer
-from seqmnist_jax.task import Task, build_data_dir, build_task
+from seqmnist_jax.task import Task, build_task, find_data_dir
 
 Array = jax.Array
 
@@ -41,6 +41,10 @@ class Learner:
     def train_steps(self, batch_size: int) -> Callable[..., tuple[steps.TrainState, Array]]:
         """The pure function ``(state, hyper, images, labels, orders, offset, count) -> (state, finite)``."""
         return functools.partial(steps.train_steps, self.model, self.make_optimizer, self.view, batch_size)
+
+    def gradient_report(self) -> Callable[..., tuple[Array, dict[str, Array]]]:
+        """The pure function ``(state, images, labels) -> (loss, largest gradients)``."""
+        return functools.partial(steps.gradient_report, self.model, self.view)
 
     def predict_logits(self, batch_size: int) -> Callable[[steps.Variables, Array], Array]:
         """The pure function ``(variables, images) -> logits``."""
@@ -96,7 +100,7 @@ def build_run(config: ml_collections.ConfigDict) -> Run:
     task = build_task(config)
     stored = configs.to_json(config)
     # The folder in force, whoever named it, so that evaluation finds the data again.
-    stored["runtime"]["data_dir"] = str(build_data_dir(config) or "")
+    stored["runtime"]["data_dir"] = str(find_data_dir(config.runtime.data_dir) or "")
     return Run(
         config=stored,
         identity=configs.identity(config, task.dataset.content_hash),

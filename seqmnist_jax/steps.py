@@ -94,9 +94,9 @@ def init_state(
     )
 
 
-def data_key(seed: Array | int) -> Array:
-    """The key of the stream of examples, of a run with this seed."""
-    return jax.random.fold_in(jax.random.key(seed), DATA_STREAM)
+def data_key(state: TrainState) -> Array:
+    """The key of the stream of examples."""
+    return jax.random.fold_in(state.key, DATA_STREAM)
 
 
 def _loss(model: nn.Module, params: Any, batch_stats: Any, x: Array, labels: Array) -> tuple[Array, tuple[Array, Any]]:
@@ -125,20 +125,22 @@ def train_step(
       labels: integers [batch].
 
     Returns:
-      The new state, and whether loss and gradient were finite. Where they were not the
-      state is the old one, step count included: a run that diverges stands still.
+      The new state, and whether the loss, the gradient and what they lead to are finite.
+      Where not, the state is the old one, step count included: a run that diverges stands
+      still.
     """
     compute = jax.value_and_grad(lambda params: _loss(model, params, state.batch_stats, x, labels), has_aux=True)
     (loss, (logits, batch_stats)), gradients = compute(state.params)
     gradient_norm = optax.tree.norm(gradients)
-    finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
     updates, opt_state = make_optimizer(hyper).update(gradients, state.opt_state, state.params)
     metrics = TrainMetrics.single_from_model_output(
         loss=loss, logits=logits, labels=labels, gradient_norm=gradient_norm
     )
+    params = optax.apply_updates(state.params, updates)
+    finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm) & jnp.isfinite(optax.tree.norm((params, batch_stats)))
     new = state.replace(
         step=state.step + 1,
-        params=optax.apply_updates(state.params, updates),
+        params=params,
         batch_stats=batch_stats,
         opt_state=opt_state,
         metrics=state.metrics.merge(metrics),
@@ -205,6 +207,7 @@ def predict_logits(
     return logits.reshape(batches * batch_size, -1)[:count]
 
 
+@jax.jit
 def eval_metrics(logits: Array, labels: Array) -> EvalMetrics:
     """Metrics of logits [count, classes] against integer labels [count]."""
     labels = labels.astype(jnp.int32)

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 
@@ -22,23 +23,11 @@ class Task:
     protocol: protocols.Protocol
     view: SequenceView
 
-    @property
-    def validation(self) -> Images:
-        """The first training images, as the split says."""
-        return self.dataset.train[: protocols.validation_size(self.protocol.split)]
-
-    @property
-    def train(self) -> Images:
-        """The training images that are left."""
-        return self.dataset.train[protocols.validation_size(self.protocol.split) :]
-
     def part(self, split: str) -> Images:
         """The images of 'train', 'validation' or 'test'."""
-        return {"train": lambda: self.train, "validation": lambda: self.validation, "test": lambda: self.dataset.test}[
-            split
-        ]()
+        return split_part(self.dataset, self.protocol.split, split)
 
-    def facts(self) -> dict[str, object]:
+    def facts(self) -> dict[str, Any]:
         """What a result must say of its data, as JSON values."""
         order = self.view.permutation
         return {
@@ -61,20 +50,28 @@ class Task:
 SPLITS = ("train", "validation", "test")
 
 
-def build_data_dir(config: ml_collections.ConfigDict) -> Path | None:
-    """The folder that the config names, else the environment, else None."""
-    named = config.runtime.data_dir or os.environ.get(DATA_DIR_VARIABLE)
+def split_part(dataset: Dataset, rule: str, split: str) -> Images:
+    """The 'train', 'validation' or 'test' images of a data set, under a protocol's split rule."""
+    if split == "test":
+        return dataset.test
+    size = protocols.validation_size(rule)
+    return dataset.train[:size] if split == "validation" else dataset.train[size:]
+
+
+def find_data_dir(named: str) -> Path | None:
+    """The folder that is named, else the environment's, else None."""
+    named = named or os.environ.get(DATA_DIR_VARIABLE, "")
     return Path(named).expanduser().absolute() if named else None
 
 
-def build_dataset(config: ml_collections.ConfigDict) -> Dataset:
-    """The data set that config.data.source names.
+def load_dataset(source: str, data_dir: Path | None) -> Dataset:
+    """The data set that a source gives.
 
     Raises:
       UsageError: an unknown source.
       DataError: its files are missing or damaged.
     """
-    return choose(SOURCES, config.data.source, "data.source")(build_data_dir(config))
+    return choose(SOURCES, source, "data.source")(data_dir)
 
 
 def build_protocol(config: ml_collections.ConfigDict, dataset: Dataset) -> protocols.Protocol:
@@ -101,22 +98,20 @@ def build_protocol(config: ml_collections.ConfigDict, dataset: Dataset) -> proto
     return protocol
 
 
-def build_task(config: ml_collections.ConfigDict, dataset: Dataset | None = None) -> Task:
-    """The task that config.data describes, on the data set that it names or on this one.
+def build_task(config: ml_collections.ConfigDict) -> Task:
+    """The task that config.data describes.
 
     Raises:
       UsageError: an unknown name or an impossible value.
       DataError: the data can't be read.
     """
     choose(VIEWS, config.data.view, "data.view")
-    if dataset is None:
-        dataset = build_dataset(config)
+    dataset = load_dataset(config.data.source, find_data_dir(config.runtime.data_dir))
     protocol = build_protocol(config, dataset)
-    if config.train.batch_size > len(dataset.train) - protocols.validation_size(protocol.split):
-        raise UsageError(
-            f"train.batch_size is {config.train.batch_size}, more than the training set holds "
-            f"({len(dataset.train) - protocols.validation_size(protocol.split):,})."
-        )
     height, width = dataset.image_shape
     order = protocols.permutation(protocol.permutation, height * width)
-    return Task(dataset, protocol, SequenceView(config.data.view, dataset.image_shape, protocol.scaling, order))
+    task = Task(dataset, protocol, SequenceView(config.data.view, dataset.image_shape, protocol.scaling, order))
+    size = len(task.part("train"))
+    if config.train.batch_size > size:
+        raise UsageError(f"train.batch_size is {config.train.batch_size}, more than the training set holds ({size:,}).")
+    return task

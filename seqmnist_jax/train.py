@@ -12,6 +12,7 @@ from typing import Any
 import clu.parameter_overview
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 
 from seqmnist_jax import config as configs
@@ -19,7 +20,6 @@ from seqmnist_jax import provenance, steps
 from seqmnist_jax import workdir as files
 from seqmnist_jax.checkpoints import Checkpoints
 from seqmnist_jax.data.batches import ExampleStream
-from seqmnist_jax.data.sources import Images
 from seqmnist_jax.errors import SeqMnistError, UsageError
 from seqmnist_jax.run import Run
 from seqmnist_jax.task import SPLITS
@@ -32,6 +32,11 @@ Json = dict[str, Any]
 PROGRESS_SECONDS = 10.0
 # The first dispatch measures the speed by which later ones are sized.
 FIRST_DISPATCH_STEPS = 10
+
+
+def print_at_once(line: str) -> None:
+    """Prints a line, also into a pipe, when it is said."""
+    print(line, flush=True)
 
 
 class Diverged(SeqMnistError):
@@ -67,17 +72,26 @@ def open_workdir(run: Run, workdir: Path) -> None:
     Raises:
       WorkdirError: it holds another run; the message names the fields that differ.
     """
-    if not (workdir / files.CONFIG).exists():
+    if (workdir / files.CONFIG).exists():
+        old = configs.from_json(files.read_config(workdir))
+        _check_identity(run, old, files.read_facts(workdir)["content_hash"], str(workdir))
+    elif (workdir / files.CHECKPOINTS).exists():
+        raise files.WorkdirError(
+            f"{workdir} has checkpoints but no {files.CONFIG}, so it can't be told whose they are. "
+            "Put the file back, or choose another --workdir."
+        )
+    else:
         workdir.mkdir(parents=True, exist_ok=True)
-        files.write_json(workdir / files.DATA, run.task.facts())
-        files.write_json(workdir / files.CONFIG, run.config)
-        return
-    old = configs.from_json(files.read_config(workdir))
-    old_identity = configs.identity(old, files.read_facts(workdir)["content_hash"])
-    differing = configs.differences(old_identity, run.identity)
+    # Written anew for a resumed run too: its number of steps and where it runs may be others.
+    files.write_json(workdir / files.DATA, run.task.facts())
+    files.write_json(workdir / files.CONFIG, run.config)
+
+
+def _check_identity(run: Run, config: ml_collections.ConfigDict, content_hash: str, where: str) -> None:
+    differing = configs.differences(configs.identity(config, content_hash), run.identity)
     if differing:
         raise files.WorkdirError(
-            f"{workdir} holds another run; it differs in\n  " + "\n  ".join(differing) + "\n"
+            f"{where} holds another run; it differs in\n  " + "\n  ".join(differing) + "\n"
             "Give the old values to resume it, or another --workdir for a new run."
         )
 
@@ -126,27 +140,29 @@ class Progress:
 
 
 class Programs:
-    """The compiled programs of a run, with the training set on the device."""
+    """The compiled programs of a run, and its data on the device."""
 
-    def __init__(self, run: Run, clock: Clock):
+    def __init__(self, run: Run, state: steps.TrainState, clock: Clock):
         self._run = run
         self._clock = clock
-        self._images = jnp.asarray(run.task.train.images)
-        self._labels = jnp.asarray(run.task.train.labels)
-        self._predict: dict[int, Callable[..., jax.Array]] = {}
-        learner = run.learner
-        self._stream = ExampleStream(steps.data_key(learner.seed), len(run.task.train), run.batch_size)
+        self._parts: dict[str, tuple[jax.Array, jax.Array]] = {}
+        self._predict: dict[tuple[int, ...], Callable[..., jax.Array]] = {}
+        images, labels = self._part("train")
+        self._stream = ExampleStream(steps.data_key(state), len(labels), run.batch_size)
         orders, _, _ = self._stream.window(0)
+        train = jax.jit(run.learner.train_steps(run.batch_size), donate_argnums=0)
+        bound = jnp.int32(0)
         self._train = clock.measure(
             "compile",
-            lambda: (
-                jax.jit(learner.train_steps(run.batch_size), donate_argnums=0)
-                .lower(
-                    learner.template(), learner.hyper, self._images, self._labels, orders, jnp.int32(0), jnp.int32(0)
-                )
-                .compile()
-            ),
+            lambda: train.lower(state, run.learner.hyper, images, labels, orders, bound, bound).compile(),
         )
+
+    def _part(self, split: str) -> tuple[jax.Array, jax.Array]:
+        """Images and labels of a split, put on the device at first use."""
+        if split not in self._parts:
+            part = self._run.task.part(split)
+            self._parts[split] = (jnp.asarray(part.images), jnp.asarray(part.labels))
+        return self._parts[split]
 
     def train(self, state: steps.TrainState, step: int, count: int) -> tuple[steps.TrainState, int, bool]:
         """Up to `count` steps from `step`.
@@ -155,25 +171,24 @@ class Programs:
           The new state (the old one's buffers are gone), its step, and whether all was finite.
         """
         orders, offset, most = self._stream.window(step)
-        count = min(count, most)
-        bounds = jax.device_put((np.int32(offset), np.int32(count)))
-        arguments = (self._run.learner.hyper, self._images, self._labels, orders, *bounds)
+        bounds = jax.device_put((np.int32(offset), np.int32(min(count, most))))
+        arguments = (self._run.learner.hyper, *self._part("train"), orders, *bounds)
         state, finite = self._clock.measure("train", lambda: self._train(state, *arguments))
         step, finite = jax.device_get((state.step, finite))
         return state, int(step), bool(finite)
 
-    def evaluate(self, state: steps.TrainState, part: Images) -> tuple[dict[str, float], np.ndarray]:
-        """Loss and accuracy of a state on some images, and its logits [count, classes]."""
-        if len(part) not in self._predict:
+    def evaluate(self, variables: steps.Variables, split: str) -> tuple[dict[str, float], np.ndarray]:
+        """Loss and accuracy of a model on a split, and its logits [count, classes]."""
+        images, labels = self._part(split)
+        if images.shape not in self._predict:
             predict = jax.jit(self._run.learner.predict_logits(self._run.eval_batch_size))
-            shape = jax.ShapeDtypeStruct(part.images.shape, jnp.uint8)
-            self._predict[len(part)] = self._clock.measure(
-                "compile", lambda: predict.lower(state.variables, shape).compile()
+            self._predict[images.shape] = self._clock.measure(
+                "compile", lambda: predict.lower(variables, images).compile()
             )
 
         def score() -> tuple[dict[str, float], np.ndarray]:
-            logits = self._predict[len(part)](state.variables, jnp.asarray(part.images))
-            return steps.as_numbers(steps.eval_metrics(logits, jnp.asarray(part.labels))), np.asarray(logits)
+            logits = self._predict[images.shape](variables, images)
+            return steps.as_numbers(steps.eval_metrics(logits, labels)), np.asarray(logits)
 
         return self._clock.measure("evaluate", score)
 
@@ -181,16 +196,39 @@ class Programs:
         """What went wrong at the step after `step`: its loss and its largest gradient, by tensor."""
         orders, offset, _ = self._stream.window(step)
         batch = orders[offset : offset + self._run.batch_size]
-        learner = self._run.learner
-        loss, gradients = steps.gradient_report(
-            learner.model, learner.view, state, self._images[batch], self._labels[batch]
-        )
+        images, labels = self._part("train")
+        loss, gradients = jax.jit(self._run.learner.gradient_report())(state, images[batch], labels[batch])
         largest = {name: math.inf if math.isnan(value) else float(value) for name, value in gradients.items()}
         name = max(largest, key=lambda n: largest[n])
-        return f"the loss is {float(loss):.4g} and the largest gradient {float(gradients[name]):.4g}, of {name}"
+        report = f"the loss is {float(loss):.4g} and the largest gradient {float(gradients[name]):.4g}, of {name}"
+        finite = math.isfinite(loss) and math.isfinite(largest[name])
+        return f"{report}, but the step from there leads out of the finite numbers" if finite else report
 
 
-def train(run: Run, workdir: Path, *, say: Say = print, should_stop: Callable[[], bool] = lambda: False) -> Json:
+@dataclasses.dataclass(frozen=True)
+class Sitting:
+    """What a run works with from its start, or its resumption, to its end."""
+
+    run: Run
+    workdir: Path
+    clock: Clock
+    checkpoints: Checkpoints
+    say: Say
+    should_stop: Callable[[], bool]
+
+    def save(self, state: steps.TrainState, validated: dict[str, float] | None) -> None:
+        """Makes a checkpoint; what was measured of it where it was evaluated."""
+        facts = {"config": self.run.config, "data": self.run.task.facts(), "clock": dataclasses.asdict(self.clock)}
+        self.clock.measure("checkpoint", lambda: self.checkpoints.save(state, facts, validated))
+
+
+def train(
+    run: Run,
+    workdir: Path,
+    *,
+    say: Say = print_at_once,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Json:
     """Trains a run to its end, from the start or from its last checkpoint.
 
     Args:
@@ -205,72 +243,80 @@ def train(run: Run, workdir: Path, *, say: Say = print, should_stop: Callable[[]
     Raises:
       WorkdirError: the folder holds another run.
       CheckpointError: a checkpoint can't be read.
-      Diverged: loss or gradient is not finite.
+      Diverged: the loss, a gradient or a parameter is not finite.
       Stopped: `should_stop` said so.
     """
     open_workdir(run, workdir)
-    clock = Clock()
     with Checkpoints(workdir / files.CHECKPOINTS) as checkpoints:
-        state, step = _begin(run, workdir, checkpoints, clock)
-        if step == run.steps and (workdir / files.SUMMARY).exists():
+        sitting = Sitting(run, workdir, Clock(), checkpoints, say, should_stop)
+        state, step = _begin(sitting)
+        summary = _finished(sitting, step)
+        if summary is not None:
             say(f"{workdir} is finished: all its {step} steps are done.")
-            return files.read_json(workdir / files.SUMMARY)
-        _announce(run, workdir, state, step, say)
-        files.truncate_metrics(workdir, step)
+            return summary
+        _announce(sitting, state, step)
         with closing(
             MultiWriter([JsonLinesWriter(workdir / files.METRICS), TensorBoardWriter(workdir, first_step=step + 1)])
         ) as writer:
-            programs = Programs(run, clock)
-            say(f"Compiled the training step in {clock.compile:.1f} s.")
-            state = _train_loop(run, programs, state, step, clock, checkpoints, writer, say, should_stop)
-            summary = _test(run, programs, state, clock, checkpoints, writer, workdir)
-    return summary
+            compiled_before = sitting.clock.compile
+            programs = Programs(run, state, sitting.clock)
+            say(f"Compiled the training step in {sitting.clock.compile - compiled_before:.1f} s.")
+            state = _train_loop(sitting, programs, writer, state, step)
+            return _test(sitting, programs, writer, state)
 
 
-def _begin(run: Run, workdir: Path, checkpoints: Checkpoints, clock: Clock) -> tuple[steps.TrainState, int]:
-    """The state a run starts from and its step: the last checkpoint's, with its clock, or a new one."""
-    last = checkpoints.last_step()
-    if last is None:
+def _begin(sitting: Sitting) -> tuple[steps.TrainState, int]:
+    """The state to start from and its step: the last checkpoint's, with its clock, or a new one."""
+    run, checkpoints = sitting.run, sitting.checkpoints
+    step = checkpoints.last_step()
+    if step is None:
         return jax.jit(run.learner.init)(), 0
-    if last > run.steps:
-        raise UsageError(f"{workdir} has done {last} steps already, but train.steps is {run.steps}.")
-    restored = checkpoints.restore(last, run.learner.template())
-    for name, seconds in restored.metadata["clock"].items():
-        setattr(clock, name, seconds)
-    return restored.state, last
+    if step > run.steps:
+        raise UsageError(f"{sitting.workdir} has done {step} steps already, but train.steps is {run.steps}.")
+    metadata = checkpoints.metadata(step)
+    _check_identity(
+        run,
+        configs.from_json(metadata["config"]),
+        metadata["data"]["content_hash"],
+        f"{sitting.workdir}, checkpoint {step},",
+    )
+    for name, seconds in metadata["clock"].items():
+        setattr(sitting.clock, name, seconds)
+    return checkpoints.restore(step, run.learner.template()), step
 
 
-def _announce(run: Run, workdir: Path, state: steps.TrainState, step: int, say: Say) -> None:
+def _finished(sitting: Sitting, step: int) -> Json | None:
+    """The summary, if this very run is finished; else what an earlier, shorter one left as its result is removed."""
+    path = sitting.workdir / files.SUMMARY
+    if path.exists() and step == sitting.run.steps:
+        summary = files.read_json(path)
+        if summary.get("steps") == step:
+            return summary
+    for name in (files.SUMMARY, files.PREDICTIONS):
+        (sitting.workdir / name).unlink(missing_ok=True)
+    # What was recorded after the checkpoint will be recorded again.
+    files.keep_events(sitting.workdir, lambda event: event["step"] <= step and event["split"] != "test")
+    return None
+
+
+def _announce(sitting: Sitting, state: steps.TrainState, step: int) -> None:
     """The first lines: the parameters, the data, where it all goes."""
-    task = run.task
+    run, task, say = sitting.run, sitting.run.task, sitting.say
     if task.dataset.warning:
         say(f"\n{'!' * 78}\nWARNING: {task.dataset.warning}\n{'!' * 78}\n")
     say(clu.parameter_overview.get_parameter_overview(state.params, include_stats=False))
     sizes = ", ".join(f"{len(task.part(split)):,} {split}" for split in SPLITS)
     say(f"Data: {task.dataset.name} ({task.dataset.source}): {sizes}; permutation {task.protocol.permutation}.")
     start = f"Resuming at step {step}" if step else "Training"
-    say(f"{start}: {run.steps} steps of {run.batch_size}, in {workdir}")
+    say(f"{start}: {run.steps} steps of {run.batch_size}, in {sitting.workdir}")
 
 
 def _train_loop(
-    run: Run,
-    programs: Programs,
-    state: steps.TrainState,
-    step: int,
-    clock: Clock,
-    checkpoints: Checkpoints,
-    writer: MetricWriter,
-    say: Say,
-    should_stop: Callable[[], bool],
+    sitting: Sitting, programs: Programs, writer: MetricWriter, state: steps.TrainState, step: int
 ) -> steps.TrainState:
     """Dispatch steps up to the next point where the host has something to do; do it; repeat."""
+    run, clock, checkpoints = sitting.run, sitting.clock, sitting.checkpoints
     progress = Progress(step, run.steps, clock)
-
-    def save(validated: dict[str, float] | None) -> None:
-        writer.flush()  # what a checkpoint follows must be on record before it
-        metadata = {"clock": dataclasses.asdict(clock), "config": run.config, "data": run.task.facts()}
-        clock.measure("checkpoint", lambda: checkpoints.save(state, metadata, validated))
-
     while step < run.steps:
         # 1. Steps, as many as may pass without the host, in a dispatch of bounded time.
         ends = [step + progress.steps_within(run.dispatch_seconds), run.steps]
@@ -278,65 +324,64 @@ def _train_loop(
         before = clock.train
         state, step, finite = programs.train(state, step, min(ends) - step)
         if not finite:
-            raise Diverged(
-                f"Training diverged at step {step + 1}: {programs.divergence(state, step)}. "
-                f"The last good checkpoint is {_name(checkpoints.last_step())}. "
-                "Try a lower optimizer.learning_rate or optimizer.clip.norm, in a new work directory."
-            )
+            raise _diverged(step + 1, programs.divergence(state, step), checkpoints.last_step())
         progress.advance(step, clock.train - before)
 
         # 2. Metrics.
         validated = None
         is_end = step == run.steps
         if step % run.eval_every == 0 or is_end:
-            scores = {f"train/{name}": value for name, value in steps.as_numbers(state.metrics).items()}
-            scores |= {"train/steps_per_second": progress.close_window(), "train/seconds": clock.train}
-            if len(run.task.validation):
-                validated, _ = programs.evaluate(state, run.task.validation)
-                scores |= {f"validation/{name}": value for name, value in validated.items()}
-                scores |= {"validation/seconds": clock.train}
+            times = {"steps_per_second": progress.close_window(), "seconds": clock.train}
+            scores = {f"train/{name}": value for name, value in (steps.as_numbers(state.metrics) | times).items()}
+            if run.task.part("validation"):
+                validated, _ = programs.evaluate(state.variables, "validation")
+                scores |= {f"validation/{name}": value for name, value in (validated | times).items()}
+                if not math.isfinite(validated["loss"]):
+                    raise _diverged(step, f"the validation loss is {validated['loss']}", checkpoints.last_step())
             writer.write_scalars(step, scores)
-            state = state.replace(metrics=steps.TrainMetrics.empty())
-            say(progress.line(scores))
+            if step % run.eval_every == 0:  # not at an end between evaluations, which more steps may pass over
+                state = state.replace(metrics=steps.TrainMetrics.empty())
+            sitting.say(progress.line(scores))
         elif progress.is_due():
-            say(progress.line({f"train/{name}": value for name, value in steps.as_numbers(state.metrics).items()}))
+            sitting.say(progress.line({f"train/{name}": v for name, v in steps.as_numbers(state.metrics).items()}))
 
-        # 3. A checkpoint.
-        if step % run.checkpoint_every == 0 or is_end:
-            save(validated)
-        if should_stop() and not is_end:
-            if checkpoints.last_step() != step:
-                save(None)
-            raise Stopped(f"Stopped at step {step} of {run.steps} and saved; the same command with --workdir resumes.")
+        # 3. A checkpoint: wherever a model was measured that may turn out the best, and when it is time.
+        stopping = sitting.should_stop() and not is_end
+        if validated or step % run.checkpoint_every == 0 or is_end or stopping:
+            writer.flush()  # what a checkpoint follows must be on record before it
+            sitting.save(state, validated)
+        if stopping:
+            raise Stopped(f"Stopped at step {step} of {run.steps}; saved. The same command resumes {sitting.workdir}.")
     return state
 
 
-def _name(step: int | None) -> str:
-    return "none: it diverged before the first" if step is None else f"that of step {step}"
+def _diverged(step: int, reason: str, last_step: int | None) -> Diverged:
+    last = (
+        "There is no checkpoint before it" if last_step is None else f"The last good checkpoint is of step {last_step}"
+    )
+    return Diverged(
+        f"Training diverged at step {step}: {reason}. {last}. "
+        "Try a lower optimizer.learning_rate or optimizer.clip.norm, in a new work directory."
+    )
 
 
-def _test(
-    run: Run,
-    programs: Programs,
-    state: steps.TrainState,
-    clock: Clock,
-    checkpoints: Checkpoints,
-    writer: MetricWriter,
-    workdir: Path,
-) -> Json:
+def _test(sitting: Sitting, programs: Programs, writer: MetricWriter, state: steps.TrainState) -> Json:
     """The result: the one use of the test set, by the selected checkpoint (and, beside it, the last)."""
+    run, clock, checkpoints, workdir = sitting.run, sitting.clock, sitting.checkpoints, sitting.workdir
     best_step = checkpoints.best_step() if run.task.protocol.selection == "validation" else None
     selected_on = "last" if best_step is None else "validation"
     best_step = run.steps if best_step is None else best_step
-    test = run.task.dataset.test
-    last_scores, logits = programs.evaluate(state, test)
+    last_scores, logits = programs.evaluate(state.variables, "test")
     scores = last_scores
     if best_step != run.steps:
-        scores, logits = programs.evaluate(checkpoints.restore(best_step, run.learner.template()).state, test)
-    writer.write_scalars(run.steps, {f"test/{name}": value for name, value in scores.items()})
+        best = checkpoints.restore_variables(best_step, run.learner.template())
+        scores, logits = programs.evaluate(best, "test")
+    times = {"steps_per_second": run.steps / clock.train, "seconds": clock.train}
+    writer.write_scalars(run.steps, {f"test/{name}": value for name, value in (scores | times).items()})
     writer.flush()
+    labels = run.task.part("test").labels
     predictions = logits.argmax(-1).astype(np.uint8)
-    files.write_arrays(workdir / files.PREDICTIONS, labels=test.labels, predictions=predictions, logits=logits)
+    files.write_arrays(workdir / files.PREDICTIONS, labels=labels, predictions=predictions, logits=logits)
     dataset = run.task.facts()
     del dataset["permutation_indices"]
     validated = checkpoints.validation(best_step)

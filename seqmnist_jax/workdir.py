@@ -84,16 +84,14 @@ def read_facts(workdir: Path) -> dict[str, Any]:
     return read_json(workdir / DATA, needed=("content_hash", "view", "image_shape", "scaling", "permutation_indices"))
 
 
-def truncate_metrics(workdir: Path, step: int) -> None:
-    """Drops the events after `step`, and a half-written last line: a resumed run writes them again."""
+def keep_events(workdir: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+    """Drops the events of metrics.jsonl that are not to be kept, and a half-written last line."""
     path = workdir / METRICS
     if not path.exists():
         return
     kept = []
     for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            if keep(json.loads(line)):
                 kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
-            continue
     _write_whole(path, lambda file: file.write("".join(kept).encode()))

@@ -17,9 +17,6 @@ class MetricWriter(Protocol):
     def write_scalars(self, step: int, scalars: Scalars) -> None:
         """Records numbers that hold at `step`."""
 
-    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
-        """Records texts."""
-
     def flush(self) -> None:
         """Hands everything recorded so far to the operating system."""
 
@@ -40,10 +37,8 @@ class JsonLinesWriter:
             split, _, metric = name.partition("/")
             events.setdefault(split, {"step": step, "split": split})[metric] = value
         for event in events.values():
-            self._file.write(json.dumps(event) + "\n")
-
-    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
-        """Texts stand in files of their own."""
+            self._file.write(json.dumps(event, allow_nan=False) + "\n")
+        self._file.flush()  # for who follows the file
 
     def flush(self) -> None:
         """As MetricWriter."""
@@ -80,11 +75,6 @@ class TensorBoardWriter:
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, step)
 
-    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
-        """As MetricWriter."""
-        for name, text in texts.items():
-            self._writer.add_text(name, text, step)
-
     def flush(self) -> None:
         """As MetricWriter."""
         if self._made is not None:
@@ -106,11 +96,6 @@ class MultiWriter:
         """As MetricWriter."""
         for writer in self._writers:
             writer.write_scalars(step, scalars)
-
-    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
-        """As MetricWriter."""
-        for writer in self._writers:
-            writer.write_texts(step, texts)
 
     def flush(self) -> None:
         """As MetricWriter."""

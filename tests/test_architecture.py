@@ -14,7 +14,8 @@ PACKAGE = ROOT / "seqmnist_jax"
 LAYERS = [
     {"errors"},
     {"rnn", "data"},  # neither knows the other
-    {"models", "optimizers", "task", "workdir", "provenance", "writers"},
+    {"models", "task", "workdir", "provenance", "writers"},
+    {"optimizers"},
     {"config", "steps"},
     {"run", "checkpoints"},
     {"train", "evaluate", "describe"},

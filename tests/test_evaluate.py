@@ -9,6 +9,7 @@ import pytest
 import seqmnist_jax
 from configs import row_lstm
 from seqmnist_jax.checkpoints import CheckpointError
+from seqmnist_jax.data.embedded import FOLDER
 from seqmnist_jax.data.idx import write_idx
 from seqmnist_jax.data.sources import load_embedded
 from seqmnist_jax.errors import UsageError
@@ -44,7 +45,7 @@ def test_evaluate_gives_what_training_wrote(trained):
     assert result["accuracy"] == summary["test_accuracy"]
     assert result["loss"] == summary["test_loss"]
     assert result["checkpoint_step"] == summary["best_step"]
-    assert "NOT on MNIST" in result["warning"]
+    assert "NOT on MNIST" in result["warnings"][0]
     assert evaluate(folder, split="validation")["accuracy"] == summary["validation_accuracy"]
     assert evaluate(folder, split="train")["examples"] == 4000
 
@@ -125,3 +126,41 @@ def test_evaluation_leaves_the_work_directory_as_it_was(copy):
     before = sorted((str(p), p.stat().st_mtime_ns) for p in copy.rglob("*"))
     evaluate(copy)
     assert sorted((str(p), p.stat().st_mtime_ns) for p in copy.rglob("*")) == before
+
+
+def test_an_embedded_run_is_evaluated_on_embedded_data_whatever_the_environment_names(trained, monkeypatch, tmp_path):
+    monkeypatch.setenv("SEQMNIST_DATA_DIR", str(tmp_path / "elsewhere"))
+    assert evaluate(trained[0])["accuracy"] == trained[1]["test_accuracy"]
+
+
+def test_a_model_of_the_embedded_digits_says_so_on_other_data(trained, tmp_path):
+    """Evaluated on another set it is still no MNIST model."""
+    data = load_embedded()
+    for prefix, part in (("train", data.train), ("t10k", data.test)):
+        write_idx(tmp_path / f"{prefix}-images-idx3-ubyte", part.images[:100].copy())
+        write_idx(tmp_path / f"{prefix}-labels-idx1-ubyte", part.labels[:100].copy())
+    result = evaluate(trained[0], data_dir=str(tmp_path), allow_other_data=True)
+    assert result["examples"] == 100
+    assert "NOT on MNIST" in result["warnings"][0]
+
+
+def test_images_of_another_size_are_refused(trained, tmp_path):
+    for prefix in ("train", "t10k"):
+        write_idx(tmp_path / f"{prefix}-images-idx3-ubyte", np.zeros((20, 8, 8), np.uint8))
+        write_idx(tmp_path / f"{prefix}-labels-idx1-ubyte", np.zeros(20, np.uint8))
+    with pytest.raises(UsageError, match="8, 8"):
+        evaluate(trained[0], data_dir=str(tmp_path), allow_other_data=True)
+
+
+def test_a_moved_data_folder_is_found_by_the_environment(tmp_path, monkeypatch):
+    for name in ("first", "second"):
+        shutil.copytree(FOLDER, tmp_path / name)
+    config = row_lstm.get_config()
+    config.runtime.data_dir = str(tmp_path / "first")
+    config.data.split = "first:500"
+    config.train.steps = 2
+    summary = train(build_run(config), tmp_path / "run", say=lambda line: None)
+    assert evaluate(tmp_path / "run")["accuracy"] == summary["test_accuracy"]
+    shutil.rmtree(tmp_path / "first")
+    monkeypatch.setenv("SEQMNIST_DATA_DIR", str(tmp_path / "second"))
+    assert evaluate(tmp_path / "run")["accuracy"] == summary["test_accuracy"]

@@ -34,9 +34,9 @@ def first_step(name):
     # Its first step would otherwise have rate zero.
     config.optimizer.schedule = "constant"
     run = build_run(config)
-    learner, data = run.learner, run.task.train
-    orders, offset, _ = ExampleStream(steps.data_key(config.seed), len(data), run.batch_size).window(0)
+    learner, data = run.learner, run.task.part("train")
     state = learner.init()
+    orders, offset, _ = ExampleStream(steps.data_key(state), len(data), run.batch_size).window(0)
     before = optax.tree.norm(state.params)
     state, _ = jax.jit(learner.train_steps(run.batch_size))(
         state, learner.hyper, data.images, data.labels, orders, jnp.int32(offset), jnp.int32(1)

@@ -16,7 +16,7 @@ def test_train_steps_lower(name, platform):
     config.data.source = "embedded"
     run = build_run(config)
     learner = run.learner
-    size = len(run.task.train)
+    size = len(run.task.part("train"))
     lowered = (
         jax.jit(learner.train_steps(run.batch_size), donate_argnums=0)
         .trace(

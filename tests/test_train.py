@@ -1,6 +1,7 @@
 """Whole runs on the embedded digits: what they leave, determinism, stopping and resuming, bad work directories."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -55,7 +56,7 @@ def events(folder):
 def final_state(folder, **changes):
     run = build_run(small_config(**changes))
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
-        return checkpoints.restore(checkpoints.last_step(), run.learner.template()).state
+        return checkpoints.restore(checkpoints.last_step(), run.learner.template())
 
 
 def assert_same_state(a, b):
@@ -255,32 +256,87 @@ def test_every_cell_optimizer_and_schedule_runs(tmp_path, cell, optimizer, sched
     assert np.isfinite(summary["test_loss"])
 
 
+DIVERGING = {
+    "model.norm": "none",
+    "optimizer.name": "sgd",
+    "optimizer.learning_rate": 1e38,
+    "optimizer.schedule": "warmup_cosine",
+    "optimizer.warmup_steps": 59,
+    "runtime.checkpoint_every": 1,
+}
+
+
 def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
-    changes = {
-        "model.norm": "none",
-        "optimizer.name": "sgd",
-        "runtime.checkpoint_every": 2,
-        "optimizer.clip.mask": "none",
-    }
+    """A rate of zero at the first step, then one that overflows."""
     with pytest.raises(training.Diverged) as caught:
-        run_in(tmp_path, **changes, **{"optimizer.learning_rate": 1e38})
+        run_in(tmp_path, **DIVERGING)
     message = str(caught.value)
-    assert "diverged at step" in message
-    assert "rnn/layer_0/forward/" in message or "dense/" in message
     with Checkpoints(tmp_path / "checkpoints", read_only=True) as checkpoints:
         last = checkpoints.last_step()
-    if last is None:
-        assert "before the first" in message
-    else:
-        assert f"step {last}" in message
-        state = final_state(tmp_path, **changes, **{"optimizer.learning_rate": 1e38})
-        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+    assert last is not None
+    assert f"diverged at step {last + 1}" in message
+    assert f"last good checkpoint is of step {last}" in message
+    assert "rnn/layer_0/forward/" in message or "dense/" in message
+    state = final_state(tmp_path, **DIVERGING)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
     assert not (tmp_path / "summary.json").exists()
+
+
+def test_a_step_out_of_the_finite_numbers_is_not_taken(tmp_path):
+    """Loss and gradient of the first step are fine; what they lead to is not."""
+    with pytest.raises(training.Diverged, match=r"at step 1: the loss is 2.* leads out of the finite numbers"):
+        run_in(tmp_path, **{**DIVERGING, "optimizer.schedule": "constant", "optimizer.learning_rate": 3e38})
+    assert not [path for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
+
+
+def test_how_often_checkpoints_are_made_does_not_decide_which_is_best(tmp_path):
+    """Every evaluated model may turn out the best, whatever the checkpoint interval."""
+    results = []
+    for every in (1, 7, 1000):
+        folder = tmp_path / str(every)
+        run_in(folder, **{"train.eval_every": 4, "train.steps": 24, "runtime.checkpoint_every": every})
+        summary = json.loads((folder / "summary.json").read_text())
+        results.append((summary["best_step"], summary["validation_accuracy"], summary["test_accuracy"]))
+    assert len(set(results)) == 1
+
+
+def test_checkpoints_without_a_config_are_not_adopted(whole, tmp_path):
+    shutil.copytree(whole[0] / "checkpoints", tmp_path / "checkpoints")
+    with pytest.raises(WorkdirError, match=r"no config\.json"):
+        run_in(tmp_path)
+
+
+def test_checkpoints_of_another_run_are_not_adopted(whole, tmp_path):
+    """The configs agree, but the checkpoint itself says whose it is."""
+    run_in(tmp_path, **{"seed": 5, "train.steps": 20})
+    shutil.rmtree(tmp_path / "checkpoints")
+    shutil.copytree(whole[0] / "checkpoints", tmp_path / "checkpoints")
+    with pytest.raises(WorkdirError, match="seed: 0 there, 5 here"):
+        run_in(tmp_path, **{"seed": 5})
+
+
+def test_a_longer_run_takes_the_place_of_the_shorter_ones_result(tmp_path):
+    run_in(tmp_path, **{"train.steps": 30})
+    with pytest.raises(training.Stopped):
+        run_in(tmp_path, stop_at=40, **{"runtime.dispatch_seconds": 1e-9})
+    assert not (tmp_path / "summary.json").exists()
+    assert not (tmp_path / "predictions.npz").exists()
+    assert json.loads((tmp_path / "config.json").read_text())["train"]["steps"] == STEPS
+    summary = run_in(tmp_path)
+    assert summary["steps"] == STEPS
+    assert [row["step"] for row in events(tmp_path) if row["split"] == "test"] == [STEPS]
+
+
+def test_a_checkpoint_from_another_device_can_be_restored(tmp_path):
+    run_in(tmp_path, **{"train.steps": 20})
+    for path in (tmp_path / "checkpoints").rglob("_sharding"):
+        path.write_text(path.read_text().replace("cpu:0", "cuda:0").replace("TFRT_CPU_0", "cuda:0"))
+    final_state(tmp_path)
 
 
 def test_a_damaged_checkpoint_is_one_clear_message(tmp_path):
     run_in(tmp_path, **{"train.steps": 20})
-    for path in (tmp_path / "checkpoints" / "20" / "state").rglob("*"):
+    for path in (tmp_path / "checkpoints" / "20" / "model").rglob("*"):
         if path.is_file():
             path.write_bytes(b"")
     with pytest.raises(CheckpointError, match="can't be restored"):
@@ -291,8 +347,9 @@ def test_training_makes_no_hidden_copies_between_host_and_device(tmp_path):
     """Once compiled, dispatches move nothing but what is asked for explicitly."""
     run = build_run(small_config())
     clock = training.Clock()
-    programs = training.Programs(run, clock)
-    state, step, _ = programs.train(jax.jit(run.learner.init)(), 0, 3)
+    state = jax.jit(run.learner.init)()
+    programs = training.Programs(run, state, clock)
+    state, step, _ = programs.train(state, 0, 3)
     with jax.transfer_guard("disallow"):
         state, step, finite = programs.train(state, step, 3)
     assert (step, finite) == (6, True)

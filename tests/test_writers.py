@@ -67,7 +67,6 @@ def test_nothing_written_leaves_no_tensorboard_file(tmp_path):
 def test_multi_writer_passes_everything_on(tmp_path):
     writer = MultiWriter([JsonLinesWriter(tmp_path / "a"), JsonLinesWriter(tmp_path / "b")])
     writer.write_scalars(1, {"train/loss": 0.5})
-    writer.write_texts(1, {"note": "text"})
     writer.close()
     assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text() != ""
 

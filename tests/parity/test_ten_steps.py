@@ -92,9 +92,9 @@ def run_both(clip):
     config.data.source = "embedded"
     config.optimizer.clip.norm = clip
     run = build_run(config)
-    learner, data = run.learner, run.task.train
+    learner, data = run.learner, run.task.part("train")
     state = learner.init()
-    orders, offset, _ = ExampleStream(steps.data_key(config.seed), len(data), run.batch_size).window(0)
+    orders, offset, _ = ExampleStream(steps.data_key(state), len(data), run.batch_size).window(0)
     start = flat(state.params)
     order = np.asarray(orders)
     batches = []
