@@ -37,9 +37,10 @@ def orthogonal(key: Array, features: int, hidden_size: int, gates: int, dtype: A
     """
     init = jax.nn.initializers.orthogonal()
     keys = jax.random.split(key, 2 * gates)
+    wide = jnp.promote_types(dtype, jnp.float32)  # there is no QR in half precision
 
     def blocks(some_keys: Array, rows: int) -> Array:
-        return jnp.concatenate([init(k, (rows, hidden_size), dtype) for k in some_keys], axis=1)
+        return jnp.concatenate([init(k, (rows, hidden_size), wide) for k in some_keys], axis=1).astype(dtype)
 
     return blocks(keys[:gates], features), blocks(keys[gates:], hidden_size)
 

@@ -16,16 +16,23 @@ Carry = TypeVar("Carry")
 Step = Callable[[Any, Carry, Array], tuple[Carry, Any]]
 
 
-def _check_inputs(x: Array, lengths: Array | None) -> None:
+def _check_inputs(x: Array, lengths: Array | None) -> Array:
+    """Checks x and lengths; gives x with zeros past each sequence's end.
+
+    What stands in the padding, NaN included, must reach neither values nor gradients.
+    """
     if x.ndim != 3:
         raise ValueError(f"x has shape {x.shape}; expected [batch, time, features]")
     if x.shape[1] < 1:
         raise ValueError(f"x has shape {x.shape}; expected at least one time step")
-    if lengths is not None:
-        if lengths.shape != x.shape[:1]:
-            raise ValueError(f"lengths has shape {lengths.shape}; expected [batch] = {x.shape[:1]}, as x {x.shape}")
-        if not jnp.issubdtype(lengths.dtype, jnp.integer):
-            raise ValueError(f"lengths has dtype {lengths.dtype}; expected integers")
+    if lengths is None:
+        return x
+    if lengths.shape != x.shape[:1]:
+        raise ValueError(f"lengths has shape {lengths.shape}; expected [batch] = {x.shape[:1]}, as x {x.shape}")
+    if not jnp.issubdtype(lengths.dtype, jnp.integer):
+        raise ValueError(f"lengths has dtype {lengths.dtype}; expected integers")
+    running = jnp.arange(x.shape[1])[None, :] < lengths[:, None]
+    return jnp.where(running[:, :, None], x, jnp.zeros((), x.dtype))
 
 
 def _where_running(running: Array, new: Any, old: Any) -> Any:
@@ -74,8 +81,9 @@ def scan(
       x: [batch, time, features].
       carry: the state before the first step, a pytree of [batch, ...].
       lengths: integers [batch]; sequence b ends after lengths[b] steps. Past its end
-        its carry is left as it was and its outputs are zero. Values beyond the time
-        axis mean the whole sequence, values below 1 an empty one.
+        its carry is left as it was, its outputs are zero, and what x holds there plays no
+        part. Values beyond the time axis mean the whole sequence, values below 1 an
+        empty one.
       reverse: run from each sequence's last step to its first. The output of
         step t stands at index t either way.
       return_sequences: whether to keep the outputs of all steps.
@@ -87,7 +95,7 @@ def scan(
     Raises:
       ValueError: x or lengths has the wrong shape or dtype.
     """
-    _check_inputs(x, lengths)
+    x = _check_inputs(x, lengths)
     if return_sequences:
         return _loop(step, params, x, carry, lengths, reverse, collect=True)
 
@@ -100,15 +108,23 @@ def scan(
     return carry, last
 
 
-def _check_layer(params: cells.Params, x: Array, carry: Any, gates: int) -> int:
-    """The hidden size of a layer, after checking that params, x and carry fit together."""
-    names = {"kernel", "recurrent_kernel", "bias"} | ({"recurrent_bias"} if gates == cells.GRU_GATES else set())
-    if set(params) != names:
+def _check_layer(params: cells.Params, x: Array, carry: Any, parts: int, gates: int) -> Any:
+    """Checks that params, x and carry fit together; gives the carry, zeros where it is None.
+
+    `parts` is the number of arrays in the carry: one stands alone, more are a tuple.
+    """
+    names = ["recurrent_kernel", "kernel", "bias"] + (["recurrent_bias"] if gates == cells.GRU_GATES else [])
+    if set(params) != set(names):
         raise ValueError(f"params has {sorted(params)}; expected {sorted(names)}")
+    if params["recurrent_kernel"].ndim != 2:
+        raise ValueError(
+            f"params['recurrent_kernel'] has shape {params['recurrent_kernel'].shape}; "
+            f"expected [hidden, {gates} * hidden]"
+        )
     hidden = params["recurrent_kernel"].shape[0]
     expected = {
-        "kernel": (x.shape[-1], gates * hidden),
         "recurrent_kernel": (hidden, gates * hidden),
+        "kernel": (x.shape[-1], gates * hidden),
         "bias": (gates * hidden,),
         "recurrent_bias": (gates * hidden,),
     }
@@ -118,10 +134,21 @@ def _check_layer(params: cells.Params, x: Array, carry: Any, gates: int) -> int:
                 f"params[{name!r}] has shape {params[name].shape}; expected {expected[name]} "
                 f"for x {x.shape} and {hidden} hidden units"
             )
+    dtype = jnp.result_type(x, *params.values())
+    shape = (x.shape[0], hidden)
+    blank = (jnp.zeros(shape, dtype),) * parts if parts > 1 else jnp.zeros(shape, dtype)
+    if carry is None:
+        return blank
+    found: Any = jax.tree.structure(carry)
+    if found != jax.tree.structure(blank):
+        form = "a tuple (c, h)" if parts > 1 else "one array h"
+        raise ValueError(f"carry is {found}; expected {form} of [batch, hidden]")
     for part in jax.tree.leaves(carry):
-        if part.shape != (x.shape[0], hidden):
-            raise ValueError(f"carry has shape {part.shape}; expected [batch, hidden] = {(x.shape[0], hidden)}")
-    return hidden
+        if part.shape != shape:
+            raise ValueError(f"carry has shape {part.shape}; expected [batch, hidden] = {shape}")
+        if jnp.result_type(part, dtype) != part.dtype:
+            raise ValueError(f"carry has dtype {part.dtype}; x and params would make it {dtype} in the first step")
+    return carry
 
 
 def lstm(
@@ -150,11 +177,8 @@ def lstm(
     Raises:
       ValueError: an argument's shape or dtype does not fit the others.
     """
-    _check_inputs(x, lengths)
-    hidden = _check_layer(params, x, carry, cells.LSTM_GATES)
-    if carry is None:
-        zeros = jnp.zeros((x.shape[0], hidden), jnp.result_type(x, params["kernel"]))
-        carry = (zeros, zeros)
+    x = _check_inputs(x, lengths)
+    carry = _check_layer(params, x, carry, 2, cells.LSTM_GATES)
     inputs = cells.lstm_inputs(params, x)
     (c, h), outputs = _loop(cells.lstm_recurrence, params, inputs, carry, lengths, reverse, return_sequences)
     return (c, h), outputs if return_sequences else h
@@ -186,10 +210,8 @@ def gru(
     Raises:
       ValueError: an argument's shape or dtype does not fit the others.
     """
-    _check_inputs(x, lengths)
-    hidden = _check_layer(params, x, carry, cells.GRU_GATES)
-    if carry is None:
-        carry = jnp.zeros((x.shape[0], hidden), jnp.result_type(x, params["kernel"]))
+    x = _check_inputs(x, lengths)
+    carry = _check_layer(params, x, carry, 1, cells.GRU_GATES)
     inputs = cells.gru_inputs(params, x)
     h, outputs = _loop(cells.gru_recurrence, params, inputs, carry, lengths, reverse, return_sequences)
     return h, outputs if return_sequences else h
