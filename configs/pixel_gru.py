@@ -1,4 +1,17 @@
-"""The tutorial's third model: a GRU that reads a digit pixel by pixel, made dependable."""
+"""The tutorial's third model: a GRU that reads a digit pixel by pixel, made dependable.
+
+The tutorial's recipe (Adam 0.002 with beta1 0.1, all gates starting alike) waits at chance for
+hundreds to thousands of steps and leaves by luck of the seed. Three things differ here:
+
+- the update gates start with time scales spread log-uniformly from 2 steps to all 784, so some
+  unit remembers the first pixel from the start;
+- RMSProp (TF1's) with a rate of 8e-3, warmed up over 100 steps, then a cosine down to 1 %;
+- the clip, by the layer's joint norm as cuDNN's one buffer has it, is on the recurrent
+  parameters only.
+
+Result on MNIST, test accuracy, seed 10: @@PIXEL@@. Adam with the same initialisation, rate and
+schedule (`--config.optimizer.name=adam`): @@ADAM@@. About 15 minutes on two cores.
+"""
 
 import ml_collections
 

@@ -1,4 +1,10 @@
-"""The tutorial's first model: a basic LSTM on rows, trained by plain SGD."""
+"""The tutorial's first model: a basic LSTM on rows, trained by plain SGD.
+
+As in the tutorial, but for the split: a random-normal dense layer, no norm, no clip. What it
+lacks is the point: after 5,000 steps it still climbs.
+
+Result on MNIST, test accuracy: @@BASIC@@.
+"""
 
 import ml_collections
 
