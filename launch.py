@@ -66,8 +66,10 @@ def train() -> None:
     )
     if dataset["warning"]:
         print(f"\nWARNING: {dataset['warning']}")
+    python = Path(sys.executable)
+    python = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else Path("python")
     print(
-        f"\nNext:\n  python launch.py --mode=evaluate --workdir {workdir}\n"
+        f"\nNext:\n  {python} launch.py --mode=evaluate --workdir {workdir}\n"
         f"  tensorboard --logdir {workdir}      (pip install tensorboard)"
     )
 
