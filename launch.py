@@ -14,6 +14,7 @@ import traceback
 from pathlib import Path
 from types import FrameType
 
+import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
@@ -123,7 +124,7 @@ def _check_flags() -> None:
             raise UsageError(f"--mode={FLAGS.mode} does not read --{name}.{hint}")
 
 
-def _config():
+def _config() -> ml_collections.ConfigDict:
     if FLAGS.config is None:
         raise UsageError(f"--mode={FLAGS.mode} needs --config, as in --config configs/row_lstm.py.")
     return FLAGS.config

@@ -28,13 +28,19 @@ def get_config() -> ml_collections.ConfigDict:
     data.split = config_dict.placeholder(str)
     # 'unit': pixels to [0, 1].
     data.scaling = config_dict.placeholder(str)
-    # 'validation' or 'last': which checkpoint is reported.
+    # 0, or: each training sequence ends after a random number of steps, at least this many.
+    data.min_length = 0
+    # 'validation' or 'last': which checkpoint is reported ('test:N', the best on the first N
+    # test images, only reproduces results that were so chosen).
     data.selection = config_dict.placeholder(str)
 
     model = config.model = ml_collections.ConfigDict()
     # 'lstm' or 'gru' (reset-after, as cuDNN and PyTorch).
     model.cell = "lstm"
     model.hidden_size = 64
+    model.num_layers = 1
+    # Each layer also reads backwards and hands on both outputs side by side.
+    model.bidirectional = False
     # Input and recurrent kernel: 'glorot_uniform' (over the joint kernel) or 'orthogonal' (per gate).
     model.kernel_init = "glorot_uniform"
     # 'constant': the LSTM's forget gate starts at forget_bias, all else at zero.
@@ -47,9 +53,17 @@ def get_config() -> ml_collections.ConfigDict:
     model.norm = "none"
     # 'glorot_uniform' or 'orthogonal' (bias zero), 'random_normal' (kernel and bias N(0, 1)).
     model.dense_init = "glorot_uniform"
+    # Steps laid out in one pass of the loop over time: 1 is a loop, the sequence length none at all.
+    model.unroll = 1
+    # Variational dropout: one mask a sequence, the same at every step. The probability to keep
+    # a unit of each layer's input, of its output, and of the h that its next step sees.
+    dropout = model.dropout = ml_collections.ConfigDict()
+    dropout.input_keep = 1.0
+    dropout.output_keep = 1.0
+    dropout.state_keep = 1.0
 
     optimizer = config.optimizer = ml_collections.ConfigDict()
-    # 'rmsprop', 'adam' or 'sgd'.
+    # 'rmsprop', 'adam', 'adamw' (Adam with decoupled weight decay) or 'sgd'.
     optimizer.name = "rmsprop"
     optimizer.learning_rate = 1e-3
     # 'constant', or 'warmup_cosine': linear from 0 over warmup_steps, then a cosine down
@@ -64,6 +78,8 @@ def get_config() -> ml_collections.ConfigDict:
     optimizer.adam_beta1 = 0.9
     optimizer.adam_beta2 = 0.999
     optimizer.adam_epsilon = 1e-8
+    # 'adamw': each step takes rate * decay of every kernel (no bias, no norm) off it.
+    optimizer.weight_decay = 1e-4
     clip = optimizer.clip = ml_collections.ConfigDict()
     # The largest gradient norm of one unit.
     clip.norm = 1.0

@@ -7,7 +7,7 @@ import clu.parameter_overview
 import jax
 
 from seqmnist_jax import config as configs
-from seqmnist_jax.data.protocols import SELECTIONS
+from seqmnist_jax.data.protocols import SELECTIONS, TEST_SELECTION
 from seqmnist_jax.run import Run
 from seqmnist_jax.task import SPLITS
 
@@ -76,7 +76,7 @@ def as_text(run: Run, description: Json) -> str:
         f"Split        {data['split']}",
         f"Scaling      {data['scaling']}",
         f"Permutation  {data['permutation']}: {', '.join(map(str, description['permutation'][:8]))}, ...",
-        f"Selection    {data['selection']}: {SELECTIONS[data['selection']]}",
+        f"Selection    {data['selection']}: {SELECTIONS.get(data['selection'], TEST_SELECTION)}",
         f"Device       {', '.join(description['device'])}",
     ]
     if data["warning"]:

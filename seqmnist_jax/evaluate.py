@@ -93,7 +93,7 @@ def load(workdir: str | Path) -> TrainedModel:
     if not folder.is_dir():
         raise CheckpointError(f"{workdir} has no checkpoint yet; train it first.")
     with Checkpoints(folder, read_only=True) as checkpoints:
-        best = checkpoints.best_step() if facts["selection"] == "validation" else None
+        best = None if facts["selection"] == "last" else checkpoints.best_step()
         step = checkpoints.last_step() if best is None else best
         if step is None:
             raise CheckpointError(f"{workdir} has no checkpoint yet; train it first.")

@@ -1,11 +1,11 @@
-"""The sequence classifier: recurrent layer -> norm -> dense, as one Flax module.
+"""The sequence classifier: recurrent layers -> norm -> dense, as one Flax module.
 
-Parameters: params['rnn']['layer_0']['forward'][...], ['norm'], ['dense'].
+Parameters: params['rnn']['layer_0']['forward' | 'backward'][...], ['norm'], ['dense'].
 """
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -17,29 +17,24 @@ from seqmnist_jax.errors import UsageError, choose
 Array = jax.Array
 
 
-class Cell(NamedTuple):
-    """A recurrent layer that configs can name.
+class CellChoice(NamedTuple):
+    """A cell that configs can name.
 
     Attributes:
-      layer: the recurrence over a sequence, with the arguments of `rnn.lstm`.
-      init: ``(key, features, hidden_size, *, kernel_init, forget_bias, time_scales)`` makes its parameters.
+      cell: the recurrence engine's cell.
+      init_options: the options of its initialiser that come from the config.
       joint_kernels: whether its input and recurrent kernel count as one tensor where
         tensors are clipped one by one.
     """
 
-    layer: Callable[..., Any]
-    init: Callable[..., Any]
+    cell: rnn.Cell
+    init_options: tuple[str, ...]
     joint_kernels: bool
 
 
-def _init_gru(key: Array, features: int, hidden_size: int, *, forget_bias: float, **options: Any) -> dict[str, Array]:
-    del forget_bias  # a GRU has no such gate
-    return rnn.init_gru(key, features, hidden_size, **options)
-
-
 CELLS = {
-    "lstm": Cell(rnn.lstm, rnn.init_lstm, joint_kernels=True),
-    "gru": Cell(rnn.gru, _init_gru, joint_kernels=False),
+    "lstm": CellChoice(rnn.LSTM, ("kernel_init", "time_scales", "forget_bias"), joint_kernels=True),
+    "gru": CellChoice(rnn.GRU, ("kernel_init", "time_scales"), joint_kernels=False),
 }
 NORMS = ("none", "frozen", "batch")
 GATE_BIASES = ("constant", "log_uniform")
@@ -58,30 +53,46 @@ NORM_MOMENTUM = 0.99
 
 
 class SequenceClassifier(nn.Module):
-    """Reads a sequence and names its class from the recurrent layer's last output.
+    """Reads a sequence and names its class from the recurrent layers' last output.
 
     Attributes:
-      layer: the recurrence, `rnn.lstm` or `rnn.gru`.
-      init_layer: ``(key, features) -> parameters`` of that layer.
+      cell: the recurrence engine's cell.
+      init_layers: ``(key, features) -> parameters`` of the recurrent layers, as `rnn.init_stack`.
+      hidden_size: units of a layer in one direction.
       num_classes: the number of logits.
       dense_init: a name in `DENSE_INITS`.
-      norm: between layer and dense: 'none'; 'batch', batch normalisation (Ioffe &
+      norm: between layers and dense: 'none'; 'batch', batch normalisation (Ioffe &
         Szegedy 2015); 'frozen', the same with its moving mean and variance left at 0
         and 1, in training too: an affine layer, and what the 2018 tutorial really ran.
+      unroll: as in `rnn.scan`.
     """
 
-    layer: Callable[..., Any]
-    init_layer: Callable[[Array, int], dict[str, Array]]
+    cell: rnn.Cell
+    init_layers: Callable[[Array, int], rnn.Layers]
+    hidden_size: int
     num_classes: int
     dense_init: str
     norm: str
+    unroll: int = 1
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool = False, lengths: Array | None = None) -> Array:
-        """x [batch, time, features] (and lengths [batch]) to logits [batch, num_classes]."""
-        features = x.shape[-1]
-        params = self.param("rnn", lambda key: {"layer_0": {"forward": self.init_layer(key, features)}})
-        _, last = self.layer(params["layer_0"]["forward"], x, lengths=lengths, return_sequences=False)
+    def __call__(
+        self, x: Array, *, train: bool = False, lengths: Array | None = None, keep: rnn.Keep | None = None
+    ) -> Array:
+        """Logits [batch, num_classes] of sequences.
+
+        Args:
+          x: [batch, time, features].
+          train: whether the norm layer uses and gathers the batch's statistics, and units are dropped.
+          lengths: integers [batch], as in `rnn.scan`; None for whole sequences.
+          keep: in training, the probabilities to keep a unit at each place of variational
+            dropout; None at a place, or in all, for no dropout. Needs the rng 'dropout'.
+        """
+        layers = self.param("rnn", self.init_layers, x.shape[-1])
+        masks = (
+            self._masks(layers, x, keep) if train and keep is not None and any(p is not None for p in keep) else None
+        )
+        last = rnn.stack(self.cell, layers, x, lengths=lengths, masks=masks, unroll=self.unroll)
         if self.norm != "none":
             last = nn.BatchNorm(
                 use_running_average=self.norm == "frozen" or not train,
@@ -92,6 +103,18 @@ class SequenceClassifier(nn.Module):
         kernel_init, bias_init = DENSE_INITS[self.dense_init]
         return nn.Dense(self.num_classes, kernel_init=kernel_init, bias_init=bias_init, name="dense")(last)
 
+    def _masks(self, layers: rnn.Layers, x: Array, keep: rnn.Keep) -> dict[str, dict[str, rnn.Masks]]:
+        """Fresh masks for every layer and direction."""
+        return {
+            name: {
+                direction: rnn.draw_masks(
+                    self.make_rng("dropout"), keep, x.shape[0], params["kernel"].shape[0], self.hidden_size, x.dtype
+                )
+                for direction, params in directions.items()
+            }
+            for name, directions in layers.items()
+        }
+
 
 def build_model(config: ml_collections.ConfigDict, sequence_length: int, num_classes: int) -> SequenceClassifier:
     """The model that config.model names, for sequences of this length.
@@ -100,23 +123,35 @@ def build_model(config: ml_collections.ConfigDict, sequence_length: int, num_cla
       UsageError: an unknown name or an impossible size.
     """
     model = config.model
-    cell = choose(CELLS, model.cell, "model.cell")
+    choice = choose(CELLS, model.cell, "model.cell")
     choose(rnn.KERNELS, model.kernel_init, "model.kernel_init")
     choose(dict.fromkeys(GATE_BIASES), model.gate_bias, "model.gate_bias")
     choose(dict.fromkeys(NORMS), model.norm, "model.norm")
     choose(DENSE_INITS, model.dense_init, "model.dense_init")
-    if model.hidden_size < 1:
-        raise UsageError(f"model.hidden_size is {model.hidden_size}; expected at least 1.")
-    hidden_size, kernel_init, forget_bias = model.hidden_size, model.kernel_init, model.forget_bias
-    if not math.isfinite(forget_bias):
-        raise UsageError(f"model.forget_bias is {forget_bias}; expected a finite number.")
+    for name in ("hidden_size", "num_layers", "unroll"):
+        if model[name] < 1:
+            raise UsageError(f"model.{name} is {model[name]}; expected at least 1.")
+    if not math.isfinite(model.forget_bias):
+        raise UsageError(f"model.forget_bias is {model.forget_bias}; expected a finite number.")
     if model.gate_bias == "log_uniform" and sequence_length < 2:
         raise UsageError("model.gate_bias is 'log_uniform', but the sequences of this view have a single step.")
-    time_scales = rnn.log_uniform_time_scales(sequence_length) if model.gate_bias == "log_uniform" else None
+    options = {
+        "kernel_init": model.kernel_init,
+        "forget_bias": model.forget_bias,
+        "time_scales": rnn.log_uniform_time_scales(sequence_length) if model.gate_bias == "log_uniform" else None,
+    }
+    shape = {"num_layers": model.num_layers, "bidirectional": model.bidirectional}
+    hidden_size, init_options = model.hidden_size, {name: options[name] for name in choice.init_options}
 
-    def init_layer(key: Array, features: int) -> dict[str, Array]:
-        return cell.init(
-            key, features, hidden_size, kernel_init=kernel_init, forget_bias=forget_bias, time_scales=time_scales
-        )
+    def init_layers(key: Array, features: int) -> rnn.Layers:
+        return rnn.init_stack(key, choice.cell, features, hidden_size, **shape, **init_options)
 
-    return SequenceClassifier(cell.layer, init_layer, num_classes, dense_init=model.dense_init, norm=model.norm)
+    return SequenceClassifier(
+        choice.cell,
+        init_layers,
+        hidden_size,
+        num_classes,
+        dense_init=model.dense_init,
+        norm=model.norm,
+        unroll=min(model.unroll, sequence_length),
+    )

@@ -4,8 +4,10 @@ What may be swept (rates, decays, the clip's norm) are leaves of `Hyperparameter
 passed to the pure step; no Python branch depends on their values.
 """
 
+import functools
 import math
 from collections.abc import Callable, Hashable
+from typing import NamedTuple
 
 import flax.struct
 import jax
@@ -24,15 +26,20 @@ GroupOf = Callable[[Path], Hashable | None]
 
 
 class Hyperparameters(flax.struct.PyTreeNode):
-    """The numbers of an optimiser, as a pytree."""
+    """The numbers of a training step that may be swept, as a pytree."""
 
     learning_rate: float | Array
     rmsprop_decay: float | Array
     adam_beta1: float | Array
     adam_beta2: float | Array
+    weight_decay: float | Array
     clip_norm: float | Array
+    input_keep: float | Array
+    output_keep: float | Array
+    state_keep: float | Array
 
 
+DROPOUT_PLACES = ("input_keep", "output_keep", "state_keep")
 MakeOptimizer = Callable[[Hyperparameters], optax.GradientTransformation]
 UnitSchedule = Callable[[Array], Array]
 
@@ -59,35 +66,60 @@ CLIP_UNITS: dict[str, Callable[[Path, bool], Hashable]] = {
 }
 
 
+class ClipState(NamedTuple):
+    """What the clip did last.
+
+    Attributes:
+      raw, clipped: the norm of each tensor before and after, float32 [tensors], in the
+        order of ``jax.tree.leaves``.
+    """
+
+    raw: Array
+    clipped: Array
+
+
 def clip_by_group_norm(max_norm: float | Array, group_of: GroupOf) -> optax.GradientTransformation:
     """Scales each group of tensors down to an L2 norm of at most `max_norm`.
 
     g * max_norm / max(norm, max_norm), as TF's ``clip_by_norm``, with the norm over all
-    tensors of one group. Optax clips by each block or by everything, not by groups.
+    tensors of one group. Optax clips by each block or by everything, not by groups. The
+    state records the norms, for those who watch the threshold.
 
     Args:
       max_norm: the largest norm that passes unchanged.
       group_of: maps a tensor's path to its group, or to None: left as it is.
     """
 
+    def init(params: optax.Params) -> ClipState:
+        blank = jnp.zeros(len(jax.tree.leaves(params)), jnp.float32)
+        return ClipState(blank, blank)
+
     def update(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
-    ) -> tuple[optax.Updates, optax.OptState]:
-        del params
+    ) -> tuple[optax.Updates, ClipState]:
+        del state, params
         leaves, structure = jax.tree_util.tree_flatten_with_path(updates)
         groups = [group_of(tuple(str(entry.key) for entry in path)) for path, _ in leaves]
-        squares: dict[Hashable, Array] = {}
-        for group, (_, leaf) in zip(groups, leaves, strict=True):
-            if group is not None:
-                squares[group] = squares.get(group, jnp.float32(0.0)) + jnp.sum(jnp.square(leaf))
-        scales = {group: max_norm / jnp.maximum(jnp.sqrt(square), max_norm) for group, square in squares.items()}
+        squares = [jnp.sum(jnp.square(leaf)) for _, leaf in leaves]
+        sums: dict[Hashable, Array] = {}
+        for group, square in zip(groups, squares, strict=True):
+            sums[group] = sums.get(group, jnp.float32(0.0)) + square
+        factors = {group: max_norm / jnp.maximum(jnp.sqrt(total), max_norm) for group, total in sums.items()}
+        factors[None] = jnp.float32(1.0)
+        scales = [factors[group] for group in groups]
+        raw = jnp.sqrt(jnp.stack(squares))
         clipped = [
-            leaf if group is None else leaf * scales[group].astype(leaf.dtype)
-            for group, (_, leaf) in zip(groups, leaves, strict=True)
+            leaf if group is None else leaf * scale.astype(leaf.dtype)
+            for (_, leaf), group, scale in zip(leaves, groups, scales, strict=True)
         ]
-        return jax.tree_util.tree_unflatten(structure, clipped), state
+        return jax.tree_util.tree_unflatten(structure, clipped), ClipState(raw, raw * jnp.stack(scales))
 
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    return optax.GradientTransformation(init, update)
+
+
+def clip_state(opt_state: optax.OptState) -> ClipState:
+    """What the clip of a chain by `build_optimizer` recorded."""
+    return opt_state[0]
 
 
 def _constant(config: ml_collections.ConfigDict) -> UnitSchedule:
@@ -134,13 +166,20 @@ def _adam(config: ml_collections.ConfigDict) -> MakeOptimizer:
     return lambda hyper: optax.scale_by_adam(b1=hyper.adam_beta1, b2=hyper.adam_beta2, eps=epsilon)
 
 
+def _adamw(config: ml_collections.ConfigDict) -> MakeOptimizer:
+    # Decoupled decay (Loshchilov & Hutter 2019), of kernels only.
+    adam = _adam(config)
+    is_kernel = functools.partial(jax.tree.map, lambda leaf: leaf.ndim > 1)
+    return lambda hyper: optax.chain(adam(hyper), optax.add_decayed_weights(hyper.weight_decay, mask=is_kernel))
+
+
 def _sgd(config: ml_collections.ConfigDict) -> MakeOptimizer:
     del config
     return lambda hyper: optax.identity()
 
 
 # Each makes the update rule, a function of the hyperparameters.
-RULES = {"rmsprop": _rmsprop, "adam": _adam, "sgd": _sgd}
+RULES = {"rmsprop": _rmsprop, "adam": _adam, "adamw": _adamw, "sgd": _sgd}
 
 
 def as_float32(value: float) -> float:
@@ -168,7 +207,15 @@ def build_hyperparameters(config: ml_collections.ConfigDict) -> Hyperparameters:
             f"optimizer.clip.norm is {optimizer.clip.norm}; expected more than 0, finite in float32. "
             "To clip nothing, set optimizer.clip.mask=none."
         )
+    if not 0.0 <= as_float32(optimizer.weight_decay) < math.inf:
+        raise UsageError(f"optimizer.weight_decay is {optimizer.weight_decay}; expected 0 or more, finite in float32.")
+    dropout = config.model.dropout
+    for name in DROPOUT_PLACES:
+        if not 0.0 < as_float32(dropout[name]) <= 1.0:
+            raise UsageError(f"model.dropout.{name} is {dropout[name]}; expected more than 0 and at most 1 (keep all).")
     return Hyperparameters(
+        **{name: dropout[name] for name in DROPOUT_PLACES},
+        weight_decay=optimizer.weight_decay,
         learning_rate=optimizer.learning_rate,
         rmsprop_decay=optimizer.rmsprop_decay,
         adam_beta1=optimizer.adam_beta1,

@@ -12,8 +12,9 @@ import ml_collections
 from seqmnist_jax import config as configs
 from seqmnist_jax import steps
 from seqmnist_jax.data.views import SequenceView
-from seqmnist_jax.models import SequenceClassifier, build_model
-from seqmnist_jax.optimizers import Hyperparameters, MakeOptimizer, build_hyperparameters, build_optimizer
+from seqmnist_jax.errors import UsageError
+from seqmnist_jax.models import build_model
+from seqmnist_jax.optimizers import DROPOUT_PLACES, Hyperparameters, build_hyperparameters, build_optimizer
 from seqmnist_jax.task import Task, build_task, find_data_dir
 
 Array = jax.Array
@@ -21,49 +22,68 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class Learner:
-    """What is trained and how: static parts of the pure steps, bound to one view and seed."""
+    """What is trained, how, from which seed: the pure functions of a run, with their static parts bound.
+
+    Attributes:
+      view: how images become sequences.
+      learning: the static parts of a training step.
+      hyper: its numbers.
+      seed: all randomness follows from it.
+      window: of how many steps gradient norms are remembered.
+    """
 
     view: SequenceView
-    model: SequenceClassifier
-    make_optimizer: MakeOptimizer
+    learning: steps.Learning
     hyper: Hyperparameters
     seed: int
+    window: int
 
     def init(self) -> steps.TrainState:
         """The state before the first step."""
         example = jnp.zeros((1, self.view.sequence_length, self.view.features))
-        return steps.init_state(self.seed, self.model, self.make_optimizer, self.hyper, example)
+        learning = self.learning
+        return steps.init_state(
+            self.seed, learning.model, learning.make_optimizer, self.hyper, example, window=self.window
+        )
 
     def template(self) -> steps.TrainState:
         """The shapes of a state, without making one."""
         return jax.eval_shape(self.init)
 
-    def train_steps(self, batch_size: int) -> Callable[..., tuple[steps.TrainState, Array]]:
+    def train_steps(self) -> Callable[..., tuple[steps.TrainState, Array]]:
         """The pure function ``(state, hyper, images, labels, orders, offset, count) -> (state, finite)``."""
-        return functools.partial(steps.train_steps, self.model, self.make_optimizer, self.view, batch_size)
+        return functools.partial(steps.train_steps, self.learning)
 
     def gradient_report(self) -> Callable[..., tuple[Array, dict[str, Array]]]:
-        """The pure function ``(state, images, labels) -> (loss, largest gradients)``."""
-        return functools.partial(steps.gradient_report, self.model, self.view)
+        """The pure function ``(state, hyper, images, labels) -> (loss, largest gradients)``."""
+        return functools.partial(steps.gradient_report, self.learning)
 
     def predict_logits(self, batch_size: int) -> Callable[[steps.Variables, Array], Array]:
         """The pure function ``(variables, images) -> logits``."""
-        return functools.partial(steps.predict_logits, self.model, self.view, batch_size)
+        return functools.partial(steps.predict_logits, self.learning.model, self.view, batch_size)
 
 
 def build_learner(config: ml_collections.ConfigDict, view: SequenceView, num_classes: int) -> Learner:
-    """The learner that config.model, config.optimizer and config.seed describe.
+    """The learner that config.model, config.optimizer, config.train and config.seed describe.
 
     Raises:
       UsageError: an unknown name or an impossible value.
     """
-    return Learner(
-        view=view,
+    min_length = config.data.min_length
+    if not 0 <= min_length <= view.sequence_length:
+        raise UsageError(
+            f"data.min_length is {min_length}; expected 0 (off) to {view.sequence_length}, the whole sequence."
+        )
+    learning = steps.Learning(
         model=build_model(config, view.sequence_length, num_classes),
         make_optimizer=build_optimizer(config),
-        hyper=jax.tree.map(jnp.float32, build_hyperparameters(config)),
-        seed=config.seed,
+        preprocess=view,
+        batch_size=config.train.batch_size,
+        drops=frozenset(place for place in DROPOUT_PLACES if config.model.dropout[place] < 1.0),
+        min_length=min_length or None,
     )
+    hyper = jax.tree.map(jnp.float32, build_hyperparameters(config))
+    return Learner(view, learning, hyper, seed=config.seed, window=config.train.eval_every)
 
 
 @dataclasses.dataclass(frozen=True)

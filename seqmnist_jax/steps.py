@@ -5,7 +5,7 @@ steps and holds the key), the hyperparameters and the data.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import clu.metrics
 import flax.linen as nn
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from seqmnist_jax.optimizers import Hyperparameters, MakeOptimizer
+from seqmnist_jax.optimizers import DROPOUT_PLACES, Hyperparameters, MakeOptimizer, clip_state
 
 Array = jax.Array
 Variables = dict[str, Any]
@@ -32,12 +32,17 @@ class EvalMetrics(clu.metrics.Collection):
 
 @flax.struct.dataclass
 class TrainMetrics(clu.metrics.Collection):
-    """The same over the training batches since the last report, and the mean gradient norm before the clip."""
+    """The same over the training batches since the last report, and what the clip saw.
+
+    gradient_norm is the mean norm of all gradients before the clip, clipped_share the share of
+    steps in which it changed any tensor.
+    """
 
     # Said again, because a clu Collection sees only the fields of its own class.
     loss: clu.metrics.Average.from_output("loss")  # type: ignore[valid-type]
     accuracy: clu.metrics.Accuracy
     gradient_norm: clu.metrics.Average.from_output("gradient_norm")  # type: ignore[valid-type]
+    clipped_share: clu.metrics.Average.from_output("is_clipped")  # type: ignore[valid-type]
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -50,6 +55,8 @@ class TrainState(flax.struct.PyTreeNode):
       opt_state: the optimiser's state.
       key: the run's key; streams of randomness are folded from it and never split off in sequence.
       metrics: training metrics gathered since the last report.
+      gradient_norms: of the last steps, the norm of each tensor's gradient before and after
+        the clip, float32 [window, 2, tensors]; step k stands in row k % window.
       ema_params: reserved for averaged parameters; None when unused.
     """
 
@@ -59,6 +66,7 @@ class TrainState(flax.struct.PyTreeNode):
     opt_state: optax.OptState
     key: Array
     metrics: TrainMetrics
+    gradient_norms: Array
     ema_params: Any = None
 
     @property
@@ -68,11 +76,16 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 # The streams of randomness that are folded from a run's key.
-INIT_STREAM, DATA_STREAM = 0, 1
+INIT_STREAM, DATA_STREAM, DROPOUT_STREAM, LENGTH_STREAM = range(4)
 
 
 def init_state(
-    seed: Array | int, model: nn.Module, make_optimizer: MakeOptimizer, hyper: Hyperparameters, example: Array
+    seed: Array | int,
+    model: nn.Module,
+    make_optimizer: MakeOptimizer,
+    hyper: Hyperparameters,
+    example: Array,
+    window: int,
 ) -> TrainState:
     """The state before the first step.
 
@@ -81,6 +94,7 @@ def init_state(
       model: ``model.init(key, x)`` and ``model.apply(variables, x, train=...)``.
       make_optimizer, hyper: as in `optimizers`.
       example: one input [1, time, features], of which only shape and dtype matter.
+      window: of how many steps gradient norms are remembered.
     """
     key = jax.random.key(seed)
     variables = model.init(jax.random.fold_in(key, INIT_STREAM), example)
@@ -91,6 +105,7 @@ def init_state(
         opt_state=make_optimizer(hyper).init(variables["params"]),
         key=key,
         metrics=TrainMetrics.empty(),
+        gradient_norms=jnp.zeros((window, 2, len(jax.tree.leaves(variables["params"]))), jnp.float32),
     )
 
 
@@ -99,28 +114,68 @@ def data_key(state: TrainState) -> Array:
     return jax.random.fold_in(state.key, DATA_STREAM)
 
 
-def _loss(model: nn.Module, params: Any, batch_stats: Any, x: Array, labels: Array) -> tuple[Array, tuple[Array, Any]]:
-    """Mean cross-entropy of a batch; beside it the logits and the new norm statistics."""
-    logits, updated = model.apply(
-        {"params": params, "batch_stats": batch_stats}, x, train=True, mutable=["batch_stats"]
+class Learning(NamedTuple):
+    """What a training step is made of: all that is static about it.
+
+    Attributes:
+      model: as in `init_state`.
+      make_optimizer: as in `optimizers`.
+      preprocess: images to sequences.
+      batch_size: examples a step.
+      drops: the places of variational dropout that are in use.
+      min_length: None, or: each training sequence ends at random, after at least so many steps.
+    """
+
+    model: nn.Module
+    make_optimizer: MakeOptimizer
+    preprocess: Preprocess
+    batch_size: int
+    drops: frozenset[str] = frozenset()
+    min_length: int | None = None
+
+
+def _step_key(state: TrainState, stream: int) -> Array:
+    """The key of one stream of randomness at this state's step."""
+    return jax.random.fold_in(jax.random.fold_in(state.key, stream), state.step)
+
+
+def _gradients(
+    learning: Learning, state: TrainState, hyper: Hyperparameters, x: Array, labels: Array
+) -> tuple[Array, Array, Any, Any]:
+    """A batch's mean cross-entropy, logits, new norm statistics, and the gradients of the parameters."""
+    lengths = None
+    if learning.min_length is not None:
+        key = _step_key(state, LENGTH_STREAM)
+        lengths = jax.random.randint(key, x.shape[:1], learning.min_length, x.shape[1] + 1)
+    input_keep, output_keep, state_keep = (
+        getattr(hyper, place) if place in learning.drops else None for place in DROPOUT_PLACES
     )
-    loss = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-    return loss, (logits, updated.get("batch_stats", {}))
+
+    def loss_of(params: Any) -> tuple[Array, tuple[Array, Any]]:
+        logits, updated = learning.model.apply(
+            {"params": params, "batch_stats": state.batch_stats},
+            x,
+            train=True,
+            lengths=lengths,
+            keep=(input_keep, output_keep, state_keep),
+            mutable=["batch_stats"],
+            rngs={"dropout": _step_key(state, DROPOUT_STREAM)},
+        )
+        loss = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        return loss, (logits, updated.get("batch_stats", {}))
+
+    (loss, (logits, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+    return loss, logits, batch_stats, gradients
 
 
 def train_step(
-    model: nn.Module,
-    make_optimizer: MakeOptimizer,
-    state: TrainState,
-    hyper: Hyperparameters,
-    x: Array,
-    labels: Array,
+    learning: Learning, state: TrainState, hyper: Hyperparameters, x: Array, labels: Array
 ) -> tuple[TrainState, Array]:
     """One step on one batch.
 
     Args:
-      model, make_optimizer: what is trained and how (static).
-      state, hyper: where training stands, and the optimiser's numbers.
+      learning: what is trained and how (static).
+      state, hyper: where training stands, and the numbers that may be swept.
       x: [batch, time, features].
       labels: integers [batch].
 
@@ -129,30 +184,33 @@ def train_step(
       Where not, the state is the old one, step count included: a run that diverges stands
       still.
     """
-    compute = jax.value_and_grad(lambda params: _loss(model, params, state.batch_stats, x, labels), has_aux=True)
-    (loss, (logits, batch_stats)), gradients = compute(state.params)
-    gradient_norm = optax.tree.norm(gradients)
-    updates, opt_state = make_optimizer(hyper).update(gradients, state.opt_state, state.params)
-    metrics = TrainMetrics.single_from_model_output(
-        loss=loss, logits=logits, labels=labels, gradient_norm=gradient_norm
-    )
+    loss, logits, batch_stats, gradients = _gradients(learning, state, hyper, x, labels)
+    updates, opt_state = learning.make_optimizer(hyper).update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
+    norms = clip_state(opt_state)
+    gradient_norm = jnp.sqrt(jnp.sum(jnp.square(norms.raw)))
     finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm) & jnp.isfinite(optax.tree.norm((params, batch_stats)))
+    metrics = TrainMetrics.single_from_model_output(
+        loss=loss,
+        logits=logits,
+        labels=labels,
+        gradient_norm=gradient_norm,
+        is_clipped=jnp.any(norms.clipped < norms.raw).astype(jnp.float32),
+    )
+    row = state.step % state.gradient_norms.shape[0]
     new = state.replace(
         step=state.step + 1,
         params=params,
         batch_stats=batch_stats,
         opt_state=opt_state,
         metrics=state.metrics.merge(metrics),
+        gradient_norms=state.gradient_norms.at[row].set(jnp.stack(norms)),
     )
     return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, state), finite
 
 
 def train_steps(
-    model: nn.Module,
-    make_optimizer: MakeOptimizer,
-    preprocess: Preprocess,
-    batch_size: int,
+    learning: Learning,
     state: TrainState,
     hyper: Hyperparameters,
     images: Array,
@@ -164,7 +222,7 @@ def train_steps(
     """Up to `count` steps as one loop on the device.
 
     Args:
-      model, make_optimizer, preprocess, batch_size: static; `preprocess` makes sequences of images.
+      learning: what is trained and how (static).
       state, hyper: as in `train_step`.
       images, labels: the whole training set, uint8 [size, height, width] and [size].
       orders, offset: as `ExampleStream.window` gives them for ``state.step``.
@@ -181,10 +239,10 @@ def train_steps(
 
     def one(loop: tuple[Array, TrainState, Array]) -> tuple[Array, TrainState, Array]:
         done, state, _ = loop
-        batch = jax.lax.dynamic_slice(orders, (offset + done * batch_size,), (batch_size,))
-        state, finite = train_step(
-            model, make_optimizer, state, hyper, preprocess(images[batch]), labels[batch].astype(jnp.int32)
-        )
+        size = learning.batch_size
+        batch = jax.lax.dynamic_slice(orders, (offset + done * size,), (size,))
+        x = learning.preprocess(images[batch])
+        state, finite = train_step(learning, state, hyper, x, labels[batch].astype(jnp.int32))
         return done + 1, state, finite
 
     _, state, finite = jax.lax.while_loop(more, one, (jnp.int32(0), state, jnp.bool_(True)))
@@ -221,11 +279,10 @@ def as_numbers(metrics: clu.metrics.Collection) -> dict[str, float]:
 
 
 def gradient_report(
-    model: nn.Module, preprocess: Preprocess, state: TrainState, images: Array, labels: Array
+    learning: Learning, state: TrainState, hyper: Hyperparameters, images: Array, labels: Array
 ) -> tuple[Array, dict[str, Array]]:
-    """The loss of a batch and the largest absolute gradient of each tensor, by its path."""
-    x = preprocess(images)
-    compute = jax.value_and_grad(lambda params: _loss(model, params, state.batch_stats, x, labels), has_aux=True)
-    (loss, _), gradients = compute(state.params)
+    """The loss of the next batch and the largest absolute gradient of each tensor, by its path."""
+    x = learning.preprocess(images)
+    loss, _, _, gradients = _gradients(learning, state, hyper, x, labels.astype(jnp.int32))
     leaves = jax.tree_util.tree_flatten_with_path(gradients)[0]
     return loss, {jax.tree_util.keystr(path, simple=True, separator="/"): jnp.abs(leaf).max() for path, leaf in leaves}

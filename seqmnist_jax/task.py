@@ -23,8 +23,15 @@ class Task:
     protocol: protocols.Protocol
     view: SequenceView
 
+    @property
+    def measured_split(self) -> str:
+        """What is measured during training: 'validation', or the 'test:N' that selects."""
+        return "validation" if protocols.selection_size(self.protocol.selection) is None else self.protocol.selection
+
     def part(self, split: str) -> Images:
-        """The images of 'train', 'validation' or 'test'."""
+        """The images of 'train', 'validation', 'test', or the first N as 'test:N'."""
+        if split.startswith("test:"):
+            return self.dataset.test[: protocols.selection_size(split)]
         return split_part(self.dataset, self.protocol.split, split)
 
     def facts(self) -> dict[str, Any]:

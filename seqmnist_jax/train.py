@@ -131,9 +131,8 @@ class Progress:
         self._last_line = now = time.perf_counter()
         left = (now - self._start) / (self._step - self._first_step) * (self._total - self._step)
         parts = [f"step {self._step:>{len(str(self._total))}}/{self._total}"]
-        for split in ("train", "validation"):
-            if f"{split}/loss" in scores:
-                parts.append(f"{split} loss {scores[f'{split}/loss']:.4f} accuracy {scores[f'{split}/accuracy']:.2%}")
+        for split in [name.removesuffix("/loss") for name in scores if name.endswith("/loss")]:
+            parts.append(f"{split} loss {scores[f'{split}/loss']:.4f} accuracy {scores[f'{split}/accuracy']:.2%}")
         parts.append(f"{self._rate or 0.0:.1f} steps/s")
         parts.append(f"{datetime.timedelta(seconds=round(left))} left")
         return "  ".join(parts)
@@ -150,7 +149,7 @@ class Programs:
         images, labels = self._part("train")
         self._stream = ExampleStream(steps.data_key(state), len(labels), run.batch_size)
         orders, _, _ = self._stream.window(0)
-        train = jax.jit(run.learner.train_steps(run.batch_size), donate_argnums=0)
+        train = jax.jit(run.learner.train_steps(), donate_argnums=0)
         bound = jnp.int32(0)
         self._train = clock.measure(
             "compile",
@@ -197,7 +196,9 @@ class Programs:
         orders, offset, _ = self._stream.window(step)
         batch = orders[offset : offset + self._run.batch_size]
         images, labels = self._part("train")
-        loss, gradients = jax.jit(self._run.learner.gradient_report())(state, images[batch], labels[batch])
+        loss, gradients = jax.jit(self._run.learner.gradient_report())(
+            state, self._run.learner.hyper, images[batch], labels[batch]
+        )
         largest = {name: math.inf if math.isnan(value) else float(value) for name, value in gradients.items()}
         name = max(largest, key=lambda n: largest[n])
         report = f"the loss is {float(loss):.4g} and the largest gradient {float(gradients[name]):.4g}, of {name}"
@@ -259,6 +260,9 @@ def train(
             MultiWriter([JsonLinesWriter(workdir / files.METRICS), TensorBoardWriter(workdir, first_step=step + 1)])
         ) as writer:
             compiled_before = sitting.clock.compile
+            if step == 0:
+                text = "\n".join(f"    {name} = {value!r}" for name, value in configs.flatten(run.config).items())
+                writer.write_texts(0, {"config": text})
             programs = Programs(run, state, sitting.clock)
             say(f"Compiled the training step in {sitting.clock.compile - compiled_before:.1f} s.")
             state = _train_loop(sitting, programs, writer, state, step)
@@ -333,12 +337,14 @@ def _train_loop(
         if step % run.eval_every == 0 or is_end:
             times = {"steps_per_second": progress.close_window(), "seconds": clock.train}
             scores = {f"train/{name}": value for name, value in (steps.as_numbers(state.metrics) | times).items()}
-            if run.task.part("validation"):
-                validated, _ = programs.evaluate(state.variables, "validation")
-                scores |= {f"validation/{name}": value for name, value in (validated | times).items()}
+            split = run.task.measured_split
+            if run.task.part(split):
+                validated, _ = programs.evaluate(state.variables, split)
+                scores |= {f"{split}/{name}": value for name, value in (validated | times).items()}
                 if not math.isfinite(validated["loss"]):
-                    raise _diverged(step, f"the validation loss is {validated['loss']}", checkpoints.last_step())
+                    raise _diverged(step, f"the loss on {split} is {validated['loss']}", checkpoints.last_step())
             writer.write_scalars(step, scores)
+            writer.write_histograms(step, _norm_histograms(state, since=run.eval_every))
             if step % run.eval_every == 0:  # not at an end between evaluations, which more steps may pass over
                 state = state.replace(metrics=steps.TrainMetrics.empty())
             sitting.say(progress.line(scores))
@@ -355,6 +361,18 @@ def _train_loop(
     return state
 
 
+def _norm_histograms(state: steps.TrainState, since: int) -> dict[str, np.ndarray]:
+    """The gradient norms of each tensor, before and after the clip, at the steps since the last report."""
+    norms = np.asarray(state.gradient_norms)[: (int(state.step) - 1) % since + 1]
+    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(state.params)[0]]
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
+    return {
+        f"gradient_norm_{kind}/{name}": norms[:, place, tensor]
+        for place, kind in enumerate(("raw", "clipped"))
+        for tensor, name in enumerate(names)
+    }
+
+
 def _diverged(step: int, reason: str, last_step: int | None) -> Diverged:
     last = (
         "There is no checkpoint before it" if last_step is None else f"The last good checkpoint is of step {last_step}"
@@ -368,8 +386,8 @@ def _diverged(step: int, reason: str, last_step: int | None) -> Diverged:
 def _test(sitting: Sitting, programs: Programs, writer: MetricWriter, state: steps.TrainState) -> Json:
     """The result: the one use of the test set, by the selected checkpoint (and, beside it, the last)."""
     run, clock, checkpoints, workdir = sitting.run, sitting.clock, sitting.checkpoints, sitting.workdir
-    best_step = checkpoints.best_step() if run.task.protocol.selection == "validation" else None
-    selected_on = "last" if best_step is None else "validation"
+    best_step = None if run.task.protocol.selection == "last" else checkpoints.best_step()
+    selected_on = "last" if best_step is None else run.task.measured_split
     best_step = run.steps if best_step is None else best_step
     last_scores, logits = programs.evaluate(state.variables, "test")
     scores = last_scores
@@ -384,7 +402,7 @@ def _test(sitting: Sitting, programs: Programs, writer: MetricWriter, state: ste
     files.write_arrays(workdir / files.PREDICTIONS, labels=labels, predictions=predictions, logits=logits)
     dataset = run.task.facts()
     del dataset["permutation_indices"]
-    validated = checkpoints.validation(best_step)
+    validated = checkpoints.validation(best_step) if run.task.measured_split == "validation" else None
     summary = {
         "test_accuracy": scores["accuracy"],
         "test_loss": scores["loss"],

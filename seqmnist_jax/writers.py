@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+import numpy as np
+
 Scalars = Mapping[str, float | int]
 
 
@@ -16,6 +18,12 @@ class MetricWriter(Protocol):
 
     def write_scalars(self, step: int, scalars: Scalars) -> None:
         """Records numbers that hold at `step`."""
+
+    def write_histograms(self, step: int, arrays: Mapping[str, np.ndarray]) -> None:
+        """Records the distribution of each array's values."""
+
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        """Records texts, in Markdown."""
 
     def flush(self) -> None:
         """Hands everything recorded so far to the operating system."""
@@ -39,6 +47,12 @@ class JsonLinesWriter:
         for event in events.values():
             self._file.write(json.dumps(event, allow_nan=False) + "\n")
         self._file.flush()  # for who follows the file
+
+    def write_histograms(self, step: int, arrays: Mapping[str, np.ndarray]) -> None:
+        """Histograms are for TensorBoard only."""
+
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        """Texts stand in files of their own."""
 
     def flush(self) -> None:
         """As MetricWriter."""
@@ -75,6 +89,16 @@ class TensorBoardWriter:
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, step)
 
+    def write_histograms(self, step: int, arrays: Mapping[str, np.ndarray]) -> None:
+        """As MetricWriter."""
+        for name, values in arrays.items():
+            self._writer.add_histogram(name, values, step)
+
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        """As MetricWriter."""
+        for name, text in texts.items():
+            self._writer.add_text(name, text, step)
+
     def flush(self) -> None:
         """As MetricWriter."""
         if self._made is not None:
@@ -96,6 +120,16 @@ class MultiWriter:
         """As MetricWriter."""
         for writer in self._writers:
             writer.write_scalars(step, scalars)
+
+    def write_histograms(self, step: int, arrays: Mapping[str, np.ndarray]) -> None:
+        """As MetricWriter."""
+        for writer in self._writers:
+            writer.write_histograms(step, arrays)
+
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        """As MetricWriter."""
+        for writer in self._writers:
+            writer.write_texts(step, texts)
 
     def flush(self) -> None:
         """As MetricWriter."""

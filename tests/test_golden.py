@@ -38,7 +38,7 @@ def first_step(name):
     state = learner.init()
     orders, offset, _ = ExampleStream(steps.data_key(state), len(data), run.batch_size).window(0)
     before = optax.tree.norm(state.params)
-    state, _ = jax.jit(learner.train_steps(run.batch_size))(
+    state, _ = jax.jit(learner.train_steps())(
         state, learner.hyper, data.images, data.labels, orders, jnp.int32(offset), jnp.int32(1)
     )
     metrics = state.metrics.compute()

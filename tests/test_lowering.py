@@ -18,7 +18,7 @@ def test_train_steps_lower(name, platform):
     learner = run.learner
     size = len(run.task.part("train"))
     lowered = (
-        jax.jit(learner.train_steps(run.batch_size), donate_argnums=0)
+        jax.jit(learner.train_steps(), donate_argnums=0)
         .trace(
             learner.template(),
             learner.hyper,

@@ -20,6 +20,9 @@ SELECTIONS = {
     "validation": "the checkpoint with the highest validation accuracy (ties: lower loss, then earlier)",
     "last": "the last checkpoint",
 }
+TEST_SELECTION = (
+    "the checkpoint with the highest accuracy on these test images: NOT COMPARABLE, it selects on the test set"
+)
 
 SCALINGS: dict[str, Callable[[Array], Array]] = {
     # 0-255 to [0, 1], as TF's read_data_sets.
@@ -37,7 +40,8 @@ class Protocol:
       split: 'first:N', the first N training images validate and the others train
         (N = 0: no validation set).
       scaling: a name in `SCALINGS`.
-      selection: a name in `SELECTIONS`.
+      selection: a name in `SELECTIONS`; or 'test:N', the best on the first N test images, only
+        to reproduce results that were so chosen.
     """
 
     permutation: str
@@ -48,7 +52,7 @@ class Protocol:
     def __post_init__(self) -> None:
         validation_size(self.split)
         choose(SCALINGS, self.scaling, "data.scaling")
-        choose(SELECTIONS, self.selection, "data.selection")
+        selection_size(self.selection)
 
 
 def _numbered(text: str, prefix: str, field: str, otherwise: str) -> int:
@@ -89,6 +93,21 @@ def validation_size(split: str) -> int:
       UsageError: another form.
     """
     return _numbered(split, "first", "data.split", "'first:N', the first N training images validate")
+
+
+def selection_size(selection: str) -> int | None:
+    """The N of 'test:N', how many test images select; None where validation or the last step does.
+
+    Raises:
+      UsageError: another form.
+    """
+    if selection in SELECTIONS:
+        return None
+    expected = f"{', '.join(map(repr, SELECTIONS))}, or 'test:N' with N > 0 (selects on the test set)"
+    size = _numbered(selection, "test", "data.selection", expected)
+    if size < 1:
+        raise UsageError(f"data.selection is {selection!r}; expected {expected}.")
+    return size
 
 
 PROTOCOLS = {

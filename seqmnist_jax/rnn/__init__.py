@@ -13,15 +13,25 @@ A library on its own: it knows no MNIST, no config and no files.
 from seqmnist_jax.rnn.cells import gru_step, init_gru, init_lstm, lstm_step
 from seqmnist_jax.rnn.initializers import KERNELS, log_uniform_time_scales
 from seqmnist_jax.rnn.scan import gru, lstm, scan
+from seqmnist_jax.rnn.stack import GRU, LSTM, Cell, Keep, Layers, Masks, draw_masks, init_stack, stack
 
 __all__ = [
+    "GRU",
     "KERNELS",
+    "LSTM",
+    "Cell",
+    "Keep",
+    "Layers",
+    "Masks",
+    "draw_masks",
     "gru",
     "gru_step",
     "init_gru",
     "init_lstm",
+    "init_stack",
     "log_uniform_time_scales",
     "lstm",
     "lstm_step",
     "scan",
+    "stack",
 ]

@@ -45,7 +45,14 @@ def _where_running(running: Array, new: Any, old: Any) -> Any:
 
 
 def _loop(
-    step: Step[Carry], params: Any, x: Array, carry: Carry, lengths: Array | None, reverse: bool, collect: bool
+    step: Step[Carry],
+    params: Any,
+    x: Array,
+    carry: Carry,
+    lengths: Array | None,
+    reverse: bool,
+    collect: bool,
+    unroll: int = 1,
 ) -> tuple[Carry, Any]:
     """`lax.scan` over x [batch, time, features]; outputs [batch, time, ...] if `collect`, else None."""
     x_tm = jnp.swapaxes(x, 0, 1)
@@ -59,7 +66,7 @@ def _loop(
             y = _where_running(running, y, jax.tree.map(jnp.zeros_like, y))
         return new_carry, y if collect else None
 
-    carry, outputs_tm = jax.lax.scan(body, carry, (x_tm, running_tm), reverse=reverse)
+    carry, outputs_tm = jax.lax.scan(body, carry, (x_tm, running_tm), reverse=reverse, unroll=unroll)
     return carry, jax.tree.map(lambda y: jnp.swapaxes(y, 0, 1), outputs_tm)
 
 
@@ -72,6 +79,7 @@ def scan(
     lengths: Array | None = None,
     reverse: bool = False,
     return_sequences: bool = True,
+    unroll: int = 1,
 ) -> tuple[Carry, Array]:
     """Runs a pure cell over time.
 
@@ -87,24 +95,28 @@ def scan(
       reverse: run from each sequence's last step to its first. The output of
         step t stands at index t either way.
       return_sequences: whether to keep the outputs of all steps.
+      unroll: how many steps are laid out in one pass of the loop: 1 is a loop (TF1's
+        dynamic_rnn), the number of steps none at all (static_rnn).
 
     Returns:
       (carry, outputs): the carry after each sequence's last step, and [batch, time, ...],
       or the last step's [batch, ...] (zero for an empty sequence).
 
     Raises:
-      ValueError: x or lengths has the wrong shape or dtype.
+      ValueError: x or lengths has the wrong shape or dtype, or unroll is below 1.
     """
     x = _check_inputs(x, lengths)
+    if unroll < 1:
+        raise ValueError(f"unroll is {unroll}; expected at least 1")
     if return_sequences:
-        return _loop(step, params, x, carry, lengths, reverse, collect=True)
+        return _loop(step, params, x, carry, lengths, reverse, True, unroll)
 
     def remember(params: Any, loop: tuple[Carry, Any], x_t: Array) -> tuple[tuple[Carry, Any], None]:
         return step(params, loop[0], x_t), None
 
     y_shape = jax.eval_shape(step, params, carry, x[:, 0])[1]
     nothing = jax.tree.map(lambda y: jnp.zeros(y.shape, y.dtype), y_shape)
-    (carry, last), _ = _loop(remember, params, x, (carry, nothing), lengths, reverse, collect=False)
+    (carry, last), _ = _loop(remember, params, x, (carry, nothing), lengths, reverse, False, unroll)
     return carry, last
 
 

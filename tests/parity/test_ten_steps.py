@@ -103,7 +103,7 @@ def run_both(clip):
         batches.append((data.images[chosen] / 255.0, data.labels[chosen].astype(int)))
     expected = train(dict(start), batches, clip=clip)
     images, labels = jnp.asarray(data.images), jnp.asarray(data.labels)
-    many = jax.jit(learner.train_steps(run.batch_size))
+    many = jax.jit(learner.train_steps())
     state, finite = many(state, learner.hyper, images, labels, orders, jnp.int32(offset), jnp.int32(STEPS))
     assert finite
     assert int(state.step) == STEPS

@@ -1,0 +1,16 @@
+"""The 2018 notebook's fourth model, to the letter.
+
+As `configs/tutorial2018/pixel_gru.py`, through `RandomState(100)`'s permutation. It printed 82.0 %
+at step 5,000 (83.6 % at best), on the 128 test images that also chose the checkpoint.
+"""
+
+import ml_collections
+
+from configs.tutorial2018 import pixel_gru
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The config; see the module's docstring."""
+    config = pixel_gru.get_config()
+    config.data.permutation = "numpy:100"
+    return config
