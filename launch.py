@@ -65,6 +65,8 @@ def train() -> None:
         f" {summary['steps_per_second']:.1f} steps/s, compiled in {summary['compile_seconds']:.1f} s\n"
         f"device               {summary['device']}"
     )
+    if summary["selected_on"].startswith("test"):
+        print("\nWARNING: the checkpoint was chosen on test images: this result can't be compared with an honest one.")
     if dataset["warning"]:
         print(f"\nWARNING: {dataset['warning']}")
     python = Path(sys.executable)
