@@ -36,12 +36,14 @@ flags.DEFINE_string("split", "test", "evaluate: which examples to measure, train
 flags.DEFINE_string("data_dir", "", "evaluate: a folder of IDX files. Default: the one the run was trained from.")
 flags.DEFINE_boolean("allow_other_data", False, "evaluate: accept data that are not those of the run.")
 flags.DEFINE_boolean("json", False, "describe, evaluate: print one JSON object and nothing else.")
+flags.DEFINE_boolean("quiet", False, "train: print nothing but the result.")
 flags.DEFINE_boolean("debug", False, "Show the traceback of an error.")
 
 
 def train() -> None:
     """Trains, or resumes, and prints the result and what to do next."""
     from seqmnist_jax.run import build_run
+    from seqmnist_jax.terminal import Terminal
     from seqmnist_jax.train import Stopped
     from seqmnist_jax.train import train as run_training
 
@@ -50,7 +52,8 @@ def train() -> None:
     workdir = Path(FLAGS.workdir) if FLAGS.workdir else _new_workdir()
     stop = StopOnSignal()
     try:
-        summary = run_training(run, workdir, should_stop=stop)
+        with Terminal(run.steps, quiet=FLAGS.quiet) as terminal:
+            summary = run_training(run, workdir, say=terminal.say, tick=terminal.tick, should_stop=stop)
     except Stopped as e:
         print(e, file=sys.stderr)
         sys.exit(128 + stop.number)  # as a shell reports a process that the signal ended
@@ -111,7 +114,7 @@ def describe() -> None:
 
 # Each mode, and the flags beside --mode, --debug and absl's own that it reads.
 MODES = {
-    "train": (train, {"config", "workdir"}),
+    "train": (train, {"config", "workdir", "quiet"}),
     "evaluate": (evaluate, {"workdir", "split", "data_dir", "allow_other_data", "json"}),
     "describe": (describe, {"config", "workdir", "json"}),
 }

@@ -64,9 +64,8 @@ def main(argv: list[str]) -> None:
         {"unroll": u, "compile_seconds": compile_seconds[u], "step_seconds": statistics.median(seconds[u])}
         for u in programs
     ]
-    print(
-        f"{config.model.cell}, hidden {config.model.hidden_size}, batch {config.train.batch_size}; {provenance.device()}"
-    )
+    model = config.model
+    print(f"{model.cell}, hidden {model.hidden_size}, batch {config.train.batch_size}; {provenance.device()}")
     print("| unroll | compile, s | step, ms | against the loop |\n| --- | --- | --- | --- |")
     loop = rows[0]["step_seconds"]
     for row in rows:

@@ -215,6 +215,7 @@ class Sitting:
     clock: Clock
     checkpoints: Checkpoints
     say: Say
+    tick: Callable[[int], None]
     should_stop: Callable[[], bool]
 
     def save(self, state: steps.TrainState, validated: dict[str, float] | None) -> None:
@@ -228,6 +229,7 @@ def train(
     workdir: Path,
     *,
     say: Say = print_at_once,
+    tick: Callable[[int], None] = lambda step: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Json:
     """Trains a run to its end, from the start or from its last checkpoint.
@@ -236,6 +238,7 @@ def train(
       run: as `build_run` makes it.
       workdir: the run's folder; made, or resumed if it holds this run.
       say: takes each line meant for the user.
+      tick: told the step after each dispatch.
       should_stop: asked between dispatches; when true the run saves its state and stops.
 
     Returns:
@@ -249,7 +252,7 @@ def train(
     """
     open_workdir(run, workdir)
     with Checkpoints(workdir / files.CHECKPOINTS) as checkpoints:
-        sitting = Sitting(run, workdir, Clock(), checkpoints, say, should_stop)
+        sitting = Sitting(run, workdir, Clock(), checkpoints, say, tick, should_stop)
         state, step = _begin(sitting)
         summary = _finished(sitting, step)
         if summary is not None:
@@ -330,6 +333,7 @@ def _train_loop(
         if not finite:
             raise _diverged(step + 1, programs.divergence(state, step), checkpoints.last_step())
         progress.advance(step, clock.train - before)
+        sitting.tick(step)
 
         # 2. Metrics.
         validated = None
