@@ -15,9 +15,12 @@ def get_config() -> ml_collections.ConfigDict:
     config.seed = 0
 
     data = config.data = ml_collections.ConfigDict()
-    # 'idx': IDX files in runtime.data_dir; 'embedded': 5,000 digits in the package;
-    # 'auto': a given folder, else embedded.
+    # 'idx': IDX files in runtime.data_dir; 'tfds': by name, through tensorflow_datasets;
+    # 'embedded': 5,000 digits in the package; 'auto': a given folder, else a copy that TFDS
+    # has, else its download, else (for 'mnist') embedded.
     data.source = "auto"
+    # What 'tfds' and 'auto' look for: 'mnist', 'fashion_mnist', 'kmnist', 'emnist/balanced', ...
+    data.name = "mnist"
     # 'row': 28 steps of 28 values; 'pixel': 784 steps of one.
     data.view = "row"
     # A named convention; the four fields below, where None, are its.
@@ -100,6 +103,8 @@ def get_config() -> ml_collections.ConfigDict:
     runtime = config.runtime = ml_collections.ConfigDict()
     # Folder of the IDX files; '' means the environment variable SEQMNIST_DATA_DIR, or none.
     runtime.data_dir = ""
+    # Folder of tensorflow_datasets; '' means its own default.
+    runtime.tfds_dir = ""
     # Steps between checkpoints; 0: at each evaluation. The last step always has one.
     runtime.checkpoint_every = 0
     # Images per evaluation batch.

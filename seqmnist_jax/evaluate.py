@@ -13,6 +13,7 @@ from seqmnist_jax import config as configs
 from seqmnist_jax import steps
 from seqmnist_jax import workdir as files
 from seqmnist_jax.checkpoints import CheckpointError, Checkpoints
+from seqmnist_jax.data.sources import Request
 from seqmnist_jax.data.views import SequenceView
 from seqmnist_jax.errors import UsageError
 from seqmnist_jax.run import build_learner
@@ -142,11 +143,17 @@ def evaluate(workdir: Path, *, split: str = "test", data_dir: str = "", allow_ot
     model = load(workdir)
     facts = model.facts
     if data_dir:
-        dataset = load_dataset("idx", find_data_dir(data_dir))
+        dataset = load_dataset("idx", Request(data_dir=find_data_dir(data_dir)))
     else:
         trained_from = model.config.runtime.data_dir
         # A folder that is gone, or another machine's, leaves it to the environment to name one.
-        dataset = load_dataset(facts["source"], find_data_dir(trained_from if Path(trained_from).is_dir() else ""))
+        tfds_dir = model.config.runtime.tfds_dir
+        request = Request(
+            model.config.data.name,
+            find_data_dir(trained_from if Path(trained_from).is_dir() else ""),
+            Path(tfds_dir).expanduser() if tfds_dir else None,
+        )
+        dataset = load_dataset(facts["source"], request)
     same = dataset.content_hash == facts["content_hash"]
     if not same and not allow_other_data:
         raise UsageError(

@@ -8,7 +8,7 @@ from typing import Any
 import ml_collections
 
 from seqmnist_jax.data import protocols
-from seqmnist_jax.data.sources import SOURCES, Dataset, Images
+from seqmnist_jax.data.sources import SOURCES, Dataset, Images, Request
 from seqmnist_jax.data.views import VIEWS, SequenceView
 from seqmnist_jax.errors import UsageError, choose
 
@@ -40,6 +40,7 @@ class Task:
         return {
             "name": self.dataset.name,
             "source": self.dataset.source,
+            "order": self.dataset.order,
             "sizes": {split: len(self.part(split)) for split in SPLITS},
             "content_hash": self.dataset.content_hash,
             "image_shape": list(self.dataset.image_shape),
@@ -71,14 +72,14 @@ def find_data_dir(named: str) -> Path | None:
     return Path(named).expanduser().absolute() if named else None
 
 
-def load_dataset(source: str, data_dir: Path | None) -> Dataset:
+def load_dataset(source: str, request: Request) -> Dataset:
     """The data set that a source gives.
 
     Raises:
       UsageError: an unknown source.
       DataError: its files are missing or damaged.
     """
-    return choose(SOURCES, source, "data.source")(data_dir)
+    return choose(SOURCES, source, "data.source")(request)
 
 
 def build_protocol(config: ml_collections.ConfigDict, dataset: Dataset) -> protocols.Protocol:
@@ -113,7 +114,11 @@ def build_task(config: ml_collections.ConfigDict) -> Task:
       DataError: the data can't be read.
     """
     choose(VIEWS, config.data.view, "data.view")
-    dataset = load_dataset(config.data.source, find_data_dir(config.runtime.data_dir))
+    tfds_dir = config.runtime.tfds_dir
+    request = Request(
+        config.data.name, find_data_dir(config.runtime.data_dir), Path(tfds_dir).expanduser() if tfds_dir else None
+    )
+    dataset = load_dataset(config.data.source, request)
     protocol = build_protocol(config, dataset)
     height, width = dataset.image_shape
     order = protocols.permutation(protocol.permutation, height * width)

@@ -7,14 +7,11 @@ import pytest
 
 @pytest.fixture(autouse=True, scope="session")
 def cache_dir(tmp_path_factory):
-    """Decoded arrays go into a folder of this test run, not into the user's cache."""
-    before = os.environ.get("SEQMNIST_CACHE_DIR")
-    os.environ["SEQMNIST_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
-    yield
-    if before is None:
-        del os.environ["SEQMNIST_CACHE_DIR"]
-    else:
-        os.environ["SEQMNIST_CACHE_DIR"] = before
+    """Decoded and fetched data go into folders of this test run, not into the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SEQMNIST_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("TFDS_DATA_DIR", str(tmp_path_factory.mktemp("tfds")))
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -106,6 +106,11 @@ def write_idx(path: Path, values: np.ndarray) -> None:
     content = header + values.tobytes()
     if path.suffix == ".gz":
         content = gzip.compress(content, compresslevel=9, mtime=0)
+    replace_whole(path, content)
+
+
+def replace_whole(path: Path, content: bytes) -> None:
+    """Makes `path` hold `content`, or leaves it as it was."""
     partial = path.with_name(path.name + ".partial")
     try:
         partial.write_bytes(content)

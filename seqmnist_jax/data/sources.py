@@ -1,4 +1,4 @@
-"""Where images come from: each source is a function ``(data_dir) -> Dataset`` in `SOURCES`.
+"""Where images come from: each source is a function ``(request) -> Dataset`` in `SOURCES`.
 
 To add a source, write such a function and name it in the table.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from seqmnist_jax.data import cache, embedded
+from seqmnist_jax.data import cache, embedded, registry
 from seqmnist_jax.data.idx import DataError, find_file, read_idx
 
 NUM_CLASSES = 10
@@ -55,6 +55,9 @@ class Dataset:
       content_hash: SHA-256 over all arrays and their shapes: part of a run's identity.
       split: the source's own split where the protocol's can't hold, as protocols name it.
       warning: what every result on these data must say, or None.
+      num_classes: how many classes the labels name.
+      order: 'original', that of the files; or 'tfds', shuffled as TFDS prepared it, so that
+        the same split holds other images.
     """
 
     name: str
@@ -65,12 +68,28 @@ class Dataset:
     split: str | None = None
     warning: str | None = None
     num_classes: int = NUM_CLASSES
+    order: str = "original"
 
     @property
     def image_shape(self) -> tuple[int, int]:
         """(height, width) of an image."""
         _, height, width = self.train.images.shape
         return height, width
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is asked of a source.
+
+    Attributes:
+      name: the data set's name, for sources that have several.
+      data_dir: a folder of IDX files, or None.
+      tfds_dir: TFDS's folder, or None for its default.
+    """
+
+    name: str = "mnist"
+    data_dir: Path | None = None
+    tfds_dir: Path | None = None
 
 
 def _content_hash(arrays: cache.Arrays) -> str:
@@ -81,53 +100,50 @@ def _content_hash(arrays: cache.Arrays) -> str:
     return digest.hexdigest()
 
 
-def _check(folder: Path, arrays: cache.Arrays) -> None:
+def _check(where: str, arrays: cache.Arrays, num_classes: int) -> None:
     for part in ("train", "test"):
         images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
         if len(images) != len(labels):
             raise DataError(
-                f"{folder}: {len(images):,} {part} images but {len(labels):,} labels; expected as many of each. "
+                f"{where}: {len(images):,} {part} images but {len(labels):,} labels; expected as many of each. "
                 "The files belong to different data sets, or one is incomplete."
             )
         if len(images) == 0 or 0 in images.shape:
-            raise DataError(f"{folder}: the {part} images have shape {images.shape}; expected at least one image.")
-        if labels.max() >= NUM_CLASSES:
+            raise DataError(f"{where}: the {part} images have shape {images.shape}; expected at least one image.")
+        if labels.max() >= num_classes:
             raise DataError(
-                f"{folder}: a {part} label is {labels.max()}; expected 0 to {NUM_CLASSES - 1}. "
-                "This is not a ten-class data set in MNIST's form."
+                f"{where}: a {part} label is {labels.max()}; expected 0 to {num_classes - 1}. "
+                "The file is damaged, or of a data set with other classes."
             )
     if arrays["train_images"].shape[1:] != arrays["test_images"].shape[1:]:
         raise DataError(
-            f"{folder}: training images are {arrays['train_images'].shape[1:]} and test images "
+            f"{where}: training images are {arrays['train_images'].shape[1:]} and test images "
             f"{arrays['test_images'].shape[1:]}; expected the same size."
         )
 
 
-def _read_folder(folder: Path) -> tuple[cache.Arrays, str]:
-    """The four arrays of a folder of IDX files, through the cache where they are gzipped."""
-    paths = {name: find_file(folder, stem) for name, (stem, _) in FILES.items()}
+def _read_files(paths: dict[str, Path], where: str, num_classes: int) -> cache.Arrays:
+    """The four arrays and their content hash, through the cache where they are gzipped."""
 
     def decode() -> cache.Arrays:
         arrays = {name: read_idx(paths[name], dimensions) for name, (_, dimensions) in FILES.items()}
-        _check(folder, arrays)
+        _check(where, arrays, num_classes)
         return {**arrays, "content_hash": np.array(_content_hash(arrays))}
 
     if all(path.suffix != ".gz" for path in paths.values()):
-        arrays = decode()
-    else:
-        digest = hashlib.sha256()
-        for path in paths.values():
-            try:
-                digest.update(path.read_bytes())
-            except OSError as e:
-                raise DataError(f"{path} can't be read: {e.strerror or e}.") from e
-        arrays = cache.cached(digest.hexdigest(), lambda a: str(a["content_hash"]) == _content_hash(a), decode)
-    return arrays, str(arrays["content_hash"])
+        return decode()
+    digest = hashlib.sha256()
+    for path in paths.values():
+        try:
+            digest.update(path.read_bytes())
+        except OSError as e:
+            raise DataError(f"{path} can't be read: {e.strerror or e}.") from e
+    return cache.cached(digest.hexdigest(), lambda a: str(a["content_hash"]) == _content_hash(a), decode)
 
 
-def _load_folder(folder: Path, source: str, **own: Any) -> Dataset:
-    """The data set of a folder; `own` are fields that the source knows better than the files."""
-    arrays, content_hash = _read_folder(folder)
+def _dataset(arrays: cache.Arrays, source: str, **own: Any) -> Dataset:
+    """A data set of these arrays; `own` are fields that the source knows better than the content."""
+    content_hash = str(arrays["content_hash"])
     facts = {"name": KNOWN_CONTENT.get(content_hash, "unknown"), "source": source, **own}
     return Dataset(
         train=Images(arrays["train_images"], arrays["train_labels"]),
@@ -137,24 +153,29 @@ def _load_folder(folder: Path, source: str, **own: Any) -> Dataset:
     )
 
 
-def load_idx(data_dir: Path | None) -> Dataset:
-    """A folder of four IDX files in MNIST's names, each gzipped or not.
+def _read_folder(folder: Path) -> cache.Arrays:
+    paths = {name: find_file(folder, stem) for name, (stem, _) in FILES.items()}
+    return _read_files(paths, str(folder), NUM_CLASSES)
+
+
+def load_idx(request: Request) -> Dataset:
+    """A folder of four IDX files in MNIST's names and form, ten classes, each file gzipped or not.
 
     Raises:
       DataError: no folder is named, or a file is missing or damaged, or they don't fit together.
     """
-    if data_dir is None:
+    if request.data_dir is None:
         raise DataError(
             "data.source is 'idx' but no folder is named; set --config.runtime.data_dir=DIR or SEQMNIST_DATA_DIR."
         )
-    return _load_folder(data_dir, "idx")
+    return _dataset(_read_folder(request.data_dir), "idx")
 
 
-def load_embedded(data_dir: Path | None = None) -> Dataset:
-    """The 5,000 digits inside the package; `data_dir` plays no part."""
-    del data_dir
-    return _load_folder(
-        embedded.FOLDER,
+def load_embedded(request: Request | None = None) -> Dataset:
+    """The 5,000 digits inside the package, whatever is asked."""
+    del request
+    return _dataset(
+        _read_folder(embedded.FOLDER),
         "embedded",
         name="mnist-5k",
         split=f"first:{embedded.VALIDATION_SIZE}",
@@ -166,13 +187,67 @@ def load_embedded(data_dir: Path | None = None) -> Dataset:
     )
 
 
-def load_auto(data_dir: Path | None) -> Dataset:
-    """The folder where one is named, else the embedded digits with their warning."""
-    return load_embedded() if data_dir is None else load_idx(data_dir)
+def _load_registered(request: Request, paths: dict[str, Path]) -> Dataset:
+    """The data set whose IDX files TFDS has fetched."""
+    classes = registry.num_classes(request.name, request.tfds_dir)
+    arrays = _read_files(paths, request.name, classes)
+    return _dataset(arrays, "tfds", name=request.name, num_classes=classes)
 
 
-SOURCES: dict[str, Callable[[Path | None], Dataset]] = {
+def _load_local_copy(request: Request) -> Dataset | None:
+    """What TFDS has fetched before, else what it has prepared; None where it has neither."""
+    paths = registry.fetched_files(request.name, request.tfds_dir, offline=True)
+    if paths is not None:
+        return _load_registered(request, paths)
+    prepared = registry.prepared_arrays(request.name, request.tfds_dir)
+    if prepared is None:
+        return None
+    classes = registry.num_classes(request.name, request.tfds_dir)
+    _check(request.name, prepared, classes)
+    arrays = {**prepared, "content_hash": np.array(_content_hash(prepared))}
+    return _dataset(arrays, "tfds", name=request.name, num_classes=classes, order="tfds")
+
+
+def load_tfds(request: Request) -> Dataset:
+    """A data set by its name, through TFDS: a copy it has already, else fetched.
+
+    Raises:
+      UsageError: an unknown name.
+      DataError: it can't be fetched, or a file is damaged.
+    """
+    found = _load_local_copy(request)
+    if found is not None:
+        return found
+    paths = registry.fetched_files(request.name, request.tfds_dir)
+    assert paths is not None
+    return _load_registered(request, paths)
+
+
+def load_auto(request: Request) -> Dataset:
+    """The first of: a named folder, TFDS's copy, a download, and for MNIST the embedded digits.
+
+    Raises:
+      UsageError: an unknown name.
+      DataError: the named folder or a copy is damaged, or nothing is at hand of another set than MNIST.
+    """
+    if request.data_dir is not None:
+        return load_idx(request)
+    found = _load_local_copy(request)
+    if found is not None:
+        return found
+    if registry.is_reachable(request.name, request.tfds_dir):
+        return load_tfds(request)
+    if request.name != "mnist":
+        raise DataError(
+            f"{request.name} is not at hand and its host can't be reached; name a folder with its four IDX "
+            "files by --config.runtime.data_dir or SEQMNIST_DATA_DIR."
+        )
+    return load_embedded()
+
+
+SOURCES: dict[str, Callable[[Request], Dataset]] = {
     "auto": load_auto,
     "idx": load_idx,
     "embedded": load_embedded,
+    "tfds": load_tfds,
 }

@@ -14,7 +14,16 @@ from configs import row_lstm
 from seqmnist_jax import task
 from seqmnist_jax.data import cache, embedded, sources
 from seqmnist_jax.data.idx import DataError, write_idx
-from seqmnist_jax.data.sources import FILES, KNOWN_CONTENT, load_auto, load_embedded, load_idx
+from seqmnist_jax.data.sources import FILES, KNOWN_CONTENT, Request, load_embedded
+
+
+def load_idx(folder):
+    return sources.load_idx(Request(data_dir=folder))
+
+
+def load_auto(folder):
+    return sources.load_auto(Request(data_dir=folder))
+
 
 EMBEDDED_HASH = "84d19920fb05d526563283865dbf1ad032dbee660a3fc45feb2fb0b8ab121bea"
 
@@ -478,9 +487,9 @@ def test_threads_that_start_together_get_the_same_arrays(folder, own_cache, smal
 LOAD = """
 import sys
 from pathlib import Path
-from seqmnist_jax.data.sources import load_idx
+from seqmnist_jax.data.sources import Request, load_idx
 sys.stdin.readline()
-dataset = load_idx(Path(sys.argv[1]))
+dataset = load_idx(Request(data_dir=Path(sys.argv[1])))
 print(dataset.content_hash, int(dataset.train.images.sum()), int(dataset.test.labels.sum()))
 """
 

@@ -1,0 +1,175 @@
+"""Data sets by name, through tensorflow_datasets and without TensorFlow.
+
+TFDS is the registry: it knows names, addresses and checksums, and its download manager
+fetches and caches the files. Those of MNIST's family are IDX files, which our own reader
+decodes in their original order; TFDS itself would need TensorFlow for that. A copy that
+somebody has prepared with TFDS is read too, but preparing shuffles.
+
+Only this module imports tensorflow_datasets, and only when it is asked for data.
+"""
+
+import contextlib
+import os
+import socket
+import threading
+import urllib.parse
+import urllib.request
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from seqmnist_jax.data.idx import DataError, replace_whole
+from seqmnist_jax.errors import UsageError, did_you_mean
+
+PROBE_SECONDS = 3.0
+NAMES = ("mnist", "fashion_mnist", "kmnist", "emnist/balanced", "emnist/digits", "emnist/letters", "emnist/mnist")
+
+
+class Files:
+    """The download manager that a TFDS builder asks for its files: fetches them, but leaves gzip to our reader."""
+
+    def __init__(self, manager: Any, folder: Path):
+        """Wraps a ``tfds.download.DownloadManager``; members of zip files go below `folder`."""
+        self._manager = manager
+        self._folder = folder
+
+    def download_and_extract(self, urls: Any) -> Any:
+        """The fetched files, as they are."""
+        return self._manager.download(urls)
+
+    def extract(self, paths: dict[str, str]) -> dict[str, Path]:
+        """The files at these paths, of which a part may be a zip file; only the named members are written."""
+        return {name: self._member(Path(path)) for name, path in paths.items()}
+
+    def _member(self, path: Path) -> Path:
+        for archive in path.parents:
+            if archive.is_file():
+                target = self._folder / path.name
+                if not target.exists():
+                    member = path.relative_to(archive).as_posix()
+                    with zipfile.ZipFile(archive) as opened:
+                        self._folder.mkdir(parents=True, exist_ok=True)
+                        replace_whole(target, opened.read(member))
+                return target
+        return path
+
+
+def _builder(name: str, tfds_dir: Path | None) -> Any:
+    """TFDS's builder of a data set.
+
+    Raises:
+      UsageError: a name that is not in MNIST's form, or that TFDS does not know.
+    """
+    if name not in NAMES:
+        raise UsageError(f"data.name is {name!r}; expected one of: {', '.join(NAMES)}.{did_you_mean(name, NAMES)}")
+    import tensorflow_datasets as tfds
+
+    return tfds.builder(name, data_dir=None if tfds_dir is None else str(tfds_dir))
+
+
+def num_classes(name: str, tfds_dir: Path | None = None) -> int:
+    """How many classes a data set has."""
+    return _builder(name, tfds_dir).info.features["label"].num_classes
+
+
+def fetched_files(name: str, tfds_dir: Path | None, *, offline: bool = False) -> dict[str, Path] | None:
+    """The four IDX files of a data set, fetched unless they are there.
+
+    Args:
+      name: one of `NAMES`.
+      tfds_dir: TFDS's folder; None for its own default.
+      offline: use only what is there; None is returned where that is not all.
+
+    Raises:
+      UsageError: an unknown name.
+      DataError: a download failed, was cut, or has the wrong checksum; nothing of it is kept.
+    """
+    builder = _builder(name, tfds_dir)
+    from tensorflow_datasets.core import download
+
+    root = Path(os.fspath(builder._data_dir_root))  # the only way to TFDS's folder
+    folder = root / "downloads"
+    manager = download.DownloadManager(
+        download_dir=folder,
+        url_infos=builder.url_infos,
+        dataset_name=builder.name,
+        force_checksums_validation=True,
+    )
+    if offline:
+        manager = _only_cached(manager)
+    try:
+        generators = builder._split_generators(Files(manager, folder / "idx"))
+    except _NotCachedError:
+        return None
+    except Exception as e:  # requests, TFDS and the operating system each have their own
+        raise DataError(
+            f"{name} could not be fetched: {type(e).__name__}: {str(e).strip().splitlines()[0]} Nothing of it is "
+            "used. Try again, or name a folder with its IDX files by --config.runtime.data_dir or SEQMNIST_DATA_DIR."
+        ) from e
+    parts = {str(generator.name): generator.gen_kwargs for generator in generators}
+    return {
+        f"{part}_{kind}s": Path(os.fspath(parts[part][f"{key}_path"]))
+        for part in ("train", "test")
+        for kind, key in (("image", "data"), ("label", "label"))
+    }
+
+
+class _NotCachedError(Exception):
+    """A file is not there, and may not be fetched."""
+
+
+def _only_cached(manager: Any) -> Any:
+    """The manager, unable to fetch."""
+
+    def refuse(*unused: object, **unused_too: object) -> Any:
+        raise _NotCachedError
+
+    manager._download = refuse
+    return manager
+
+
+def is_reachable(name: str, tfds_dir: Path | None) -> bool:
+    """Whether the host of a data set answers within `PROBE_SECONDS` (or the proxy that stands before it)."""
+    url = urllib.parse.urlsplit(_builder(name, tfds_dir).URL)
+    proxy = urllib.request.getproxies().get(url.scheme)
+    target = urllib.parse.urlsplit(proxy) if proxy else url
+    answered = threading.Event()
+
+    def probe() -> None:
+        port = target.port or {"http": 80, "https": 443}.get(target.scheme, 443)
+        with contextlib.suppress(OSError), socket.create_connection((target.hostname or "", port), PROBE_SECONDS):
+            answered.set()
+
+    # In a thread, because looking a name up has no time-out of its own.
+    thread = threading.Thread(target=probe, daemon=True)
+    thread.start()
+    thread.join(PROBE_SECONDS)
+    return answered.is_set()
+
+
+def prepared_arrays(name: str, tfds_dir: Path | None) -> dict[str, np.ndarray] | None:
+    """The arrays of a copy that TFDS has prepared, in its shuffled order; None where there is none.
+
+    TFDS reads without TensorFlow what was prepared with ``file_format='array_record'``; of a copy in
+    another format this takes no notice.
+
+    Raises:
+      DataError: the copy is there but can't be read.
+    """
+    builder = _builder(name, tfds_dir)
+    if not builder.is_prepared():
+        return None
+    try:
+        sources = {part: builder.as_data_source(part) for part in ("train", "test")}
+    except NotImplementedError:
+        return None
+    except Exception as e:
+        raise DataError(f"TFDS's prepared copy in {builder.data_dir} can't be read ({e}).") from e
+    arrays = {}
+    for part, source in sources.items():
+        examples = [source[index] for index in range(len(source))]
+        arrays[f"{part}_images"] = np.stack([np.asarray(example["image"], np.uint8)[..., 0] for example in examples])
+        arrays[f"{part}_labels"] = np.asarray([example["label"] for example in examples], np.uint8)
+    return arrays
