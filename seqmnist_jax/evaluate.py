@@ -13,11 +13,10 @@ from seqmnist_jax import config as configs
 from seqmnist_jax import steps
 from seqmnist_jax import workdir as files
 from seqmnist_jax.checkpoints import CheckpointError, Checkpoints
-from seqmnist_jax.data.sources import Request
 from seqmnist_jax.data.views import SequenceView
 from seqmnist_jax.errors import UsageError
 from seqmnist_jax.run import build_learner
-from seqmnist_jax.task import SPLITS, find_data_dir, load_dataset, split_part
+from seqmnist_jax.task import SPLITS, build_request, find_data_dir, load_dataset, split_part
 
 Json = dict[str, Any]
 
@@ -142,18 +141,15 @@ def evaluate(workdir: Path, *, split: str = "test", data_dir: str = "", allow_ot
         raise UsageError(f"--split is {split!r}; expected one of: {', '.join(SPLITS)}.")
     model = load(workdir)
     facts = model.facts
+    request = build_request(model.config)
     if data_dir:
-        dataset = load_dataset("idx", Request(data_dir=find_data_dir(data_dir)))
+        request, source = dataclasses.replace(request, data_dir=find_data_dir(data_dir)), "idx"
     else:
-        trained_from = model.config.runtime.data_dir
-        # A folder that is gone, or another machine's, leaves it to the environment to name one.
-        tfds_dir = model.config.runtime.tfds_dir
-        request = Request(
-            model.config.data.name,
-            find_data_dir(trained_from if Path(trained_from).is_dir() else ""),
-            Path(tfds_dir).expanduser() if tfds_dir else None,
-        )
-        dataset = load_dataset(facts["source"], request)
+        source = facts["source"]
+        if request.data_dir is not None and not request.data_dir.is_dir():
+            # Gone, or another machine's: the environment may name one.
+            request = dataclasses.replace(request, data_dir=find_data_dir(""))
+    dataset = load_dataset(source, request)
     same = dataset.content_hash == facts["content_hash"]
     if not same and not allow_other_data:
         raise UsageError(

@@ -72,6 +72,16 @@ def find_data_dir(named: str) -> Path | None:
     return Path(named).expanduser().absolute() if named else None
 
 
+def build_request(config: ml_collections.ConfigDict) -> Request:
+    """What the config asks of its source."""
+    tfds_dir = config.runtime.tfds_dir
+    return Request(
+        name=config.data.name,
+        data_dir=find_data_dir(config.runtime.data_dir),
+        tfds_dir=Path(tfds_dir).expanduser() if tfds_dir else None,
+    )
+
+
 def load_dataset(source: str, request: Request) -> Dataset:
     """The data set that a source gives.
 
@@ -114,11 +124,7 @@ def build_task(config: ml_collections.ConfigDict) -> Task:
       DataError: the data can't be read.
     """
     choose(VIEWS, config.data.view, "data.view")
-    tfds_dir = config.runtime.tfds_dir
-    request = Request(
-        config.data.name, find_data_dir(config.runtime.data_dir), Path(tfds_dir).expanduser() if tfds_dir else None
-    )
-    dataset = load_dataset(config.data.source, request)
+    dataset = load_dataset(config.data.source, build_request(config))
     protocol = build_protocol(config, dataset)
     height, width = dataset.image_shape
     order = protocols.permutation(protocol.permutation, height * width)

@@ -6,13 +6,13 @@ selected. To add one, add an entry to `PROTOCOLS`.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seqmnist_jax.errors import UsageError, choose
+from seqmnist_jax.errors import UsageError, choose, did_you_mean
 
 Array = jax.Array
 
@@ -55,11 +55,11 @@ class Protocol:
         selection_size(self.selection)
 
 
-def _numbered(text: str, prefix: str, field: str, otherwise: str) -> int:
-    """The N of 'prefix:N'."""
+def _numbered(text: str, prefix: str, field: str, otherwise: str, names: Iterable[str] = ()) -> int:
+    """The N of 'prefix:N'; `names` are what `text` may be besides."""
     kind, _, number = text.partition(":")
     if kind != prefix or not number.isascii() or not number.isdigit() or len(number) > 10:
-        raise UsageError(f"{field} is {text!r}; expected {otherwise}.")
+        raise UsageError(f"{field} is {text!r}; expected {otherwise}.{did_you_mean(text, names)}")
     return int(number)
 
 
@@ -104,7 +104,7 @@ def selection_size(selection: str) -> int | None:
     if selection in SELECTIONS:
         return None
     expected = f"{', '.join(map(repr, SELECTIONS))}, or 'test:N' with N > 0 (selects on the test set)"
-    size = _numbered(selection, "test", "data.selection", expected)
+    size = _numbered(selection, "test", "data.selection", expected, SELECTIONS)
     if size < 1:
         raise UsageError(f"data.selection is {selection!r}; expected {expected}.")
     return size

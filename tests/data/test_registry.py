@@ -185,7 +185,12 @@ def test_a_host_is_tried_for_three_seconds_at_most(host, monkeypatch):
     host.stands_for("mnist")
     assert registry.is_reachable("mnist", None)
     monkeypatch.setattr(registry, "PROBE_SECONDS", 0.2)
-    monkeypatch.setattr(registry.socket, "create_connection", lambda *unused: threading.Event().wait(5))
+
+    def hang(*unused):
+        threading.Event().wait(2)
+        raise TimeoutError
+
+    monkeypatch.setattr(registry.socket, "create_connection", hang)
     assert not registry.is_reachable("mnist", None)
 
 

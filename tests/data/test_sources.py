@@ -21,6 +21,10 @@ def load_idx(folder):
     return sources.load_idx(Request(data_dir=folder))
 
 
+def data_dir_of(config):
+    return task.build_request(config).data_dir
+
+
 def load_auto(folder):
     return sources.load_auto(Request(data_dir=folder))
 
@@ -207,16 +211,16 @@ def test_config_names_the_folder_before_the_environment(tmp_path, monkeypatch, s
     in_config, in_environment = small_data(seed=1), small_data(seed=2)
     monkeypatch.setenv("SEQMNIST_DATA_DIR", str(in_environment.write(tmp_path / "environment")))
     config = row_lstm.get_config()
-    assert_holds(task.build_dataset(config), in_environment)
+    assert_holds(task.load_dataset(config.data.source, task.build_request(config)), in_environment)
     config.runtime.data_dir = str(in_config.write(tmp_path / "config"))
-    assert_holds(task.build_dataset(config), in_config)
+    assert_holds(task.load_dataset(config.data.source, task.build_request(config)), in_config)
     config.data.source = "embedded"
-    assert task.build_dataset(config).content_hash == EMBEDDED_HASH
+    assert task.load_dataset(config.data.source, task.build_request(config)).content_hash == EMBEDDED_HASH
 
 
 def test_empty_environment_variable_names_no_folder(monkeypatch):
     monkeypatch.setenv("SEQMNIST_DATA_DIR", "")
-    assert task.build_data_dir(row_lstm.get_config()) is None
+    assert data_dir_of(row_lstm.get_config()) is None
 
 
 def test_folder_is_made_absolute_and_home_is_known(tmp_path, monkeypatch):
@@ -225,9 +229,9 @@ def test_folder_is_made_absolute_and_home_is_known(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = row_lstm.get_config()
     config.runtime.data_dir = "relative/d"
-    assert task.build_data_dir(config) == tmp_path / "relative" / "d"
+    assert data_dir_of(config) == tmp_path / "relative" / "d"
     config.runtime.data_dir = "~/d"
-    assert task.build_data_dir(config) == tmp_path / "home" / "d"
+    assert data_dir_of(config) == tmp_path / "home" / "d"
 
 
 # The embedded digits.
@@ -285,8 +289,8 @@ def test_a_split_in_the_config_goes_before_that_of_the_embedded_digits():
     config.data.source = "embedded"
     config.data.split = "first:0"
     whole = task.build_task(config)
-    assert len(whole.validation) == 0
-    assert len(whole.train) == 4500
+    assert len(whole.part("validation")) == 0
+    assert len(whole.part("train")) == 4500
 
 
 def test_embedded_digits_come_from_mnist_training_images(digits, mnist_dir):
