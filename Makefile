@@ -1,4 +1,5 @@
 # make run [CONFIG=configs/row_lstm.py] [ARGS='--workdir=DIR --config.train.steps=100 ...']
+# make evaluate [WORKDIR=runs/row_lstm/...]
 # make test, make check, make setup
 
 CONFIG ?= configs/row_lstm.py
@@ -7,12 +8,22 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup run test check format clean
+WORKDIR ?= pretrained/row_lstm
+
+.PHONY: setup run evaluate test check format pretrained clean
 
 setup: $(VENV)/installed
 
 run: setup
 	$(BIN)/python launch.py --config $(CONFIG) $(ARGS)
+
+# The model that ships with the repository, or the run in WORKDIR.
+evaluate: setup
+	$(BIN)/python launch.py --mode=evaluate --workdir $(WORKDIR) --allow_other_data $(ARGS)
+
+# Trains the shipped model anew; SEQMNIST_DATA_DIR must name MNIST.
+pretrained: setup
+	$(BIN)/python -m pretrained.make
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest $(ARGS)
@@ -30,13 +41,15 @@ format: $(VENV)/installed-dev
 clean:
 	rm -rf $(VENV)
 
-$(BIN)/python:
+# A stamp, because an interrupted venv leaves a python without pip.
+$(VENV)/made:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
 	    sys.exit(0 if (3, 11) <= v <= (3, 13) else "Python %d.%d found; 3.11 to 3.13 needed: make PYTHON=python3.12 ..." % v)'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
 
 # Each stamp is made anew when what it installs from has changed.
-$(VENV)/installed: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/made
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
 	@touch $@
 

@@ -96,8 +96,6 @@ def evaluate() -> None:
         f"{result['split']} accuracy {result['accuracy']:.2%}, loss {result['loss']:.4f}, on {result['examples']:,} "
         f"images of {result['dataset']} ({result['source']}), by checkpoint {result['checkpoint_step']}"
     )
-    if not result["data_of_the_run"]:
-        print("NOTE: these are not the data that the model was trained on.")
     for warning in result["warnings"]:
         print(f"WARNING: {warning}")
 

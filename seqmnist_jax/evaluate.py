@@ -13,6 +13,7 @@ from seqmnist_jax import config as configs
 from seqmnist_jax import steps
 from seqmnist_jax import workdir as files
 from seqmnist_jax.checkpoints import CheckpointError, Checkpoints
+from seqmnist_jax.data.sources import Dataset
 from seqmnist_jax.data.views import SequenceView
 from seqmnist_jax.errors import UsageError
 from seqmnist_jax.run import build_learner
@@ -145,7 +146,8 @@ def evaluate(workdir: Path, *, split: str = "test", data_dir: str = "", allow_ot
     if data_dir:
         request, source = dataclasses.replace(request, data_dir=find_data_dir(data_dir)), "idx"
     else:
-        source = facts["source"]
+        # A folder's data may have come to be at hand another way.
+        source = "embedded" if facts["source"] == "embedded" else "auto"
         if request.data_dir is not None and not request.data_dir.is_dir():
             # Gone, or another machine's: the environment may name one.
             request = dataclasses.replace(request, data_dir=find_data_dir(""))
@@ -174,5 +176,16 @@ def evaluate(workdir: Path, *, split: str = "test", data_dir: str = "", allow_ot
         "source": dataset.source,
         "content_hash": dataset.content_hash,
         "data_of_the_run": same,
-        "warnings": list(dict.fromkeys(warning for warning in (facts["warning"], dataset.warning) if warning)),
+        "warnings": _warnings(facts, dataset),
     }
+
+
+def _warnings(facts: Json, dataset: Dataset) -> list[str]:
+    """What must be said with a result of a model with these facts on this data set."""
+    warnings = [facts["warning"]] if facts["warning"] else []
+    if dataset.content_hash != facts["content_hash"]:
+        seen = ""
+        if dataset.source == "embedded" and facts["name"] == "mnist":
+            seen = " They are 500 of MNIST's training images, most of which the model has been trained on."
+        warnings.append(f"Measured on other data ({dataset.name}) than the run's own test set ({facts['name']}).{seen}")
+    return warnings

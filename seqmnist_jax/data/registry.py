@@ -15,6 +15,7 @@ import threading
 import urllib.parse
 import urllib.request
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -98,9 +99,10 @@ def fetched_files(name: str, tfds_dir: Path | None, *, offline: bool = False) ->
         force_checksums_validation=True,
     )
     if offline:
-        manager = _only_cached(manager)
+        manager._download = _refuse
     try:
-        generators = builder._split_generators(Files(manager, folder / "idx"))
+        with _progress_bar(shown=not offline):
+            generators = builder._split_generators(Files(manager, folder / "idx"))
     except _NotCachedError:
         return None
     except Exception as e:  # requests, TFDS and the operating system each have their own
@@ -120,14 +122,21 @@ class _NotCachedError(Exception):
     """A file is not there, and may not be fetched."""
 
 
-def _only_cached(manager: Any) -> Any:
-    """The manager, unable to fetch."""
+def _refuse(*unused: object, **unused_too: object) -> Any:
+    raise _NotCachedError
 
-    def refuse(*unused: object, **unused_too: object) -> Any:
-        raise _NotCachedError
 
-    manager._download = refuse
-    return manager
+@contextlib.contextmanager
+def _progress_bar(*, shown: bool) -> Iterator[None]:
+    """TFDS's own progress bars, or not: nothing is fetched, then there is nothing to show."""
+    import tensorflow_datasets as tfds
+
+    if not shown:
+        tfds.disable_progress_bar()
+    try:
+        yield
+    finally:
+        tfds.enable_progress_bar()
 
 
 def is_reachable(name: str, tfds_dir: Path | None) -> bool:

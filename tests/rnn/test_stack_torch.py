@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import itertools
 from types import SimpleNamespace
 
 import jax
@@ -117,7 +116,11 @@ def errors_between(ours, theirs):
 @pytest.mark.parametrize(
     ("bidirectional", "lengths", "sequences", "dtype"),
     [
-        *itertools.product((False, True), (None, UNSORTED), (False, True), ("float64",)),
+        # Half of the combinations, each pair of choices among them.
+        (False, None, False, "float64"),
+        (False, UNSORTED, True, "float64"),
+        (True, None, True, "float64"),
+        (True, UNSORTED, False, "float64"),
         (False, None, True, "float32"),
         (True, UNSORTED, False, "float32"),
     ],
@@ -150,7 +153,7 @@ def test_last_outputs_are_taken_from_the_ends_of_all_outputs(cell, lengths):
 
 @pytest.mark.parametrize(
     ("lengths", "sequences", "dtype"),
-    [(None, True, "float64"), (UNSORTED, False, "float64"), (UNSORTED, True, "float32")],
+    [(None, True, "float64"), (UNSORTED, False, "float32")],
 )
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_unrolling_changes_nothing_but_rounding(cell, lengths, sequences, dtype):
