@@ -34,6 +34,8 @@ def main() -> None:
         shutil.rmtree(TARGET, ignore_errors=True)
         step = str(summary["best_step"])
         shutil.copytree(folder / files.CHECKPOINTS / step, TARGET / files.CHECKPOINTS / step)
+        for note in TARGET.rglob("commit_success.txt"):
+            note.write_text("Made by pretrained/make.py.")  # orbax names the folder it saved to
         for kept in (files.CONFIG, files.DATA, files.SUMMARY, files.METRICS):
             shutil.copy(folder / kept, TARGET / kept)
 
