@@ -107,6 +107,9 @@ def build_protocol(config: ml_collections.ConfigDict, dataset: Dataset) -> proto
     if dataset.split is not None:
         overrides = {"split": dataset.split, **overrides}
     protocol = dataclasses.replace(protocol, **overrides)
+    selecting = protocols.selection_size(protocol.selection)
+    if selecting is not None and selecting > len(dataset.test):
+        raise UsageError(f"data.selection is {protocol.selection!r}, but there are {len(dataset.test):,} test images.")
     count = len(dataset.train)
     if protocols.validation_size(protocol.split) >= count:
         raise UsageError(

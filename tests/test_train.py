@@ -13,6 +13,7 @@ from seqmnist_jax.checkpoints import CheckpointError, Checkpoints
 from seqmnist_jax.errors import UsageError
 from seqmnist_jax.run import build_run
 from seqmnist_jax.workdir import WorkdirError
+from tests.test_writers import tensorboard_events
 
 STEPS = 60
 
@@ -98,6 +99,21 @@ def test_events(whole):
     ]
     assert rows[-1]["accuracy"] == summary["test_accuracy"]
     assert all(np.isfinite([row["loss"], row["accuracy"]]).all() for row in rows)
+
+
+def test_tensorboard_has_a_histogram_of_each_tensors_gradient_norms(whole):
+    folder, _ = whole
+    found = {
+        (value.tag, event.step): value.histo.num
+        for event in tensorboard_events(folder)
+        for value in event.summary.value
+        if value.HasField("histo")
+    }
+    tensors = ["rnn/layer_0/forward/recurrent_kernel", "rnn/layer_0/forward/bias", "norm/scale", "dense/kernel"]
+    for kind in ("raw", "clipped"):
+        for tensor in tensors:
+            for step in (20, 40, 60):
+                assert found[(f"gradient_norm_{kind}/{tensor}", step)] == 20, "one norm for each step since the last"
 
 
 def test_predictions_are_those_of_the_summary(whole):

@@ -3,6 +3,7 @@
 import json
 import struct
 
+import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
@@ -49,6 +50,18 @@ def test_tensorboard_gets_every_scalar(tmp_path):
         for value in event.summary.value
     ]
     assert found == [(5, "train/loss", 0.5), (5, "validation/accuracy", 0.25), (10, "train/loss", 0.125)]
+
+
+def test_tensorboard_gets_histograms_and_texts(tmp_path):
+    writer = TensorBoardWriter(tmp_path, first_step=0)
+    writer.write_histograms(250, {"gradient_norm_raw/dense/bias": np.array([1.0, 1.0, 3.0])})
+    writer.write_texts(0, {"config": "seed = 0"})
+    writer.close()
+    values = {value.tag: value for event in tensorboard_events(tmp_path) for value in event.summary.value}
+    histogram = values["gradient_norm_raw/dense/bias"].histo
+    assert (histogram.num, histogram.min, histogram.max, histogram.sum) == (3, 1.0, 3.0, 5.0)
+    (text,) = [value for tag, value in values.items() if tag.startswith("config")]
+    assert b"seed = 0" in text.tensor.string_val[0]
 
 
 def test_a_resumed_run_supersedes_later_tensorboard_events(tmp_path):
