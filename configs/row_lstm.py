@@ -7,7 +7,7 @@ parameters only, where the tutorial clips the norm layer's too.
 
 Result on MNIST, test accuracy, mean of seeds 1 to 3: 95.7 % with `frozen` (95.50, 96.17, 95.46),
 96.4 % with `batch` (96.44, 96.25, 96.51); the tutorial's own graph reaches 95.3 % in TensorFlow
-2.21, one seed. 5,000 steps take 11 to 12 s on two cores of an AMD EPYC with AVX-512.
+2.21, one seed. 5,000 steps take 11 to 13 s on two cores of an AMD EPYC with AVX-512.
 """
 
 import ml_collections

@@ -3,7 +3,8 @@
 As in the tutorial, but for the split: a random-normal dense layer, no norm, no clip. What it
 lacks is the point: after 5,000 steps it still climbs.
 
-Result on MNIST, test accuracy: @@BASIC@@.
+Result on MNIST, test accuracy: 66.9 %, mean of seeds 1 to 3 (65.30, 66.36, 69.04); the
+tutorial's own graph reaches 68.9 % in TensorFlow 2.21, one seed.
 """
 
 import ml_collections
