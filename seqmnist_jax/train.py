@@ -1,9 +1,7 @@
 """Training: from a run to a work directory with a result. Read it top to bottom."""
 
 import dataclasses
-import datetime
 import math
-import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -11,7 +9,6 @@ from typing import Any
 
 import clu.parameter_overview
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -19,19 +16,15 @@ from seqmnist_jax import config as configs
 from seqmnist_jax import provenance, steps
 from seqmnist_jax import workdir as files
 from seqmnist_jax.checkpoints import Checkpoints
-from seqmnist_jax.data.batches import ExampleStream
+from seqmnist_jax.clock import Clock, Progress
 from seqmnist_jax.errors import SeqMnistError, UsageError
+from seqmnist_jax.programs import Programs
 from seqmnist_jax.run import Run
 from seqmnist_jax.task import SPLITS
 from seqmnist_jax.writers import JsonLinesWriter, MetricWriter, MultiWriter, TensorBoardWriter
 
 Say = Callable[[str], None]
 Json = dict[str, Any]
-
-# A progress line at least this often (seconds), where evaluations are farther apart.
-PROGRESS_SECONDS = 10.0
-# The first dispatch measures the speed by which later ones are sized.
-FIRST_DISPATCH_STEPS = 10
 
 
 def print_at_once(line: str) -> None:
@@ -47,23 +40,6 @@ class Stopped(SeqMnistError):
     """The run was asked to stop and has saved where it stands."""
 
     exit_code = 130
-
-
-@dataclasses.dataclass
-class Clock:
-    """Seconds spent on each thing, over all sittings of a run. Nothing is timed without waiting for the device."""
-
-    train: float = 0.0
-    evaluate: float = 0.0
-    checkpoint: float = 0.0
-    compile: float = 0.0
-
-    def measure(self, what: str, work: Callable[[], Any]) -> Any:
-        """The result of `work`, ready on the device; its seconds are added to `what`."""
-        start = time.perf_counter()
-        result = jax.block_until_ready(work())
-        setattr(self, what, getattr(self, what) + time.perf_counter() - start)
-        return result
 
 
 def open_workdir(run: Run, workdir: Path) -> None:
@@ -94,116 +70,6 @@ def _check_identity(run: Run, config: ml_collections.ConfigDict, content_hash: s
             f"{where} holds another run; it differs in\n  " + "\n  ".join(differing) + "\n"
             "Give the old values to resume it, or another --workdir for a new run."
         )
-
-
-class Progress:
-    """How far a run is and how fast it goes: sizes the dispatches and words the progress lines."""
-
-    def __init__(self, step: int, total: int, clock: Clock):
-        self._total = total
-        self._clock = clock
-        self._start = self._last_line = time.perf_counter()
-        self._first_step = self._step = self._window_step = step
-        self._window_seconds = clock.train
-        self._rate: float | None = None
-
-    def steps_within(self, seconds: float) -> int:
-        """About how many steps fit into this time; at least one."""
-        return FIRST_DISPATCH_STEPS if self._rate is None else max(1, math.floor(self._rate * seconds))
-
-    def advance(self, step: int, train_seconds: float) -> None:
-        """Notes that a dispatch brought the run to `step` in this time."""
-        self._rate = (step - self._step) / max(train_seconds, 1e-9)
-        self._step = step
-
-    def close_window(self) -> float:
-        """Steps a second of training time since the last call."""
-        steps_done, seconds = self._step - self._window_step, self._clock.train - self._window_seconds
-        self._window_step, self._window_seconds = self._step, self._clock.train
-        return steps_done / max(seconds, 1e-9)
-
-    def is_due(self) -> bool:
-        """Whether the user has waited long for a line."""
-        return time.perf_counter() - self._last_line > PROGRESS_SECONDS
-
-    def line(self, scores: dict[str, float]) -> str:
-        """One line: step, training and validation scores, speed, time left."""
-        self._last_line = now = time.perf_counter()
-        left = (now - self._start) / (self._step - self._first_step) * (self._total - self._step)
-        parts = [f"step {self._step:>{len(str(self._total))}}/{self._total}"]
-        for split in [name.removesuffix("/loss") for name in scores if name.endswith("/loss")]:
-            parts.append(f"{split} loss {scores[f'{split}/loss']:.4f} accuracy {scores[f'{split}/accuracy']:.2%}")
-        parts.append(f"{self._rate or 0.0:.1f} steps/s")
-        parts.append(f"{datetime.timedelta(seconds=round(left))} left")
-        return "  ".join(parts)
-
-
-class Programs:
-    """The compiled programs of a run, and its data on the device."""
-
-    def __init__(self, run: Run, state: steps.TrainState, clock: Clock):
-        self._run = run
-        self._clock = clock
-        self._parts: dict[str, tuple[jax.Array, jax.Array]] = {}
-        self._predict: dict[tuple[int, ...], Callable[..., jax.Array]] = {}
-        images, labels = self._part("train")
-        self._stream = ExampleStream(steps.data_key(state), len(labels), run.batch_size)
-        orders, _, _ = self._stream.window(0)
-        train = jax.jit(run.learner.train_steps(), donate_argnums=0)
-        bound = jnp.int32(0)
-        self._train = clock.measure(
-            "compile",
-            lambda: train.lower(state, run.learner.hyper, images, labels, orders, bound, bound).compile(),
-        )
-
-    def _part(self, split: str) -> tuple[jax.Array, jax.Array]:
-        """Images and labels of a split, put on the device at first use."""
-        if split not in self._parts:
-            part = self._run.task.part(split)
-            self._parts[split] = (jnp.asarray(part.images), jnp.asarray(part.labels))
-        return self._parts[split]
-
-    def train(self, state: steps.TrainState, step: int, count: int) -> tuple[steps.TrainState, int, bool]:
-        """Up to `count` steps from `step`.
-
-        Returns:
-          The new state (the old one's buffers are gone), its step, and whether all was finite.
-        """
-        orders, offset, most = self._stream.window(step)
-        bounds = jax.device_put((np.int32(offset), np.int32(min(count, most))))
-        arguments = (self._run.learner.hyper, *self._part("train"), orders, *bounds)
-        state, finite = self._clock.measure("train", lambda: self._train(state, *arguments))
-        step, finite = jax.device_get((state.step, finite))
-        return state, int(step), bool(finite)
-
-    def evaluate(self, variables: steps.Variables, split: str) -> tuple[dict[str, float], np.ndarray]:
-        """Loss and accuracy of a model on a split, and its logits [count, classes]."""
-        images, labels = self._part(split)
-        if images.shape not in self._predict:
-            predict = jax.jit(self._run.learner.predict_logits(self._run.eval_batch_size))
-            self._predict[images.shape] = self._clock.measure(
-                "compile", lambda: predict.lower(variables, images).compile()
-            )
-
-        def score() -> tuple[dict[str, float], np.ndarray]:
-            logits = self._predict[images.shape](variables, images)
-            return steps.as_numbers(steps.eval_metrics(logits, labels)), np.asarray(logits)
-
-        return self._clock.measure("evaluate", score)
-
-    def divergence(self, state: steps.TrainState, step: int) -> str:
-        """What went wrong at the step after `step`: its loss and its largest gradient, by tensor."""
-        orders, offset, _ = self._stream.window(step)
-        batch = orders[offset : offset + self._run.batch_size]
-        images, labels = self._part("train")
-        loss, gradients = jax.jit(self._run.learner.gradient_report())(
-            state, self._run.learner.hyper, images[batch], labels[batch]
-        )
-        largest = {name: math.inf if math.isnan(value) else float(value) for name, value in gradients.items()}
-        name = max(largest, key=lambda n: largest[n])
-        report = f"the loss is {float(loss):.4g} and the largest gradient {float(gradients[name]):.4g}, of {name}"
-        finite = math.isfinite(loss) and math.isfinite(largest[name])
-        return f"{report}, but the step from there leads out of the finite numbers" if finite else report
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,10 +14,11 @@ PACKAGE = ROOT / "seqmnist_jax"
 LAYERS = [
     {"errors"},
     {"rnn", "data"},  # neither knows the other
-    {"models", "task", "workdir", "provenance", "writers", "terminal"},
+    {"models", "task", "workdir", "provenance", "writers", "terminal", "clock"},
     {"optimizers"},
     {"config", "steps"},
     {"run", "checkpoints"},
+    {"programs"},
     {"train", "evaluate", "describe"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

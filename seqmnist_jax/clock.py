@@ -1,0 +1,74 @@
+"""How long a run spends on what, how far it is, and how fast it goes."""
+
+import dataclasses
+import datetime
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+# A progress line at least this often (seconds), where evaluations are farther apart.
+PROGRESS_SECONDS = 10.0
+# The first dispatch measures the speed by which later ones are sized.
+FIRST_DISPATCH_STEPS = 10
+
+
+@dataclasses.dataclass
+class Clock:
+    """Seconds spent on each thing, over all sittings of a run. Nothing is timed without waiting for the device."""
+
+    train: float = 0.0
+    evaluate: float = 0.0
+    checkpoint: float = 0.0
+    compile: float = 0.0
+
+    def measure(self, what: str, work: Callable[[], Any]) -> Any:
+        """The result of `work`, ready on the device; its seconds are added to `what`."""
+        start = time.perf_counter()
+        result = jax.block_until_ready(work())
+        setattr(self, what, getattr(self, what) + time.perf_counter() - start)
+        return result
+
+
+class Progress:
+    """How far a run is and how fast it goes: sizes the dispatches and words the progress lines."""
+
+    def __init__(self, step: int, total: int, clock: Clock):
+        self._total = total
+        self._clock = clock
+        self._start = self._last_line = time.perf_counter()
+        self._first_step = self._step = self._window_step = step
+        self._window_seconds = clock.train
+        self._rate: float | None = None
+
+    def steps_within(self, seconds: float) -> int:
+        """About how many steps fit into this time; at least one."""
+        return FIRST_DISPATCH_STEPS if self._rate is None else max(1, math.floor(self._rate * seconds))
+
+    def advance(self, step: int, train_seconds: float) -> None:
+        """Notes that a dispatch brought the run to `step` in this time."""
+        self._rate = (step - self._step) / max(train_seconds, 1e-9)
+        self._step = step
+
+    def close_window(self) -> float:
+        """Steps a second of training time since the last call."""
+        steps_done, seconds = self._step - self._window_step, self._clock.train - self._window_seconds
+        self._window_step, self._window_seconds = self._step, self._clock.train
+        return steps_done / max(seconds, 1e-9)
+
+    def is_due(self) -> bool:
+        """Whether the user has waited long for a line."""
+        return time.perf_counter() - self._last_line > PROGRESS_SECONDS
+
+    def line(self, scores: dict[str, float]) -> str:
+        """One line: step, training and validation scores, speed, time left."""
+        self._last_line = now = time.perf_counter()
+        left = (now - self._start) / (self._step - self._first_step) * (self._total - self._step)
+        parts = [f"step {self._step:>{len(str(self._total))}}/{self._total}"]
+        for split in [name.removesuffix("/loss") for name in scores if name.endswith("/loss")]:
+            parts.append(f"{split} loss {scores[f'{split}/loss']:.4f} accuracy {scores[f'{split}/accuracy']:.2%}")
+        parts.append(f"{self._rate or 0.0:.1f} steps/s")
+        parts.append(f"{datetime.timedelta(seconds=round(left))} left")
+        return "  ".join(parts)
