@@ -9,6 +9,7 @@ Only this module imports tensorflow_datasets, and only when it is asked for data
 """
 
 import contextlib
+import hashlib
 import os
 import socket
 import threading
@@ -158,27 +159,48 @@ def is_reachable(name: str, tfds_dir: Path | None) -> bool:
     return answered.is_set()
 
 
-def prepared_arrays(name: str, tfds_dir: Path | None) -> dict[str, np.ndarray] | None:
-    """The arrays of a copy that TFDS has prepared, in its shuffled order; None where there is none.
+class PreparedCopy:
+    """A copy that TFDS has prepared, in its shuffled order."""
 
-    TFDS reads without TensorFlow what was prepared with ``file_format='array_record'``; of a copy in
-    another format this takes no notice.
+    def __init__(self, builder: Any, parts: dict[str, Any]):
+        """A copy with these data sources by part."""
+        self._builder = builder
+        self._parts = parts
 
-    Raises:
-      DataError: the copy is there but can't be read.
+    def fingerprint(self) -> str:
+        """Changes when any of the copy's files does."""
+        files = sorted(Path(os.fspath(self._builder.data_path)).iterdir())
+        facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+        return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+    def read(self) -> dict[str, np.ndarray]:
+        """All images and labels, decoded one by one.
+
+        Raises:
+          DataError: a file is damaged.
+        """
+        arrays = {}
+        try:
+            for part, source in self._parts.items():
+                examples = [source[index] for index in range(len(source))]
+                images = [np.asarray(example["image"], np.uint8)[..., 0] for example in examples]
+                arrays[f"{part}_images"] = np.stack(images)
+                arrays[f"{part}_labels"] = np.asarray([example["label"] for example in examples], np.uint8)
+        except Exception as e:  # array_record, protobuf and PIL each have their own
+            raise DataError(f"TFDS's prepared copy in {self._builder.data_path} can't be read ({e}).") from e
+        return arrays
+
+
+def find_prepared(name: str, tfds_dir: Path | None) -> PreparedCopy | None:
+    """The copy that TFDS has prepared; None where there is none.
+
+    TFDS reads without TensorFlow what was prepared with ``file_format='array_record'``; a copy in
+    another format is passed over.
     """
     builder = _builder(name, tfds_dir)
     if not builder.is_prepared():
         return None
     try:
-        sources = {part: builder.as_data_source(part) for part in ("train", "test")}
+        return PreparedCopy(builder, {part: builder.as_data_source(part) for part in ("train", "test")})
     except NotImplementedError:
         return None
-    except Exception as e:
-        raise DataError(f"TFDS's prepared copy in {builder.data_dir} can't be read ({e}).") from e
-    arrays = {}
-    for part, source in sources.items():
-        examples = [source[index] for index in range(len(source))]
-        arrays[f"{part}_images"] = np.stack([np.asarray(example["image"], np.uint8)[..., 0] for example in examples])
-        arrays[f"{part}_labels"] = np.asarray([example["label"] for example in examples], np.uint8)
-    return arrays

@@ -122,13 +122,22 @@ def _check(where: str, arrays: cache.Arrays, num_classes: int) -> None:
         )
 
 
+def _checked(arrays: cache.Arrays, where: str, num_classes: int) -> cache.Arrays:
+    """The arrays, found good, with their content hash."""
+    _check(where, arrays, num_classes)
+    return {**arrays, "content_hash": np.array(_content_hash(arrays))}
+
+
+def _is_whole(arrays: cache.Arrays) -> bool:
+    return str(arrays["content_hash"]) == _content_hash(arrays)
+
+
 def _read_files(paths: dict[str, Path], where: str, num_classes: int) -> cache.Arrays:
     """The four arrays and their content hash, through the cache where they are gzipped."""
 
     def decode() -> cache.Arrays:
         arrays = {name: read_idx(paths[name], dimensions) for name, (_, dimensions) in FILES.items()}
-        _check(where, arrays, num_classes)
-        return {**arrays, "content_hash": np.array(_content_hash(arrays))}
+        return _checked(arrays, where, num_classes)
 
     if all(path.suffix != ".gz" for path in paths.values()):
         return decode()
@@ -138,7 +147,7 @@ def _read_files(paths: dict[str, Path], where: str, num_classes: int) -> cache.A
             digest.update(path.read_bytes())
         except OSError as e:
             raise DataError(f"{path} can't be read: {e.strerror or e}.") from e
-    return cache.cached(digest.hexdigest(), lambda a: str(a["content_hash"]) == _content_hash(a), decode)
+    return cache.cached(digest.hexdigest(), _is_whole, decode)
 
 
 def _dataset(arrays: cache.Arrays, source: str, **own: Any) -> Dataset:
@@ -199,12 +208,15 @@ def _load_local_copy(request: Request) -> Dataset | None:
     paths = registry.fetched_files(request.name, request.tfds_dir, offline=True)
     if paths is not None:
         return _load_registered(request, paths)
-    prepared = registry.prepared_arrays(request.name, request.tfds_dir)
+    prepared = registry.find_prepared(request.name, request.tfds_dir)
     if prepared is None:
         return None
     classes = registry.num_classes(request.name, request.tfds_dir)
-    _check(request.name, prepared, classes)
-    arrays = {**prepared, "content_hash": np.array(_content_hash(prepared))}
+
+    def decode() -> cache.Arrays:
+        return _checked(prepared.read(), request.name, classes)
+
+    arrays = cache.cached(prepared.fingerprint(), _is_whole, decode)
     return _dataset(arrays, "tfds", name=request.name, num_classes=classes, order="tfds")
 
 

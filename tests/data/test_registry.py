@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import http.server
+import io
 import sys
 import threading
 import time
@@ -194,39 +195,80 @@ def test_a_host_is_tried_for_three_seconds_at_most(host, monkeypatch):
     assert not registry.is_reachable("mnist", None)
 
 
-class Prepared:
-    """A builder whose copy is prepared: the embedded digits in another order."""
+def prepare(folder, images, labels, test_size):
+    """Writes what TFDS's preparation leaves: shuffled examples as PNG in array_record files, and its notes."""
+    import tensorflow_datasets as tfds
+    from PIL import Image
+    from tensorflow_datasets.core import naming, splits
+    from tensorflow_datasets.proto import tf_example_pb2
 
-    info = type("Info", (), {"features": {"label": type("Label", (), {"num_classes": 10})}})
+    records = pytest.importorskip("array_record.python.array_record_module", reason="array_record is for Linux only")
+    builder = tfds.builder("mnist", data_dir=str(folder), file_format="array_record")
+    Path(builder.data_path).mkdir(parents=True)
+    order = np.random.default_rng(0).permutation(len(labels))
+    infos = []
+    for split, indices in (("train", order[test_size:]), ("test", order[:test_size])):
+        template = naming.ShardedFileTemplate(
+            dataset_name="mnist", data_dir=builder.data_path, split=split, filetype_suffix="array_record"
+        )
+        writer = records.ArrayRecordWriter(str(template.sharded_filepath(shard_index=0, num_shards=1)), "group_size:1")
+        for index in indices:
+            png = io.BytesIO()
+            Image.fromarray(images[index]).save(png, "PNG")
+            example = tf_example_pb2.Example()
+            example.features.feature["image"].bytes_list.value.append(png.getvalue())
+            example.features.feature["label"].int64_list.value.append(int(labels[index]))
+            writer.write(example.SerializeToString())
+        writer.close()
+        infos.append(
+            splits.SplitInfo(name=split, shard_lengths=[len(indices)], num_bytes=0, filename_template=template)
+        )
+    builder.info.set_splits(splits.SplitDict(infos))
+    builder.info.write_to_directory(builder.data_path)
+    return order
 
-    def is_prepared(self):
-        return True
 
-    def as_data_source(self, split):
-        part = getattr(sources.load_embedded(), split)
-        return [
-            {"image": image[..., None], "label": int(label)}
-            for image, label in zip(part.images[::-1], part.labels[::-1], strict=True)
-        ]
+@pytest.fixture
+def prepared(tmp_path, monkeypatch):
+    """A prepared copy of 60 digits: the request for it, the digits, and TFDS's order of them."""
+    monkeypatch.setenv("SEQMNIST_CACHE_DIR", str(tmp_path / "cache"))
+    part = sources.load_embedded().train[:60]
+    return Request("mnist", tfds_dir=tmp_path / "tfds"), part, prepare(tmp_path / "tfds", part.images, part.labels, 20)
 
 
-def test_a_prepared_copy_is_marked_as_shuffled(monkeypatch, tmp_path):
-    monkeypatch.setattr(registry, "fetched_files", lambda *unused, offline: None)
-    monkeypatch.setattr(registry, "_builder", lambda *unused: Prepared())
-    dataset = sources.load_tfds(Request("mnist", tfds_dir=tmp_path))
-    reference = sources.load_embedded()
-    assert dataset.order == "tfds"
-    np.testing.assert_array_equal(dataset.train.images, reference.train.images[::-1])
-    assert dataset.content_hash != reference.content_hash
+def test_a_prepared_copy_is_read_in_its_order_and_marked(prepared):
+    request, part, order = prepared
+    dataset = sources.load_auto(request)
+    assert (dataset.source, dataset.order, dataset.num_classes) == ("tfds", "tfds", 10)
+    np.testing.assert_array_equal(dataset.train.images, part.images[order[20:]])
+    np.testing.assert_array_equal(dataset.test.labels, part.labels[order[:20]])
+    assert "tensorflow" not in sys.modules
 
 
-def test_a_prepared_copy_that_needs_tensorflow_is_passed_over(monkeypatch):
+def test_a_prepared_copy_is_decoded_once(prepared, monkeypatch):
+    request, _, _ = prepared
+    first = sources.load_tfds(request)
+    monkeypatch.setattr(registry.PreparedCopy, "read", lambda self: pytest.fail("decoded again"))
+    same(sources.load_tfds(request), first)
+
+
+def test_a_damaged_prepared_copy_is_one_message(prepared):
+    request, _, _ = prepared
+    (path,) = request.tfds_dir.rglob("*train.array_record*")
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(DataError, match="prepared copy"):
+        sources.load_tfds(request)
+
+
+def test_a_prepared_copy_that_needs_tensorflow_is_passed_over(prepared, monkeypatch):
+    import tensorflow_datasets as tfds
+
     def refuse(self, split):
         raise NotImplementedError("tfrecord")
 
-    monkeypatch.setattr(Prepared, "as_data_source", refuse)
-    monkeypatch.setattr(registry, "_builder", lambda *unused: Prepared())
-    assert registry.prepared_arrays("mnist", None) is None
+    request, _, _ = prepared
+    monkeypatch.setattr(type(tfds.builder("mnist")), "as_data_source", refuse)
+    assert registry.find_prepared("mnist", request.tfds_dir) is None
 
 
 def test_full_mnist_through_the_download_manager(tmp_path, monkeypatch, mnist_dir):
