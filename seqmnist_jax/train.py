@@ -58,7 +58,11 @@ def open_workdir(run: Run, workdir: Path) -> None:
         )
     else:
         workdir.mkdir(parents=True, exist_ok=True)
-    # Written anew for a resumed run too: its number of steps and where it runs may be others.
+        record(run, workdir)
+
+
+def record(run: Run, workdir: Path) -> None:
+    """Writes what the run is."""
     files.write_json(workdir / files.DATA, run.task.facts())
     files.write_json(workdir / files.CONFIG, run.config)
 
@@ -124,6 +128,7 @@ def train(
         if summary is not None:
             say(f"{workdir} is finished: all its {step} steps are done.")
             return summary
+        record(run, workdir)  # a resumed run may have more steps, or its data in another place
         _announce(sitting, state, step)
         with closing(
             MultiWriter([JsonLinesWriter(workdir / files.METRICS), TensorBoardWriter(workdir, first_step=step + 1)])

@@ -223,8 +223,10 @@ def test_more_steps_are_another_run_where_the_rate_depends_on_them(tmp_path):
 
 def test_fewer_steps_than_done_are_refused(tmp_path):
     run_in(tmp_path, **{"train.steps": 20})
+    before = (tmp_path / "config.json").read_bytes()
     with pytest.raises(UsageError, match="20 steps already"):
         run_in(tmp_path, **{"train.steps": 10})
+    assert (tmp_path / "config.json").read_bytes() == before
 
 
 def test_another_config_is_refused_by_field_and_the_folder_left_alone(whole):
