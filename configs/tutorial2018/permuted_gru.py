@@ -1,7 +1,8 @@
 """The 2018 notebook's fourth model, to the letter.
 
 As `configs/tutorial2018/pixel_gru.py`, through `RandomState(100)`'s permutation. It printed 82.0 %
-at step 5,000 (83.6 % at best), on the 128 test images that also chose the checkpoint.
+at step 5,000 (83.6 % at best), on the 128 test images that also chose the checkpoint; here, seed 10:
+82.0 % (84.4 % at best), and 81.7 % of all 10,000.
 """
 
 import ml_collections

@@ -2,7 +2,8 @@
 
 As `configs/row_lstm.py`, with the clip by norm on every tensor but the dense layer's, the norm
 layer's included, and the checkpoint chosen on the first 128 test images: not comparable with an
-honest result. It printed 95.3 % at the last step.
+honest result. It printed 95.3 % at the last step; here, seed 1: 97.7 % of those 128 (99.2 % at best),
+94.2 % of all 10,000.
 """
 
 import ml_collections

@@ -2,7 +2,7 @@
 
 LSTM on rows, SGD 0.001, random-normal dense layer. Its "test accuracy" is on the first 128 test
 images, which also chose the checkpoint: `selection` reproduces that, and no result of it can be
-compared with an honest one. It printed 58.6 %.
+compared with an honest one. It printed 58.6 %; here, seed 1: 60.2 % of those 128, 65.3 % of all 10,000.
 """
 
 import ml_collections
