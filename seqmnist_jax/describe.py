@@ -7,6 +7,7 @@ import clu.parameter_overview
 import jax
 
 from seqmnist_jax import config as configs
+from seqmnist_jax import steps
 from seqmnist_jax.data.protocols import SELECTIONS, TEST_SELECTION
 from seqmnist_jax.run import Run
 from seqmnist_jax.task import SPLITS
@@ -25,21 +26,21 @@ def describe(run: Run, overridden: dict[str, Any]) -> Json:
     learner = run.learner
     state = learner.template()
     examples = len(run.task.part("train"))
-    leaves = jax.tree_util.tree_flatten_with_path(state.params)[0]
+    tensors = dict(zip(steps.tensor_names(state.params), jax.tree.leaves(state.params), strict=True))
     parameters = [
         {
-            "name": jax.tree_util.keystr(path, simple=True, separator="/"),
+            "name": name,
             "shape": list(leaf.shape),
             "dtype": str(leaf.dtype),
             "size": int(leaf.size),
         }
-        for path, leaf in leaves
+        for name, leaf in tensors.items()
     ]
     return {
         "config": run.config,
         "overridden": sorted(overridden),
         "parameters": parameters,
-        "parameter_count": sum(int(leaf.size) for _, leaf in leaves),
+        "parameter_count": sum(int(leaf.size) for leaf in tensors.values()),
         "shapes": {
             "input": [run.batch_size, learner.view.sequence_length, learner.view.features],
             "logits": [run.batch_size, facts["num_classes"]],

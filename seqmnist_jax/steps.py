@@ -278,11 +278,17 @@ def as_numbers(metrics: clu.metrics.Collection) -> dict[str, float]:
     return {name: float(str(np.float32(value))) for name, value in metrics.compute().items()}
 
 
+def tensor_names(tree: Any) -> list[str]:
+    """The path of each tensor, as in 'rnn/layer_0/forward/bias', in the order of ``jax.tree.leaves``."""
+    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
+
+
 def gradient_report(
     learning: Learning, state: TrainState, hyper: Hyperparameters, images: Array, labels: Array
 ) -> tuple[Array, dict[str, Array]]:
     """The loss of the next batch and the largest absolute gradient of each tensor, by its path."""
     x = learning.preprocess(images)
     loss, _, _, gradients = _gradients(learning, state, hyper, x, labels.astype(jnp.int32))
-    leaves = jax.tree_util.tree_flatten_with_path(gradients)[0]
-    return loss, {jax.tree_util.keystr(path, simple=True, separator="/"): jnp.abs(leaf).max() for path, leaf in leaves}
+    largest = [jnp.abs(leaf).max() for leaf in jax.tree.leaves(gradients)]
+    return loss, dict(zip(tensor_names(gradients), largest, strict=True))

@@ -39,8 +39,6 @@ class Diverged(SeqMnistError):
 class Stopped(SeqMnistError):
     """The run was asked to stop and has saved where it stands."""
 
-    exit_code = 130
-
 
 def open_workdir(run: Run, workdir: Path) -> None:
     """Makes the folder of a new run, or checks that the folder holds this very run.
@@ -239,12 +237,10 @@ def _train_loop(
 def _norm_histograms(state: steps.TrainState, since: int) -> dict[str, np.ndarray]:
     """The gradient norms of each tensor, before and after the clip, at the steps since the last report."""
     norms = np.asarray(state.gradient_norms)[: (int(state.step) - 1) % since + 1]
-    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(state.params)[0]]
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
     return {
         f"gradient_norm_{kind}/{name}": norms[:, place, tensor]
         for place, kind in enumerate(("raw", "clipped"))
-        for tensor, name in enumerate(names)
+        for tensor, name in enumerate(steps.tensor_names(state.params))
     }
 
 

@@ -93,15 +93,17 @@ def fetched_files(name: str, tfds_dir: Path | None, *, offline: bool = False) ->
 
     root = Path(os.fspath(builder._data_dir_root))  # the only way to TFDS's folder
     folder = root / "downloads"
-    manager = download.DownloadManager(
-        download_dir=folder,
-        url_infos=builder.url_infos,
-        dataset_name=builder.name,
-        force_checksums_validation=True,
-    )
-    if offline:
-        manager._download = _refuse
+    if offline and not folder.is_dir():
+        return None  # a manager would make the folder, which a look must not need
     try:
+        manager = download.DownloadManager(
+            download_dir=folder,
+            url_infos=builder.url_infos,
+            dataset_name=builder.name,
+            force_checksums_validation=True,
+        )
+        if offline:
+            manager._download = _refuse
         with _progress_bar(shown=not offline):
             generators = builder._split_generators(Files(manager, folder / "idx"))
     except _NotCachedError:

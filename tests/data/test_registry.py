@@ -182,6 +182,13 @@ def test_auto_offline_takes_the_embedded_digits_for_mnist_only(tmp_path, monkeyp
         sources.load_auto(Request("fashion_mnist", tfds_dir=tmp_path))
 
 
+def test_looking_for_a_copy_writes_nothing(tmp_path, monkeypatch):
+    """So a machine whose home can't be written still starts, on the embedded digits."""
+    monkeypatch.setattr(registry, "is_reachable", lambda name, tfds_dir: False)
+    assert sources.load_auto(Request("mnist", tfds_dir=tmp_path / "absent")).source == "embedded"
+    assert not (tmp_path / "absent").exists()
+
+
 def test_a_host_is_tried_for_three_seconds_at_most(host, monkeypatch):
     host.stands_for("mnist")
     assert registry.is_reachable("mnist", None)
