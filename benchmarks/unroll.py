@@ -34,6 +34,7 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.ERROR)
     config = FLAGS.config
     config.data.source = "embedded"
+    config.runtime.backend = "scan"
     programs, compile_seconds = {}, {}
     for unroll in map(int, FLAGS.unroll):
         config.model.unroll = unroll

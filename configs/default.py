@@ -38,7 +38,7 @@ def get_config() -> ml_collections.ConfigDict:
     data.selection = config_dict.placeholder(str)
 
     model = config.model = ml_collections.ConfigDict()
-    # 'lstm' or 'gru' (reset-after, as cuDNN and PyTorch).
+    # 'lstm', 'gru' (reset-after, as cuDNN and PyTorch) or 'gru_reset_before'.
     model.cell = "lstm"
     model.hidden_size = 64
     model.num_layers = 1
@@ -56,6 +56,12 @@ def get_config() -> ml_collections.ConfigDict:
     model.norm = "none"
     # 'glorot_uniform' or 'orthogonal' (bias zero), 'random_normal' (kernel and bias N(0, 1)).
     model.dense_init = "glorot_uniform"
+    # 'float32', or 'bfloat16': the recurrence's matrix products on rounded operands, sums and all
+    # else in float32.
+    model.precision = "float32"
+    # 0, or: the recurrence remembers its state every so many steps and computes the others
+    # again on the way back: a third more time, far less memory.
+    model.remat = 0
     # Steps laid out in one pass of the loop over time: 1 is a loop, the sequence length none at all.
     model.unroll = 1
     # Variational dropout: one mask a sequence, the same at every step. The probability to keep
@@ -101,6 +107,9 @@ def get_config() -> ml_collections.ConfigDict:
     # How and where a run executes. Stored with it, but no part of its identity: a run
     # may be resumed with other values here.
     runtime = config.runtime = ml_collections.ConfigDict()
+    # What runs the recurrence: 'auto' (the C++ kernel on a CPU, 'fused' elsewhere), 'native',
+    # 'fused' (hand-written backward in JAX) or 'scan' (plain `lax.scan`).
+    runtime.backend = "auto"
     # Folder of the IDX files; '' means the environment variable SEQMNIST_DATA_DIR, or none.
     runtime.data_dir = ""
     # Folder of tensorflow_datasets; '' means its own default.

@@ -5,10 +5,12 @@ from typing import Any
 
 import clu.parameter_overview
 import jax
+import jax.numpy as jnp
 
 from seqmnist_jax import config as configs
 from seqmnist_jax import steps
 from seqmnist_jax.data.protocols import SELECTIONS, TEST_SELECTION
+from seqmnist_jax.models import SequenceClassifier, explain_engine
 from seqmnist_jax.run import Run
 from seqmnist_jax.task import SPLITS
 
@@ -55,7 +57,18 @@ def describe(run: Run, overridden: dict[str, Any]) -> Json:
         "selection": facts["selection"],
         "permutation": facts["permutation_indices"] or list(range(math.prod(facts["image_shape"]))),
         "device": [str(device) for device in jax.devices()],
+        "recurrence": _recurrence(run),
     }
+
+
+def _recurrence(run: Run) -> str:
+    """What runs the model's recurrence, and why."""
+    learner = run.learner
+    model = learner.learning.model
+    if not isinstance(model, SequenceClassifier):
+        return "none"
+    x = jax.ShapeDtypeStruct((run.batch_size, learner.view.sequence_length, learner.view.features), jnp.float32)
+    return explain_engine(model, learner.template().params, x, drops_state="state_keep" in learner.learning.drops)
 
 
 def as_text(run: Run, description: Json) -> str:
@@ -79,6 +92,7 @@ def as_text(run: Run, description: Json) -> str:
         f"Permutation  {data['permutation']}: {', '.join(map(str, description['permutation'][:8]))}, ...",
         f"Selection    {data['selection']}: {SELECTIONS.get(data['selection'], TEST_SELECTION)}",
         f"Device       {', '.join(description['device'])}",
+        f"Recurrence   {description['recurrence']}",
     ]
     if data["warning"]:
         lines += ["", f"WARNING: {data['warning']}"]

@@ -5,7 +5,7 @@ Parameters: params['rnn']['layer_0']['forward' | 'backward'][...], ['norm'], ['d
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -35,6 +35,7 @@ class CellChoice(NamedTuple):
 CELLS = {
     "lstm": CellChoice(rnn.LSTM, ("kernel_init", "time_scales", "forget_bias"), joint_kernels=True),
     "gru": CellChoice(rnn.GRU, ("kernel_init", "time_scales"), joint_kernels=False),
+    "gru_reset_before": CellChoice(rnn.GRU_RESET_BEFORE, ("kernel_init", "time_scales"), joint_kernels=False),
 }
 NORMS = ("none", "frozen", "batch")
 GATE_BIASES = ("constant", "log_uniform")
@@ -64,7 +65,7 @@ class SequenceClassifier(nn.Module):
       norm: between layers and dense: 'none'; 'batch', batch normalisation (Ioffe &
         Szegedy 2015); 'frozen', the same with its moving mean and variance left at 0
         and 1, in training too: an affine layer, and what the 2018 tutorial really ran.
-      unroll: as in `rnn.scan`.
+      engine: how the recurrent layers run.
     """
 
     cell: rnn.Cell
@@ -73,7 +74,7 @@ class SequenceClassifier(nn.Module):
     num_classes: int
     dense_init: str
     norm: str
-    unroll: int = 1
+    engine: rnn.Engine = rnn.Engine()
 
     @nn.compact
     def __call__(
@@ -92,7 +93,7 @@ class SequenceClassifier(nn.Module):
         masks = (
             self._masks(layers, x, keep) if train and keep is not None and any(p is not None for p in keep) else None
         )
-        last = rnn.stack(self.cell, layers, x, lengths=lengths, masks=masks, unroll=self.unroll)
+        last = rnn.stack(self.cell, layers, x, lengths=lengths, masks=masks, engine=self.engine)
         if self.norm != "none":
             last = nn.BatchNorm(
                 use_running_average=self.norm == "frozen" or not train,
@@ -114,6 +115,45 @@ class SequenceClassifier(nn.Module):
             }
             for name, directions in layers.items()
         }
+
+
+def _build_engine(config: ml_collections.ConfigDict, sequence_length: int) -> rnn.Engine:
+    """How the recurrent layers run, from config.runtime.backend and config.model."""
+    model, backend = config.model, config.runtime.backend
+    choose(dict.fromkeys(rnn.BACKENDS), backend, "runtime.backend")
+    choose(dict.fromkeys(rnn.PRECISIONS), model.precision, "model.precision")
+    if model.remat < 0:
+        raise UsageError(f"model.remat is {model.remat}; expected 0 (off) or the steps between two remembered states.")
+    if backend in ("fused", "native"):
+        only_scan = {
+            "model.unroll is above 1": model.unroll > 1,
+            "model.dropout.state_keep is below 1": model.dropout.state_keep < 1.0,
+            "model.cell is 'gru_reset_before'": model.cell == "gru_reset_before",
+        }
+        for reason, holds in only_scan.items():
+            if holds:
+                raise UsageError(f"runtime.backend is {backend!r}, but {reason}; expected 'scan' or 'auto'.")
+    if backend == "native" and rnn.native_problem() is not None:
+        raise UsageError(
+            f"runtime.backend is 'native', but {rnn.native_problem()}; expected 'auto', 'fused' or 'scan'."
+        )
+    return rnn.Engine(backend, model.precision, model.remat, min(model.unroll, sequence_length))
+
+
+def explain_engine(model: SequenceClassifier, params: Any, x: Any, drops_state: bool) -> str:
+    """Which backend of the recurrence the model's layers take, and why.
+
+    Args:
+      model: the model.
+      params: its parameters, or their shapes.
+      x: a batch [batch, time, features], or its shape.
+      drops_state: whether training drops units of the state.
+    """
+    if model.engine.unroll > 1 or drops_state:
+        return "scan: dropout of the state or unrolling works on single steps"
+    layer = params["rnn"]["layer_0"]["forward"]
+    reset_after = "recurrent_bias" in layer
+    return str(rnn.explain(layer, x, backend=model.engine.backend, reset_after=reset_after))
 
 
 def build_model(config: ml_collections.ConfigDict, sequence_length: int, num_classes: int) -> SequenceClassifier:
@@ -153,5 +193,5 @@ def build_model(config: ml_collections.ConfigDict, sequence_length: int, num_cla
         num_classes,
         dense_init=model.dense_init,
         norm=model.norm,
-        unroll=min(model.unroll, sequence_length),
+        engine=_build_engine(config, sequence_length),
     )

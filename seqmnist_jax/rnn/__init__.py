@@ -11,19 +11,43 @@ A library on its own: it knows no MNIST, no config and no files.
 """
 
 from seqmnist_jax.rnn.cells import gru_step, init_gru, init_lstm, lstm_step
+from seqmnist_jax.rnn.convert import from_flax, from_keras, from_torch, to_flax, to_keras, to_torch
 from seqmnist_jax.rnn.initializers import KERNELS, log_uniform_time_scales
-from seqmnist_jax.rnn.scan import gru, lstm, scan
-from seqmnist_jax.rnn.stack import GRU, LSTM, Cell, Keep, Layers, Masks, draw_masks, init_stack, stack
+from seqmnist_jax.rnn.layers import BACKENDS, PRECISIONS, Explanation, explain, gru, lstm, remat
+from seqmnist_jax.rnn.native import problem as native_problem
+from seqmnist_jax.rnn.scan import scan
+from seqmnist_jax.rnn.stack import (
+    GRU,
+    GRU_RESET_BEFORE,
+    LSTM,
+    Cell,
+    Engine,
+    Keep,
+    Layers,
+    Masks,
+    draw_masks,
+    init_stack,
+    stack,
+)
 
 __all__ = [
+    "BACKENDS",
     "GRU",
+    "GRU_RESET_BEFORE",
     "KERNELS",
     "LSTM",
+    "PRECISIONS",
     "Cell",
+    "Engine",
+    "Explanation",
     "Keep",
     "Layers",
     "Masks",
     "draw_masks",
+    "explain",
+    "from_flax",
+    "from_keras",
+    "from_torch",
     "gru",
     "gru_step",
     "init_gru",
@@ -32,6 +56,11 @@ __all__ = [
     "log_uniform_time_scales",
     "lstm",
     "lstm_step",
+    "native_problem",
+    "remat",
     "scan",
     "stack",
+    "to_flax",
+    "to_keras",
+    "to_torch",
 ]

@@ -1,12 +1,13 @@
-"""Pure LSTM and GRU cells: parameters, one step, and the part of it that need not wait.
+"""Pure LSTM and GRU cells: parameters, one step, and the parts that a step is made of.
 
 A cell is a function ``step(params, carry, x) -> (carry, y)``. For both cells the
-product with the input needs no carry, so it is split off: ``*_inputs`` makes
-it for any number of steps at once, ``*_recurrence`` does the rest of one step, and
-``*_step`` is one after the other.
+product with the input needs no carry, so it is split off: `inputs` makes it for any
+number of steps at once. `*_gates` makes a step's gates from it and h, `*_update` the new carry
+from the gates, `*_recurrence` is one after the other, and `*_step` is all of it.
 
 Gate order: LSTM i, f, g, o; GRU r, z, n. Carry: LSTM (c, h), GRU h, each
-[batch, hidden].
+[batch, hidden]. Precision: 'float32' leaves products in the arrays' own dtype (whatever it
+is); 'bfloat16' rounds what is multiplied and sums in float32.
 """
 
 from collections.abc import Callable
@@ -76,27 +77,45 @@ def init_lstm(
     return {"kernel": kernel, "recurrent_kernel": recurrent_kernel, "bias": bias}
 
 
-def lstm_inputs(params: Params, x: Array) -> Array:
-    """x W + b, for x [..., features]: the gates' share that needs no carry, [..., 4 * hidden]."""
-    return x @ params["kernel"] + params["bias"]
+def product(a: Array, b: Array, precision: str) -> Array:
+    """The matrix product a b, its operands rounded to bfloat16 and summed in float32 where precision says so."""
+    if precision == "float32":
+        return a @ b
+    return jnp.matmul(a.astype(jnp.bfloat16), b.astype(jnp.bfloat16), preferred_element_type=jnp.float32)
 
 
-def lstm_recurrence(params: Params, carry: LSTMCarry, inputs: Array) -> tuple[LSTMCarry, Array]:
-    """The rest of an LSTM step, from `lstm_inputs` of that step.
+def inputs(params: Params, x: Array, precision: str = "float32") -> Array:
+    """x W + b, for x [..., features]: the gates' share that needs no carry, [..., gates * hidden]."""
+    return product(x, params["kernel"], precision) + params["bias"]
 
-    i, f, o = sigmoid, g = tanh of x W + h U + b;  c' = f c + i g;  h' = o tanh(c')
-    (Hochreiter & Schmidhuber 1997 with the forget gate of Gers et al. 2000; no peepholes).
+
+def lstm_gates(params: Params, h: Array, inputs: Array, precision: str = "float32") -> tuple[Array, ...]:
+    """The gates i, f, g, o: sigmoid (g: tanh) of x W + h U + b."""
+    i, f, g, o = jnp.split(inputs + product(h, params["recurrent_kernel"], precision), LSTM_GATES, axis=-1)
+    return jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)
+
+
+def lstm_update(gates: tuple[Array, ...], carry: LSTMCarry) -> LSTMCarry:
+    """c' = f c + i g;  h' = o tanh(c')."""
+    i, f, g, o = gates
+    c = f * carry[0] + i * g
+    return c, o * jnp.tanh(c)
+
+
+def lstm_recurrence(
+    params: Params, carry: LSTMCarry, inputs: Array, precision: str = "float32"
+) -> tuple[LSTMCarry, Array]:
+    """The rest of an LSTM step, from `inputs` of that step.
+
+    Hochreiter & Schmidhuber 1997 with the forget gate of Gers et al. 2000; no peepholes.
     """
-    c, h = carry
-    i, f, g, o = jnp.split(inputs + h @ params["recurrent_kernel"], LSTM_GATES, axis=-1)
-    c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
-    h = jax.nn.sigmoid(o) * jnp.tanh(c)
-    return (c, h), h
+    carry = lstm_update(lstm_gates(params, carry[1], inputs, precision), carry)
+    return carry, carry[1]
 
 
-def lstm_step(params: Params, carry: LSTMCarry, x: Array) -> tuple[LSTMCarry, Array]:
+def lstm_step(params: Params, carry: LSTMCarry, x: Array, precision: str = "float32") -> tuple[LSTMCarry, Array]:
     """One LSTM step: carry (c, h), each [batch, hidden], and x [batch, features]."""
-    return lstm_recurrence(params, carry, lstm_inputs(params, x))
+    return lstm_recurrence(params, carry, inputs(params, x, precision), precision)
 
 
 def init_gru(
@@ -106,9 +125,10 @@ def init_gru(
     *,
     kernel_init: str = "glorot_uniform",
     time_scales: initializers.Initializer | None = None,
+    reset_after: bool = True,
     dtype: Any = jnp.float32,
 ) -> Params:
-    """Parameters of a reset-after GRU layer.
+    """Parameters of a GRU layer.
 
     Args:
       key: a PRNG key.
@@ -116,47 +136,64 @@ def init_gru(
       kernel_init: a name in `initializers.KERNELS`.
       time_scales: draws the update gate's bias from a distribution of time scales
         (see `initializers.log_uniform_time_scales`); zero where None.
+      reset_after: as in `gru`.
       dtype: of all arrays.
 
     Returns:
       kernel [features, 3 * hidden], recurrent_kernel [hidden, 3 * hidden],
-      bias [3 * hidden] and recurrent_bias [3 * hidden].
+      bias [3 * hidden] and, where reset_after, recurrent_bias [3 * hidden].
     """
     _check_sizes(features, hidden_size)
     kernel_key, bias_key = jax.random.split(key)
     kernel, recurrent_kernel = _kernels(kernel_init)(kernel_key, features, hidden_size, GRU_GATES, dtype)
     zeros = jnp.zeros((hidden_size,), dtype)
     update = zeros if time_scales is None else time_scales(bias_key, (hidden_size,), dtype)
-    return {
+    params = {
         "kernel": kernel,
         "recurrent_kernel": recurrent_kernel,
         "bias": jnp.concatenate([zeros, update, zeros]),
-        "recurrent_bias": jnp.zeros((GRU_GATES * hidden_size,), dtype),
     }
+    return params | {"recurrent_bias": jnp.zeros((GRU_GATES * hidden_size,), dtype)} if reset_after else params
 
 
-def gru_inputs(params: Params, x: Array) -> Array:
-    """x W + b, for x [..., features]: the gates' share that needs no carry, [..., 3 * hidden]."""
-    return x @ params["kernel"] + params["bias"]
+def gru_gates(params: Params, h: Array, inputs: Array, precision: str = "float32") -> tuple[Array, ...]:
+    """The gates r, z, n and the candidate's recurrent term h U_n + b_U.
 
-
-def gru_recurrence(params: Params, carry: Array, inputs: Array) -> tuple[Array, Array]:
-    """The rest of a GRU step, from `gru_inputs` of that step.
-
-    r, z = sigmoid(x W + h U + b + b_U);  n = tanh(x W + b + r (h U + b_U));
-    h' = (1 - z) n + z h: the reset gate acts after the product with h, as in cuDNN
-    and PyTorch (a later variant of the cell of Cho et al. 2014, whose reset acts before it).
+    r, z = sigmoid(x W + b + h U + b_U);  n = tanh(x W + b + r (h U + b_U)): the reset gate acts
+    after the product with h, as in cuDNN and PyTorch.
     """
-    h = carry
     x_r, x_z, x_n = jnp.split(inputs, GRU_GATES, axis=-1)
-    h_r, h_z, h_n = jnp.split(h @ params["recurrent_kernel"] + params["recurrent_bias"], GRU_GATES, axis=-1)
+    products = product(h, params["recurrent_kernel"], precision) + params["recurrent_bias"]
+    h_r, h_z, h_n = jnp.split(products, GRU_GATES, axis=-1)
     r = jax.nn.sigmoid(x_r + h_r)
-    z = jax.nn.sigmoid(x_z + h_z)
-    n = jnp.tanh(x_n + r * h_n)
-    h = (1.0 - z) * n + z * h
+    return r, jax.nn.sigmoid(x_z + h_z), jnp.tanh(x_n + r * h_n), h_n
+
+
+def gru_update(gates: tuple[Array, ...], carry: Array) -> Array:
+    """h' = (1 - z) n + z h."""
+    _, z, n, *_ = gates
+    return (1.0 - z) * n + z * carry
+
+
+def gru_recurrence(params: Params, carry: Array, inputs: Array, precision: str = "float32") -> tuple[Array, Array]:
+    """The rest of a reset-after GRU step, from `inputs` of that step."""
+    h = gru_update(gru_gates(params, carry, inputs, precision), carry)
     return h, h
 
 
-def gru_step(params: Params, carry: Array, x: Array) -> tuple[Array, Array]:
-    """One GRU step: carry h [batch, hidden] and x [batch, features]."""
-    return gru_recurrence(params, carry, gru_inputs(params, x))
+def gru_reset_before_recurrence(
+    params: Params, carry: Array, inputs: Array, precision: str = "float32"
+) -> tuple[Array, Array]:
+    """The same where the reset gate acts before the product, n = tanh(x W + b + (r h) U), as in Cho et al. 2014."""
+    x_r, x_z, x_n = jnp.split(inputs, GRU_GATES, axis=-1)
+    kernel_rz, kernel_n = jnp.split(params["recurrent_kernel"], [2 * carry.shape[-1]], axis=-1)
+    h_r, h_z = jnp.split(product(carry, kernel_rz, precision), 2, axis=-1)
+    r, z = jax.nn.sigmoid(x_r + h_r), jax.nn.sigmoid(x_z + h_z)
+    h = gru_update((r, z, jnp.tanh(x_n + product(r * carry, kernel_n, precision))), carry)
+    return h, h
+
+
+def gru_step(params: Params, carry: Array, x: Array, precision: str = "float32") -> tuple[Array, Array]:
+    """One GRU step: carry h [batch, hidden] and x [batch, features]; reset-before where there is no recurrent_bias."""
+    recurrence = gru_recurrence if "recurrent_bias" in params else gru_reset_before_recurrence
+    return recurrence(params, carry, inputs(params, x, precision), precision)

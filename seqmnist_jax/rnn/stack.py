@@ -1,5 +1,6 @@
 """Several recurrent layers, one or both directions, with variational dropout."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -7,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from seqmnist_jax.rnn import cells
-from seqmnist_jax.rnn.scan import gru, lstm, scan
+from seqmnist_jax.rnn.layers import gru, lstm, remat
+from seqmnist_jax.rnn.scan import scan
 
 Array = jax.Array
 Layers = dict[str, dict[str, dict[str, Array]]]
@@ -46,6 +48,9 @@ GRU = Cell(
     init=cells.init_gru,
     zero_carry=lambda zero: zero,
     map_state=lambda change, carry: change(carry),
+)
+GRU_RESET_BEFORE = GRU._replace(
+    layer=functools.partial(gru, reset_after=False), init=functools.partial(cells.init_gru, reset_after=False)
 )
 
 
@@ -91,12 +96,29 @@ def draw_masks(key: Array, keep: Keep, batch: int, features: int, hidden_size: i
     return Masks(*(draw(k, p, size) for k, p, size in zip(keys, keep, sizes, strict=True)))
 
 
-def _direction(cell: Cell, params: dict[str, Array], x: Array, mask: Masks, unroll: int, **options: Any) -> Array:
+class Engine(NamedTuple):
+    """How layers run, not what they compute.
+
+    Attributes:
+      backend: as in `lstm`.
+      precision: as in `lstm`.
+      remat: 0, or how many steps stand between two remembered carries, as in `rnn.remat`.
+      unroll: as in `rnn.scan`; other than 1 it means the 'scan' backend.
+    """
+
+    backend: str = "auto"
+    precision: str = "float32"
+    remat: int = 0
+    unroll: int = 1
+
+
+def _direction(cell: Cell, params: dict[str, Array], x: Array, mask: Masks, engine: Engine, **options: Any) -> Array:
     """The outputs of one layer in one direction, dropout included."""
     if mask.inputs is not None:
         x = x * mask.inputs[:, None, :]
-    if mask.state is None and unroll == 1:
-        _, y = cell.layer(params, x, **options)
+    if mask.state is None and engine.unroll == 1:
+        layer = remat(cell.layer, engine.remat) if engine.remat else cell.layer
+        _, y = layer(params, x, precision=engine.precision, backend=engine.backend, **options)
     else:
         # The layer's own loop has no place for either, so the cell's single step is scanned.
         hidden = params["recurrent_kernel"].shape[0]
@@ -104,10 +126,10 @@ def _direction(cell: Cell, params: dict[str, Array], x: Array, mask: Masks, unro
         carry = cell.zero_carry(jnp.zeros((x.shape[0], hidden), jnp.result_type(x, *params.values())))
 
         def step(params: dict[str, Array], carry: Any, x_t: Array) -> tuple[Any, Array]:
-            carry, y = cell.step(params, carry, x_t)
+            carry, y = cell.step(params, carry, x_t, engine.precision)
             return carry if state is None else cell.map_state(lambda h: h * state, carry), y
 
-        _, y = scan(step, params, x, carry, unroll=unroll, **options)
+        _, y = scan(step, params, x, carry, unroll=engine.unroll, **options)
     if mask.outputs is not None:
         y = y * (mask.outputs[:, None, :] if y.ndim == 3 else mask.outputs)
     return y
@@ -120,19 +142,19 @@ def stack(
     *,
     lengths: Array | None = None,
     masks: dict[str, dict[str, Masks]] | None = None,
-    unroll: int = 1,
+    engine: Engine = Engine(),  # noqa: B008  (a tuple: nobody can change it)
     return_sequences: bool = False,
 ) -> Array:
     """Layers one above the other, each reading the outputs of the one below.
 
     Args:
-      cell: `LSTM` or `GRU`.
+      cell: `LSTM`, `GRU` or `GRU_RESET_BEFORE`.
       params: as `init_stack` makes them: ``params['layer_0']['forward']`` and so on; a layer
         with 'backward' too reads both ways and hands on both outputs side by side.
       x: [batch, time, features].
       lengths: as in `scan`.
       masks: dropout masks by layer and direction; None for none.
-      unroll: as in `scan`.
+      engine: how the layers run.
       return_sequences: give all steps' outputs, or only each direction's last.
 
     Returns:
@@ -148,7 +170,7 @@ def stack(
                     params[name][direction],
                     x,
                     Masks() if masks is None else masks[name][direction],
-                    unroll,
+                    engine,
                     lengths=lengths,
                     reverse=direction == "backward",
                     return_sequences=whole,

@@ -54,7 +54,7 @@ def run_ours(cell, case, lengths, sequences, unroll=1):
     def all_of_it(params, x, bar):
         def run(params, x):
             ends = None if lengths is None else jnp.asarray(lengths)
-            return rnn.stack(CELLS[cell], params, x, lengths=ends, unroll=unroll, return_sequences=sequences)
+            return rnn.stack(CELLS[cell], params, x, lengths=ends, engine=rnn.Engine(unroll=unroll), return_sequences=sequences)
 
         outputs, pull_back = jax.vjp(run, params, x)
         return outputs, pull_back(bar)
@@ -170,4 +170,4 @@ def test_unrolling_changes_nothing_but_rounding(cell, lengths, sequences, dtype)
 def test_unroll_below_one_is_refused():
     case = draw_case("gru", False, False, "float32")
     with pytest.raises(ValueError, match="unroll is 0"):
-        rnn.stack(rnn.GRU, case.params, jnp.asarray(case.x), unroll=0)
+        rnn.stack(rnn.GRU, case.params, jnp.asarray(case.x), engine=rnn.Engine(unroll=0))
