@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 
 WORKDIR ?= pretrained/row_lstm
 
-.PHONY: setup run evaluate test check format pretrained clean
+.PHONY: setup run evaluate test check bench format pretrained clean
 
 setup: $(VENV)/installed
 
@@ -27,6 +27,16 @@ pretrained: setup
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest $(ARGS)
+
+# All measurements against other libraries, into runs/bench and docs/: hours on two cores with FULL=--full.
+bench: $(VENV)/installed-bench
+	@mkdir -p runs/bench docs
+	$(BIN)/python -m benchmarks.recurrence --json=runs/bench/recurrence.json $(FULL)
+	$(BIN)/python -m benchmarks.plot --json=runs/bench/recurrence.json
+	$(BIN)/python -m benchmarks.scaling --folder=runs/bench
+	$(BIN)/python -m benchmarks.end_to_end --json=runs/bench/end_to_end.json
+	$(BIN)/python -m benchmarks.time_to_accuracy --json=runs/bench/time_to_accuracy.json
+	$(BIN)/python -m benchmarks.unroll --json=runs/bench/unroll.json
 
 # Lint, format and types.
 check: $(VENV)/installed-dev
@@ -51,6 +61,11 @@ $(VENV)/made:
 # Each stamp is made anew when what it installs from has changed.
 $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/made
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	$(BIN)/python -m seqmnist_jax.rnn.native
+	@touch $@
+
+$(VENV)/installed-bench: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench,parity]'
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed

@@ -42,11 +42,13 @@ flags.DEFINE_boolean("debug", False, "Show the traceback of an error.")
 
 def train() -> None:
     """Trains, or resumes, and prints the result and what to do next."""
+    from seqmnist_jax import compile_cache
     from seqmnist_jax.run import build_run
     from seqmnist_jax.terminal import Terminal
     from seqmnist_jax.train import Stopped
     from seqmnist_jax.train import train as run_training
 
+    compile_cache.enable(_config().runtime.compilation_cache)
     run = build_run(_config())
     # Only now, with everything checked, is a folder made.
     workdir = Path(FLAGS.workdir) if FLAGS.workdir else _new_workdir()
@@ -82,10 +84,12 @@ def train() -> None:
 
 def evaluate() -> None:
     """Prints the metrics of a work directory's selected checkpoint."""
+    from seqmnist_jax import compile_cache
     from seqmnist_jax.evaluate import evaluate as run_evaluation
 
     if not FLAGS.workdir:
         raise UsageError("--mode=evaluate needs --workdir, the folder of a run.")
+    compile_cache.enable("")
     result = run_evaluation(
         Path(FLAGS.workdir), split=FLAGS.split, data_dir=FLAGS.data_dir, allow_other_data=FLAGS.allow_other_data
     )

@@ -112,6 +112,9 @@ def get_config() -> ml_collections.ConfigDict:
     runtime.backend = "auto"
     # Folder of the IDX files; '' means the environment variable SEQMNIST_DATA_DIR, or none.
     runtime.data_dir = ""
+    # Folder of compiled programs, which the next start then need not compile; '' means the
+    # user's cache folder, 'none' none.
+    runtime.compilation_cache = ""
     # Folder of tensorflow_datasets; '' means its own default.
     runtime.tfds_dir = ""
     # Steps between checkpoints; 0: at each evaluation. The last step always has one.

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "seqmnist_jax"
 LAYERS = [
     {"errors"},
     {"rnn", "data"},  # neither knows the other
-    {"models", "task", "workdir", "provenance", "writers", "terminal", "clock"},
+    {"models", "task", "workdir", "provenance", "writers", "terminal", "clock", "compile_cache"},
     {"optimizers"},
     {"config", "steps"},
     {"run", "checkpoints"},

@@ -2,7 +2,7 @@
 
 Automatic differentiation of a scan multiplies the weights' gradients up in every step. Here the
 loop backwards makes only the gates' gradients and what they mean for the step before;
-the weights' gradients are one product over all steps after it.
+the weights' gradients are one product for every block of steps.
 
 The forward pass saves what the way back needs, in time-major order: the outputs, an LSTM's memories c,
 and the gates, or, where they would take too much memory, no gates, which are then made anew.
@@ -19,6 +19,8 @@ from seqmnist_jax.rnn.spec import Layer, Saved
 
 Array = jax.Array
 Carry = Any
+
+MOST_BLOCK_STEPS = 28
 
 
 class Rule(NamedTuple):
@@ -158,6 +160,16 @@ def _before(layer: Layer, history_tm: Array, initial: Array, lengths: Array | No
     return jnp.where(is_first[..., None], initial, shifted)
 
 
+def _block_size(time: int) -> int:
+    """How many steps share one product for the weights' gradients: a divisor of all steps.
+
+    Few, so that it finds its operands in the caches; but not so few that the product is no
+    better than one in every step.
+    """
+    sizes = [size for size in range(4, MOST_BLOCK_STEPS + 1) if time % size == 0]
+    return max(sizes, default=time)
+
+
 def backward(
     layer: Layer,
     wants_dx: bool,
@@ -203,37 +215,50 @@ def backward(
             gradients = jnp.where(running, gradients, 0.0)
         return _where(running, (dh, dc), bars), gradients
 
-    end, gradients_tm = jax.lax.scan(
-        step,
-        pair(layer, d_carry),
-        (
-            source_tm,
-            before_tm,
-            None if initial[1] is None else saved.memories,
-            None if d_outputs is None else jnp.swapaxes(d_outputs, 0, 1),
-            _running(x, lengths),
-        ),
-        reverse=not layer.reverse,
-    )
+    kernel_blocks = jnp.split(params["kernel"], len(rule.of_x), axis=-1)
+    kernel_transposed = jnp.concatenate([kernel_blocks[gate].T for gate in rule.of_x])
 
     def rows(array_tm: Array) -> Array:
         return array_tm.reshape(-1, array_tm.shape[-1])
 
-    def in_order(gradient: Array, gates: tuple[int, ...]) -> Array:
-        blocks = jnp.split(gradient, len(gates), axis=-1)
+    def block(loop: tuple[Carry, Any], now: tuple[Array, tuple[Any, ...]]) -> tuple[tuple[Carry, Any], Array | None]:
+        bars, sums = loop
+        x_block, steps = now
+        bars, gradients_tm = jax.lax.scan(step, bars, steps, reverse=not layer.reverse)
+        of_h, of_x = rows(gradients_tm)[:, :products], rows(gradients_tm)[:, -len(rule.of_x) * hidden :]
+        share = {
+            "kernel": cells.product(rows(x_block).T, of_x, precision),
+            "recurrent_kernel": cells.product(rows(steps[1][0]).T, of_h, precision),
+            "bias": of_x.sum(0),
+            "recurrent_bias": of_h.sum(0),
+        }
+        dx = cells.product(of_x, kernel_transposed, precision).reshape(x_block.shape) if wants_dx else None
+        return (bars, jax.tree.map(jnp.add, sums, share)), dx
+
+    def in_blocks(array_tm: Array) -> Array:
+        size = _block_size(x.shape[1])
+        return array_tm.reshape(-1, size, *array_tm.shape[1:])
+
+    steps_tm = (
+        source_tm,
+        before_tm,
+        None if initial[1] is None else saved.memories,
+        None if d_outputs is None else jnp.swapaxes(d_outputs, 0, 1),
+        _running(x, lengths),
+    )
+    sums = {name: jnp.zeros_like(value) for name, value in params.items()}
+    sums.setdefault("recurrent_bias", jnp.zeros((products,), x.dtype))
+    (end, sums), dx_tm = jax.lax.scan(
+        block,
+        (pair(layer, d_carry), sums),
+        jax.tree.map(in_blocks, (x_tm, steps_tm)),
+        reverse=not layer.reverse,
+    )
+
+    def in_order(name: str) -> Array:
+        gates = rule.of_x if name in ("kernel", "bias") else rule.of_h
+        blocks = jnp.split(sums[name], len(gates), axis=-1)
         return jnp.concatenate([blocks[gates.index(gate)] for gate in range(len(gates))], axis=-1)
 
-    of_h, of_x = rows(gradients_tm)[:, :products], rows(gradients_tm)[:, -len(rule.of_x) * hidden :]
-    gradients = {
-        "kernel": in_order(cells.product(rows(x_tm).T, of_x, precision), rule.of_x),
-        "recurrent_kernel": in_order(cells.product(rows(before_tm[0]).T, of_h, precision), rule.of_h),
-        "bias": in_order(of_x.sum(0), rule.of_x),
-    }
-    if "recurrent_bias" in params:
-        gradients["recurrent_bias"] = in_order(of_h.sum(0), rule.of_h)
-    dx = None
-    if wants_dx:
-        blocks = jnp.split(params["kernel"], len(rule.of_x), axis=-1)
-        kernel = jnp.concatenate([blocks[gate].T for gate in rule.of_x])
-        dx = jnp.swapaxes(cells.product(of_x, kernel, precision).reshape(*x_tm.shape), 0, 1)
-    return gradients, dx, unpair(layer, end)
+    dx = None if dx_tm is None else jnp.swapaxes(dx_tm.reshape(x_tm.shape), 0, 1)
+    return {name: in_order(name) for name in params}, dx, unpair(layer, end)

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
 from seqmnist_jax.rnn import cells, fused, native
-from seqmnist_jax.rnn.scan import check_inputs, loop
+from seqmnist_jax.rnn.scan import check_inputs, is_known, loop
 from seqmnist_jax.rnn.spec import Layer
 
 Array = jax.Array
@@ -119,8 +120,8 @@ def _check_dtypes(cell: str, precision: str, backend: str, dtype: Any) -> None:
 
 
 def _check_finite(x: Array) -> None:
-    """A NaN makes the whole result NaN, so where the numbers are known it is an error."""
-    if not isinstance(x, jax.core.Tracer) and jnp.issubdtype(x.dtype, jnp.floating) and bool(jnp.isnan(x).any()):
+    """A NaN makes a sequence's whole result NaN, so where the numbers are known it is an error."""
+    if is_known(x) and jnp.issubdtype(x.dtype, jnp.floating) and np.isnan(np.asarray(x)).any():
         raise ValueError(f"x {x.shape} holds NaN; expected numbers (past a sequence's end anything may stand)")
 
 

@@ -8,10 +8,16 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array = jax.Array
 Carry = TypeVar("Carry")
 Step = Callable[[Any, Carry, Array], tuple[Carry, Any]]
+
+
+def is_known(array: Any) -> bool:
+    """Whether the array's numbers can be looked at now, which under `jit` or `grad` they can't."""
+    return not isinstance(array, jax.core.Tracer) and getattr(array, "is_fully_addressable", True)
 
 
 def check_inputs(x: Array, lengths: Array | None) -> Array:
@@ -29,8 +35,9 @@ def check_inputs(x: Array, lengths: Array | None) -> Array:
         raise ValueError(f"lengths has shape {lengths.shape}; expected [batch] = {x.shape[:1]}, as x {x.shape}")
     if not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise ValueError(f"lengths has dtype {lengths.dtype}; expected integers")
-    if not isinstance(lengths, jax.core.Tracer) and len(lengths):
-        low, high = int(lengths.min()), int(lengths.max())
+    if is_known(lengths) and len(lengths):
+        # NumPy's, because under `jit` JAX's would be traced even here.
+        low, high = int(np.min(lengths)), int(np.max(lengths))
         if low < 0 or high > x.shape[1]:
             raise ValueError(f"lengths has values from {low} to {high}; expected 0 to {x.shape[1]}, as x {x.shape}")
     running = jnp.arange(x.shape[1])[None, :] < lengths[:, None]

@@ -102,6 +102,11 @@ def _locked(path: Path) -> Iterator[None]:
 def _compile(compiler: list[str], flags: list[str], target: Path) -> None:
     """Compiles into a name of its own, then puts it in its place."""
     partial = target.with_suffix(f".{os.getpid()}.partial")
+    print(
+        f"Building the recurrence kernel with {shlex.join(compiler)}, once on this machine: about ten seconds.",
+        file=sys.stderr,
+        flush=True,
+    )
     command = [*compiler, *flags, "-isystem", jax.ffi.include_dir(), str(SOURCE), "-o", str(partial)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
