@@ -12,6 +12,13 @@ Json = Any
 FlatConfig = dict[str, Json]
 
 SECTIONS = ("data", "model", "optimizer", "train", "runtime")
+# Fields that configs of earlier versions lack, with the values that say what those runs did.
+ADDED = {
+    "model.precision": "float32",
+    "model.remat": 0,
+    "runtime.backend": "auto",
+    "runtime.compilation_cache": "",
+}
 POSITIVE = (
     "train.batch_size",
     "train.steps",
@@ -27,8 +34,13 @@ def to_json(config: ml_collections.ConfigDict) -> dict[str, Json]:
 
 
 def from_json(values: dict[str, Json]) -> ml_collections.ConfigDict:
-    """The config whose JSON form this is."""
-    return ml_collections.ConfigDict(values)
+    """The config whose JSON form this is, also where an earlier version wrote it."""
+    config = ml_collections.ConfigDict(values)
+    for field, value in ADDED.items():
+        section, name = field.split(".")
+        if section in config and name not in config[section]:
+            config[section][name] = value
+    return config
 
 
 def flatten(values: dict[str, Json], prefix: str = "") -> FlatConfig:
