@@ -25,7 +25,7 @@ constexpr int kLanes = 4, kTileRows = 8;
 #else
 constexpr int kLanes = 4, kTileRows = 4;
 #endif
-// Sizes are padded to this: whole vectors and whole tiles.
+// Sizes are padded to this, whole vectors and whole tiles, and interleaved in groups of it.
 constexpr int kUnit = kLanes > kTileRows ? kLanes : kTileRows;
 
 typedef float Vec __attribute__((vector_size(4 * kLanes), may_alias));
@@ -36,6 +36,14 @@ typedef uint32_t BitsVec __attribute__((vector_size(4 * kLanes), may_alias));
 #define SEQMNIST_INLINE inline __attribute__((always_inline))
 
 SEQMNIST_INLINE Vec broadcast(float value) { return value - Vec{}; }
+// The larger and the smaller one; NaN in x stays.
+#if defined(__AVX512F__)
+SEQMNIST_INLINE Vec larger(Vec low, Vec x) { return (Vec)_mm512_max_ps((__m512)low, (__m512)x); }
+SEQMNIST_INLINE Vec smaller(Vec high, Vec x) { return (Vec)_mm512_min_ps((__m512)high, (__m512)x); }
+#else
+SEQMNIST_INLINE Vec larger(Vec low, Vec x) { return low > x ? low : x; }
+SEQMNIST_INLINE Vec smaller(Vec high, Vec x) { return high < x ? high : x; }
+#endif
 SEQMNIST_INLINE Vec load(const float* from) { return *reinterpret_cast<const UnalignedVec*>(from); }
 SEQMNIST_INLINE void store(float* to, Vec v) { *reinterpret_cast<UnalignedVec*>(to) = v; }
 
@@ -60,11 +68,43 @@ SEQMNIST_INLINE void store_some(float* to, Vec v, int lanes, bool far) {
   store_some(to, v, lanes);
 }
 
-// Asks for n floats that will be read some microseconds later: each step's share lies too far
-// from the last one's for the machine to guess it.
-SEQMNIST_INLINE void prefetch(const float* from, std::ptrdiff_t n) {
-  for (std::ptrdiff_t i = 0; i < n; i += 16) __builtin_prefetch(from + i, 0, 2);
-}
+// Floats on their way to memory that will be read again only much later: past the caches, a few
+// at a time.
+class Stream {
+ public:
+  Stream() = default;
+  Stream(const float* from, float* to, std::ptrdiff_t n) : from_(from), to_(to), left_(n) {}
+  std::ptrdiff_t left() const { return left_; }
+  SEQMNIST_INLINE void move(std::ptrdiff_t n) {
+    for (n = n < left_ ? n : left_; n > 0; n -= kLanes) {
+      const int lanes = static_cast<int>(n < kLanes ? n : kLanes);
+      store_some(to_, load_some(from_, lanes), lanes, true);
+      from_ += lanes, to_ += lanes, left_ -= lanes;
+    }
+  }
+
+ private:
+  const float* from_ = nullptr;
+  float* to_ = nullptr;
+  std::ptrdiff_t left_ = 0;
+};
+
+// Floats that will be read some microseconds later, asked for a few at a time: where they stand is
+// too far from what was read before for the machine to guess it.
+class Ahead {
+ public:
+  Ahead(const float* from, std::ptrdiff_t n) : from_(from), left_(n) {}
+  SEQMNIST_INLINE void ask(std::ptrdiff_t n) {
+    n = n < left_ ? n : left_;
+    for (std::ptrdiff_t i = 0; i < n; i += 16) __builtin_prefetch(from_ + i, 0, 2);
+    from_ += n;
+    left_ -= n;
+  }
+
+ private:
+  const float* from_;
+  std::ptrdiff_t left_;
+};
 
 // The nearest bfloat16, ties to even, as the upper half of a float's bits; NaN stays NaN.
 SEQMNIST_INLINE uint32_t bfloat16_bits(float value) {
@@ -143,7 +183,7 @@ constexpr std::ptrdiff_t words(std::ptrdiff_t n) {
 
 // sums [R][V] += A B over `depth` words: R rows of A, V vectors of B's columns.
 //
-// A by rows: word k of row r at a[r * a_row + k]. A interleaved: at a[k * kTileRows + r].
+// A by rows: word k of row r at a[r * a_row + k]. A interleaved: at a[k * kUnit + r].
 // B: vector v of word k at b[k * b_step + v * kLanes].
 template <class Mode, int R, int V, bool kInterleaved>
 SEQMNIST_INLINE void accumulate(Vec (&sums)[R][V], const float* a, std::ptrdiff_t a_row, const float* b,
@@ -154,7 +194,7 @@ SEQMNIST_INLINE void accumulate(Vec (&sums)[R][V], const float* a, std::ptrdiff_
     for (int v = 0; v < V; ++v) columns[v] = load(b + k * b_step + v * kLanes);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const float word = kInterleaved ? a[k * kTileRows + r] : a[r * a_row + k];
+      const float word = kInterleaved ? a[k * kUnit + r] : a[r * a_row + k];
 #pragma GCC unroll 8
       for (int v = 0; v < V; ++v) sums[r][v] = Mode::multiply_add(sums[r][v], word, columns[v]);
     }

@@ -47,9 +47,7 @@ struct Expm1 {
 
 // x = n log 2 + r; e^r - 1 by a polynomial (relative error 2e-8), then scaled by 2^n. NaN passes.
 SEQMNIST_INLINE Expm1 expm1_parts(Vec x) {
-  const Vec low = broadcast(-87.0f), high = broadcast(87.0f);
-  x = x < low ? low : x;
-  x = x > high ? high : x;
+  x = smaller(broadcast(87.0f), larger(broadcast(-87.0f), x));
   // Adding and taking off 1.5 * 2^23 rounds to an integer.
   const float rounder = 12582912.0f;
   const Vec n = (x * 1.44269504f + rounder) - rounder;
@@ -66,6 +64,15 @@ SEQMNIST_INLINE Expm1 expm1_parts(Vec x) {
 SEQMNIST_INLINE Vec sigmoid(Vec x) {
   const Expm1 e = expm1_parts(-x);
   return 1.0f / ((e.scale * e.part + e.scale) + 1.0f);
+}
+
+// Two at the price of one division.
+SEQMNIST_INLINE void sigmoids(Vec& a, Vec& b) {
+  const Expm1 e = expm1_parts(-a), f = expm1_parts(-b);
+  const Vec c = (e.scale * e.part + e.scale) + 1.0f, d = (f.scale * f.part + f.scale) + 1.0f;
+  const Vec q = 1.0f / (c * d);
+  a = q * d;
+  b = q * c;
 }
 
 SEQMNIST_INLINE Vec tanh(Vec x) {
@@ -90,8 +97,7 @@ struct Lstm {
   static constexpr int gate_of_x(int v) { return v; }
 
   static SEQMNIST_INLINE void activate(Vec (&v)[4]) {
-    v[0] = sigmoid(v[0]);
-    v[1] = sigmoid(v[1]);
+    sigmoids(v[0], v[1]);
     v[2] = tanh(v[2]);
     v[3] = sigmoid(v[3]);
   }
@@ -122,8 +128,7 @@ struct Gru {
 
   // v: r, z, x W_n + b, h U_n + b.
   static SEQMNIST_INLINE void activate(Vec (&v)[4]) {
-    v[0] = sigmoid(v[0]);
-    v[1] = sigmoid(v[1]);
+    sigmoids(v[0], v[1]);
     v[2] = tanh(v[2] + v[0] * v[3]);
   }
   static SEQMNIST_INLINE void advance(const Vec (&v)[4], Vec& h, Vec&) { h = v[2] + v[1] * (h - v[2]); }
@@ -162,11 +167,10 @@ struct Sizes {
   std::ptrdiff_t batch, time, features, hidden;
   bool reverse;
 
-  // Hidden and features in padded units, in vectors and in tiles.
+  // Hidden in padded units and in vectors, features in pairs and in vectors.
   std::ptrdiff_t padded() const { return (hidden + kUnit - 1) / kUnit * kUnit; }
   std::ptrdiff_t vectors() const { return padded() / kLanes; }
-  std::ptrdiff_t tiles() const { return padded() / kTileRows; }
-  std::ptrdiff_t feature_tiles() const { return (features + kTileRows - 1) / kTileRows; }
+  std::ptrdiff_t even_features() const { return (features + 1) / 2 * 2; }
   std::ptrdiff_t feature_vectors() const { return (features + kLanes - 1) / kLanes; }
   std::ptrdiff_t when(std::ptrdiff_t step) const { return reverse ? time - 1 - step : step; }
   // Where the saved gates of vector j of units of sequence b at time t stand: four vectors of
@@ -280,9 +284,11 @@ struct ForwardWeights {
 };
 
 // What `activate` takes, of R sequences and vector j of units: to [R][4] vectors.
+// Meanwhile `stream` is emptied: between two parts of a long product its stores cost nothing.
 template <class Mode, class Cell, int R>
 SEQMNIST_INLINE void preactivate(const ForwardWeights<Mode, Cell>& weights, std::ptrdiff_t j, const float* x,
-                                 std::ptrdiff_t x_row, const float* h, std::ptrdiff_t h_row, float* to) {
+                                 std::ptrdiff_t x_row, const float* h, std::ptrdiff_t h_row, float* to,
+                                 Stream& stream) {
   constexpr int kGates = Cell::kProducts, V = Cell::kColumns;
   const float* bias = weights.biases.get() + j * 4 * kLanes;
   const float* x_panel = weights.x.get() + j * weights.x_depth * kGates * kLanes;
@@ -301,7 +307,12 @@ SEQMNIST_INLINE void preactivate(const ForwardWeights<Mode, Cell>& weights, std:
         sums[r][2] = load(bias + 3 * kLanes);
       }
     }
-    accumulate<Mode, R, V, false>(sums, h, h_row, h_panel + first * kLanes, kGates * kLanes, weights.h_depth);
+    constexpr std::ptrdiff_t kPart = 16;
+    for (std::ptrdiff_t k = 0; k < weights.h_depth; k += kPart) {
+      accumulate<Mode, R, V, false>(sums, h + k, h_row, h_panel + (k * kGates + first) * kLanes, kGates * kLanes,
+                                    std::min(kPart, weights.h_depth - k));
+      stream.move(4 * kLanes);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
@@ -320,6 +331,8 @@ void forward_slice(const Sizes& s, const Arrays& a, std::ptrdiff_t first, std::p
   const std::ptrdiff_t rows = (count + 1) / 2 * 2, padded = s.padded(), H = s.hidden, T = s.time, F = s.features;
   const ForwardWeights<Mode, Cell> weights(s, a);
   const bool far = s.is_large();
+  Scratch gates_tile(kTileRows * 4 * kLanes);
+  Stream stream;
   // h before and after the step, as numbers and as words; in float32 these are the same.
   constexpr bool kSame = std::is_same_v<Mode, Float32>;
   const std::ptrdiff_t h_row = words<Mode>(padded);
@@ -348,7 +361,10 @@ void forward_slice(const Sizes& s, const Arrays& a, std::ptrdiff_t first, std::p
       for_tiles(rows, [&](auto size, std::ptrdiff_t row0) {
         constexpr int R = decltype(size)::value;
         preactivate<Mode, Cell, R>(weights, j, x_words.get() + row0 * weights.x_depth, weights.x_depth,
-                                   h_words + row0 * h_row, h_row, tile.get());
+                                   h_words + row0 * h_row, h_row, tile.get(), stream);
+        stream.move(stream.left());
+        // Saved gates that go far are gathered here first, and leave during the next product.
+        float* saved_gates = far ? gates_tile.get() : a.gates + s.saved(t, first + row0, j);
         for (std::ptrdiff_t r = 0; r < R && row0 + r < count; ++r) {
           const std::ptrdiff_t row = row0 + r, at = row * padded + j * kLanes, b = first + row;
           const bool running = t < a.lengths[b];
@@ -364,14 +380,18 @@ void forward_slice(const Sizes& s, const Arrays& a, std::ptrdiff_t first, std::p
           if (Cell::kHasMemory) store(c + at, memory);
           if (a.outputs) store_some(a.outputs + (b * T + t) * H + j * kLanes, running ? state : Vec{}, lanes, far);
           if (a.gates)
-            for (int i = 0; i < 4; ++i) store_some(a.gates + s.saved(t, b, j) + i * lanes, v[i], lanes, far);
+            for (int i = 0; i < 4; ++i) store_some(saved_gates + (r * 4 + i) * lanes, v[i], lanes);
           if (a.memories) store_some(a.memories + (t * s.batch + b) * H + j * kLanes, memory, lanes, far);
         }
+        if (a.gates && far)
+          stream = Stream(saved_gates, a.gates + s.saved(t, first + row0, j),
+                          std::min<std::ptrdiff_t>(R, count - row0) * 4 * lanes);
       });
     }
     std::swap(h, h_new);
     std::swap(h_words, h_words_new);
   }
+  stream.move(stream.left());
   for (std::ptrdiff_t row = 0; row < count; ++row) {
     std::memcpy(a.h + (first + row) * H, h + row * padded, sizeof(float) * H);
     if (Cell::kHasMemory) std::memcpy(a.c + (first + row) * H, c + row * padded, sizeof(float) * H);
@@ -380,13 +400,13 @@ void forward_slice(const Sizes& s, const Arrays& a, std::ptrdiff_t first, std::p
 
 // ---- Backward ----------------------------------------------------------------------------
 
-// A slice's sums over its sequences and steps, packed: for each vector of units, each tile of
-// h (or x), each row of it, the gates in the gradients' order; and four vectors of biases.
+// A slice's sums over its sequences and steps, packed: for each vector of units, each unit of
+// h (or feature of x), the gates in the gradients' order; and four vectors of biases.
 template <class Cell>
 struct WeightGradients {
   explicit WeightGradients(const Sizes& s)
-      : h(s.vectors() * s.tiles() * kTileRows * Cell::kProducts * kLanes, true),
-        x(s.vectors() * s.feature_tiles() * kTileRows * Cell::kProducts * kLanes, true),
+      : h(s.vectors() * s.padded() * Cell::kProducts * kLanes, true),
+        x(s.vectors() * s.even_features() * Cell::kProducts * kLanes, true),
         biases(s.vectors() * 4 * kLanes, true) {}
   Scratch h, x, biases;
 };
@@ -409,11 +429,12 @@ SEQMNIST_INLINE void add_outer(const float* rows, const float* gradients, std::p
   }
 }
 
-// Gradients [rows, gates' units] times packed transposed weights; done(row, column, sum) takes each vector.
-template <class Mode, class Cell, class Done>
+// Gradients [rows, gates' units] times packed transposed weights; done(row, column, sum) takes each
+// vector, and meanwhile() is called again and again: what it asks of the memory costs nothing here.
+template <class Mode, class Cell, class Done, class Meanwhile>
 SEQMNIST_INLINE void times_transposed(const Sizes& s, std::ptrdiff_t rows, const float* gradients,
                                       std::ptrdiff_t a_row, std::ptrdiff_t a_panel, const float* packed,
-                                      std::ptrdiff_t columns, Done&& done) {
+                                      std::ptrdiff_t columns, Done&& done, Meanwhile&& meanwhile) {
   constexpr std::ptrdiff_t depth = words<Mode>(Cell::kProducts * kLanes);
   const std::ptrdiff_t total = s.vectors() * depth;
   auto some = [&](auto width, std::ptrdiff_t column) {
@@ -422,9 +443,11 @@ SEQMNIST_INLINE void times_transposed(const Sizes& s, std::ptrdiff_t rows, const
     for_tiles(rows, [&](auto size, std::ptrdiff_t row) {
       constexpr int R = decltype(size)::value;
       Vec sums[R][V] = {};
-      for (std::ptrdiff_t j = 0; j < s.vectors(); ++j)
+      for (std::ptrdiff_t j = 0; j < s.vectors(); ++j) {
         accumulate<Mode, R, V, false>(sums, gradients + j * a_panel + row * a_row, a_row,
                                       panel + j * depth * V * kLanes, V * kLanes, depth);
+        meanwhile();
+      }
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
@@ -442,7 +465,9 @@ void backward_slice(const Sizes& s, const Arrays& a, std::ptrdiff_t first, std::
   constexpr int kGates = Cell::kProducts;
   const std::ptrdiff_t rows = (count + 1) / 2 * 2, padded = s.padded(), H = s.hidden, T = s.time, F = s.features;
   // Steps are gathered until their sequences fill this many rows of the weights' product.
-  const std::ptrdiff_t block = std::max<std::ptrdiff_t>(1, 256 / rows), slots = words<Mode>(block * rows);
+  const std::ptrdiff_t block = std::max<std::ptrdiff_t>(1, 256 / rows);
+  // One slot more than are filled: panels a power of two apart would share their cache lines' places.
+  const std::ptrdiff_t slots = words<Mode>(block * rows) + 1;
   const std::ptrdiff_t summed = s.vectors() * kGates * kLanes;
   Scratch h_weights(s.vectors() * words<Mode>(summed) * kLanes);
   Scratch x_weights(a.dx ? s.feature_vectors() * words<Mode>(summed) * kLanes : 0);
@@ -462,8 +487,15 @@ void backward_slice(const Sizes& s, const Arrays& a, std::ptrdiff_t first, std::
   constexpr bool kSame = Mode::kPack == 1 && std::is_same_v<Mode, Float32>;
   constexpr std::ptrdiff_t by_row = words<Mode>(4 * kLanes);
   Scratch gradient_rows(kSame ? 0 : s.vectors() * rows * by_row, true);
-  // h before each step and x, interleaved in tiles: [tiles][slots][kTileRows].
-  Scratch h_tiles(s.tiles() * slots * kTileRows, true), x_tiles(s.feature_tiles() * slots * kTileRows, true);
+  // h before each step and x, interleaved: [groups of kUnit][slots][kUnit].
+  const std::ptrdiff_t groups = padded / kUnit, feature_groups = (F + kUnit - 1) / kUnit;
+  Scratch h_groups(groups * slots * kUnit, true), x_groups(feature_groups * slots * kUnit, true);
+  // What each sequence has had before the present step, and whether it is running in it.
+  struct Row {
+    const float *h, *c;
+    bool running;
+  };
+  std::vector<Row> now(rows, Row{});
   float* dh = dh_scratch.get();
   float* dc = dc_scratch.get();
   for (std::ptrdiff_t row = 0; row < count; ++row) {
@@ -475,44 +507,39 @@ void backward_slice(const Sizes& s, const Arrays& a, std::ptrdiff_t first, std::
   for (std::ptrdiff_t step = T - 1; step >= 0; --step) {
     const std::ptrdiff_t t = s.when(step), before = s.when(step - 1);
     const std::ptrdiff_t slot0 = filled * rows / Mode::kPack;
-    // h (or c) of sequence b before this step, and whether it is the initial one.
-    auto is_first = [&](std::ptrdiff_t b) {
-      return s.reverse ? t == std::min<std::ptrdiff_t>(a.lengths[b], T) - 1 : t == 0;
-    };
     for (std::ptrdiff_t row = 0; row < count; ++row) {
-      const float* x = a.x + ((first + row) * T + t) * F;
-      const std::ptrdiff_t k = filled * rows + row;
+      const std::ptrdiff_t b = first + row, k = filled * rows + row;
+      const bool is_first = s.reverse ? t == std::min<std::ptrdiff_t>(a.lengths[b], T) - 1 : t == 0;
+      now[row].running = t < a.lengths[b];
+      now[row].h = is_first ? a.h0 + b * H : a.outputs + (b * T + before) * H;
+      if (Cell::kHasMemory) now[row].c = is_first ? a.c0 + b * H : a.memories + (before * s.batch + b) * H;
+      const float* x = a.x + (b * T + t) * F;
       for (std::ptrdiff_t f = 0; f < F; ++f) {
-        float* word = x_tiles.get() + ((f / kTileRows) * slots + k / Mode::kPack) * kTileRows + f % kTileRows;
+        float* word = x_groups.get() + ((f / kUnit) * slots + k / Mode::kPack) * kUnit + f % kUnit;
         Mode::put(word, static_cast<int>(k % Mode::kPack), x[f]);
         if (forward) Mode::put(x_words.get() + row * x_row, static_cast<int>(f), x[f]);
       }
     }
-    auto h_before = [&](std::ptrdiff_t b, std::ptrdiff_t j) {
-      const float* from = is_first(b) ? a.h0 + b * H : a.outputs + (b * T + before) * H;
-      return load_some(from + j * kLanes, s.lanes(j));
-    };
+    Stream nothing;
     if (forward) {
       for (std::ptrdiff_t row = 0; row < count; ++row)
-        if (t < a.lengths[first + row])
-          for (std::ptrdiff_t j = 0; j < s.vectors(); ++j)
-            Mode::put_row(h_words.get() + row * h_row, static_cast<int>(j * kLanes), h_before(first + row, j));
+        for (std::ptrdiff_t j = 0; j < s.vectors() && now[row].running; ++j)
+          Mode::put_row(h_words.get() + row * h_row, static_cast<int>(j * kLanes),
+                        load_some(now[row].h + j * kLanes, s.lanes(j)));
       for (std::ptrdiff_t j = 0; j < s.vectors(); ++j)
         for_tiles(rows, [&](auto size, std::ptrdiff_t row) {
           preactivate<Mode, Cell, decltype(size)::value>(*forward, j, x_words.get() + row * x_row, x_row,
                                                          h_words.get() + row * h_row, h_row,
-                                                         made.get() + (j * rows + row) * 4 * kLanes);
+                                                         made.get() + (j * rows + row) * 4 * kLanes, nothing);
         });
     }
 
     for (std::ptrdiff_t tile = 0; tile < rows; tile += kTileRows) {
       const std::ptrdiff_t tile_end = std::min(rows, tile + kTileRows);
-      if (step > 0 && a.gates)
-        prefetch(a.gates + s.saved(before, first + tile, 0), (std::min(count, tile_end) - tile) * 4 * H);
       for (std::ptrdiff_t b = first + tile; step > 1 && b < first + std::min(count, tile_end); ++b) {
         const std::ptrdiff_t earlier = s.when(step - 2);
-        prefetch(a.outputs + (b * T + earlier) * H, H);
-        if (Cell::kHasMemory) prefetch(a.memories + (earlier * s.batch + b) * H, H);
+        Ahead(a.outputs + (b * T + earlier) * H, H).ask(H);
+        if (Cell::kHasMemory) Ahead(a.memories + (earlier * s.batch + b) * H, H).ask(H);
       }
       for (std::ptrdiff_t j = 0; j < s.vectors(); ++j) {
         const int lanes = s.lanes(j);
@@ -522,8 +549,8 @@ void backward_slice(const Sizes& s, const Arrays& a, std::ptrdiff_t first, std::
           Vec v[2][4] = {}, h[2] = {};
           for (int r = 0; r < 2; ++r) {
             const std::ptrdiff_t row = row0 + r, b = first + row, at = row * padded + j * kLanes;
-            if (row >= count || t >= a.lengths[b]) continue;  // Its gradients pass unchanged.
-            h[r] = h_before(b, j);
+            if (!now[row].running) continue;  // Its gradients pass unchanged.
+            h[r] = load_some(now[row].h + j * kLanes, lanes);
             for (int i = 0; i < 4; ++i)
               v[r][i] = forward ? load(made.get() + ((j * rows + row) * 4 + i) * kLanes)
                                 : load_some(a.gates + s.saved(t, b, j) + i * lanes, lanes);
@@ -533,8 +560,7 @@ void backward_slice(const Sizes& s, const Arrays& a, std::ptrdiff_t first, std::
             if constexpr (Cell::kHasMemory) {
               dc_row = load(dc + at);
               c = load_some(a.memories + (t * s.batch + b) * H + j * kLanes, lanes);
-              c_before = load_some((is_first(b) ? a.c0 + b * H : a.memories + (before * s.batch + b) * H) + j * kLanes,
-                                   lanes);
+              c_before = load_some(now[row].c + j * kLanes, lanes);
             }
             Cell::differentiate(v[r], h[r], c_before, c, dh_row, dc_row);
             store(dh + at, dh_row);
@@ -553,13 +579,8 @@ void backward_slice(const Sizes& s, const Arrays& a, std::ptrdiff_t first, std::
           }
           Vec pair[2];
           const int n = Mode::interleave(h[0], h[1], pair);
-          constexpr int kPart = kLanes < kTileRows ? kLanes : kTileRows;
-          for (int w = 0; w < n; ++w)
-            for (int lane = 0; lane < kLanes; lane += kPart) {
-              const std::ptrdiff_t unit = j * kLanes + lane;
-              float* to = h_tiles.get() + ((unit / kTileRows) * slots + slot + w) * kTileRows + unit % kTileRows;
-              std::memcpy(to, reinterpret_cast<const float*>(&pair[w]) + lane, sizeof(float) * kPart);
-            }
+          float* group = h_groups.get() + ((j * kLanes / kUnit) * slots + slot) * kUnit + j * kLanes % kUnit;
+          for (int w = 0; w < n; ++w) store(group + w * kUnit, pair[w]);
         }
         for (int i = 0; i < 4; ++i) store(sums.biases.get() + (j * 4 + i) * kLanes, bias_sums[i]);
       }
@@ -567,12 +588,15 @@ void backward_slice(const Sizes& s, const Arrays& a, std::ptrdiff_t first, std::
 
     const float* by_rows = kSame ? gradients.get() + slot0 * 4 * kLanes : gradient_rows.get();
     const std::ptrdiff_t a_panel = (kSame ? slots : rows) * by_row;
+    const bool is_saved_ahead = a.gates && step > 0;
+    Ahead gates_ahead(is_saved_ahead ? a.gates + s.saved(before, first, 0) : nullptr, is_saved_ahead ? count * 4 * H : 0);
     times_transposed<Mode, Cell>(s, rows, by_rows + words<Mode>(Cell::kFromH * kLanes), by_row, a_panel,
                                  h_weights.get(), s.vectors(), [&](std::ptrdiff_t row, std::ptrdiff_t j, Vec sum) {
                                    // The product first: added to the larger share at the end, it loses least.
                                    float* to = dh + row * padded + j * kLanes;
                                    store(to, load(to) + sum);
-                                 });
+                                 },
+                                 [&] { gates_ahead.ask(128); });
     if (a.dx)
       times_transposed<Mode, Cell>(s, rows, by_rows + words<Mode>(Cell::kFromX * kLanes), by_row, a_panel,
                                    x_weights.get(), s.feature_vectors(),
@@ -581,21 +605,20 @@ void backward_slice(const Sizes& s, const Arrays& a, std::ptrdiff_t first, std::
                                      if (row < count)
                                        store_some(a.dx + ((first + row) * T + t) * F + f, sum,
                                                   static_cast<int>(std::min<std::ptrdiff_t>(kLanes, F - f)));
-                                   });
+                                   },
+                                   [] {});
 
     if (++filled == block || step == 0) {
       const std::ptrdiff_t depth = words<Mode>(filled * rows);
       for (std::ptrdiff_t j = 0; j < s.vectors(); ++j) {
         const float* panel = gradients.get() + j * slots * 4 * kLanes;
-        constexpr std::ptrdiff_t kTile = kTileRows * kGates * kLanes;
-        for (std::ptrdiff_t i = 0; i < s.tiles(); ++i)
-          add_outer<Mode, Cell, kTileRows>(h_tiles.get() + i * slots * kTileRows, panel + Cell::kFromH * kLanes, depth,
-                                           sums.h.get() + (j * s.tiles() + i) * kTile);
+        auto in_group = [&](const Scratch& all, std::ptrdiff_t i) { return all.get() + i / kUnit * slots * kUnit + i % kUnit; };
+        for (std::ptrdiff_t i = 0; i < padded; i += kTileRows)
+          add_outer<Mode, Cell, kTileRows>(in_group(h_groups, i), panel + Cell::kFromH * kLanes, depth,
+                                           sums.h.get() + (j * padded + i) * kGates * kLanes);
         for_tiles((F + 1) / 2 * 2, [&](auto size, std::ptrdiff_t f) {
-          const std::ptrdiff_t i = f / kTileRows, rest = f % kTileRows;
-          add_outer<Mode, Cell, decltype(size)::value>(
-              x_tiles.get() + i * slots * kTileRows + rest, panel + Cell::kFromX * kLanes, depth,
-              sums.x.get() + (j * s.feature_tiles() + i) * kTile + rest * kGates * kLanes);
+          add_outer<Mode, Cell, decltype(size)::value>(in_group(x_groups, f), panel + Cell::kFromX * kLanes, depth,
+                                                       sums.x.get() + (j * s.even_features() + f) * kGates * kLanes);
         });
       }
       filled = 0;
@@ -611,19 +634,19 @@ void backward_slice(const Sizes& s, const Arrays& a, std::ptrdiff_t first, std::
 template <class Cell>
 void finish(const Sizes& s, const Arrays& a, const std::unique_ptr<WeightGradients<Cell>>* slices, std::ptrdiff_t n) {
   constexpr int kGates = Cell::kProducts;
-  auto unpack = [&](Scratch WeightGradients<Cell>::*part, std::ptrdiff_t depth, std::ptrdiff_t tiles,
+  auto unpack = [&](Scratch WeightGradients<Cell>::*part, std::ptrdiff_t depth, std::ptrdiff_t padded_depth,
                     int (*gate_of)(int), float* to) {
     for (std::ptrdiff_t k = 0; k < depth; ++k)
       for (int v = 0; v < kGates; ++v)
         for (std::ptrdiff_t j = 0; j < s.vectors(); ++j) {
-          const std::ptrdiff_t from = ((j * tiles * kTileRows + k) * kGates + v) * kLanes;
+          const std::ptrdiff_t from = ((j * padded_depth + k) * kGates + v) * kLanes;
           Vec sum{};
           for (std::ptrdiff_t i = 0; i < n; ++i) sum += load((slices[i].get()->*part).get() + from);
           store_some(to + (k * kGates + gate_of(v)) * s.hidden + j * kLanes, sum, s.lanes(j));
         }
   };
-  unpack(&WeightGradients<Cell>::h, s.hidden, s.tiles(), Cell::gate_of_h, a.drecurrent_kernel);
-  unpack(&WeightGradients<Cell>::x, s.features, s.feature_tiles(), Cell::gate_of_x, a.dkernel);
+  unpack(&WeightGradients<Cell>::h, s.hidden, s.padded(), Cell::gate_of_h, a.drecurrent_kernel);
+  unpack(&WeightGradients<Cell>::x, s.features, s.even_features(), Cell::gate_of_x, a.dkernel);
   for (std::ptrdiff_t j = 0; j < s.vectors(); ++j)
     for (int v = 0; v < kGates; ++v)
       for (bool of_h : {false, true}) {
