@@ -15,6 +15,7 @@ Libraries are imported when a layer of theirs is built; `build` says which are m
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -81,9 +82,11 @@ def draw(case: Case, replica: int = 0) -> tuple[Params, Array]:
 # The JAX libraries: each builder takes a case and our weights, and gives an apply function and its own weights.
 
 
-def ours(case: Case, params: Params, **options: Any) -> tuple[Apply, Any]:
+def ours(case: Case, params: Params, *, remat: bool = False, **options: Any) -> tuple[Apply, Any]:
     """This repository's layer; `options` are its backend, its precision and so on."""
     layer = CELLS[case.cell].layer
+    if remat:
+        layer = rnn.remat(layer, math.isqrt(case.steps))
     return lambda weights, x: layer(weights, x, return_sequences=False, **options)[1], params
 
 
@@ -98,25 +101,12 @@ def flax(case: Case, params: Params) -> tuple[Apply, Any]:
 
     is_lstm = case.cell == "lstm"
     layer = nn.RNN(nn.OptimizedLSTMCell(case.hidden) if is_lstm else nn.GRUCell(case.hidden), return_carry=True)
-    names = "ifgo" if is_lstm else "rzn"
-    inputs, recurrent = _gates(params["kernel"], names), _gates(params["recurrent_kernel"], names)
-    bias = _gates(params["bias"], names)
-    weights = {f"i{name}": {"kernel": inputs[name]} for name in names}
-    weights |= {f"h{name}": {"kernel": recurrent[name]} for name in names}
-    if is_lstm:
-        for name in names:
-            weights[f"h{name}"]["bias"] = bias[name]
-    else:
-        second = _gates(params["recurrent_bias"], names)
-        for name in names:
-            weights[f"i{name}"]["bias"] = bias[name] if name == "n" else bias[name] + second[name]
-        weights["hn"]["bias"] = second["n"]
 
     def apply(weights: Any, x: Array) -> Any:
         carry, _ = layer.apply({"params": {"cell": weights}}, x)
         return carry[1] if is_lstm else carry
 
-    return apply, weights
+    return apply, jax.tree.map(jnp.asarray, rnn.to_flax(params))
 
 
 def keras(case: Case, params: Params) -> tuple[Apply, Any]:
@@ -131,17 +121,9 @@ def keras(case: Case, params: Params) -> tuple[Apply, Any]:
     layer = keras.layers.LSTM(case.hidden) if case.cell == "lstm" else keras.layers.GRU(case.hidden, reset_after=True)
     layer.build((case.batch, case.steps, case.features))
 
-    def reordered(array: Array) -> Array:
-        """Keras has the GRU's update gate first."""
-        if case.cell == "lstm":
-            return array
-        blocks = _gates(array, "rzn")
-        return jnp.concatenate([blocks[name] for name in "zrn"], axis=-1)
-
-    biases = [params[name] for name in ("bias", "recurrent_bias") if name in params]
-    weights = [params["kernel"], params["recurrent_kernel"], jnp.stack(biases) if len(biases) > 1 else biases[0]]
+    weights = [jnp.asarray(weight) for weight in rnn.to_keras(params)]
     fixed = [variable.value for variable in layer.non_trainable_variables]
-    return lambda weights, x: layer.stateless_call(weights, fixed, x)[0], [reordered(weight) for weight in weights]
+    return lambda weights, x: layer.stateless_call(weights, fixed, x)[0], weights
 
 
 def haiku(case: Case, params: Params) -> tuple[Apply, Any]:
@@ -313,7 +295,7 @@ class TorchLayer:
         return Measurable(timing.repeated({"forward": forward, "step": step}[kind]), None)
 
 
-def _jax(builder: Callable[..., tuple[Apply, Any]], **options: str) -> Callable[[Case], Layer]:
+def _jax(builder: Callable[..., tuple[Apply, Any]], **options: Any) -> Callable[[Case], Layer]:
     return functools.partial(JaxLayer, functools.partial(builder, **options))
 
 
@@ -323,6 +305,7 @@ LIBRARIES: dict[str, Callable[[Case], Layer]] = {
     "ours_bfloat16": _jax(ours, backend="auto", precision="bfloat16"),
     "ours_scan": _jax(ours, backend="scan", precision="float32"),
     "ours_fused": _jax(ours, backend="fused", precision="float32"),
+    "ours_remat": _jax(ours, backend="auto", precision="float32", remat=True),
     "ours_native": _jax(ours, backend="native", precision="float32"),
     "torch": TorchLayer,
     "flax": _jax(flax),

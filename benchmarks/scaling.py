@@ -27,7 +27,7 @@ AXES: dict[str, tuple[int, ...]] = {
 }
 # Repetitions in one dispatch, at least.
 LEAST = 2
-LIBRARIES = ("ours", "ours_bfloat16", "ours_scan", "torch")
+LIBRARIES = ("ours", "ours_bfloat16", "ours_remat", "ours_scan", "torch")
 
 
 def measure(base: Case, axis: str, values: Iterable[int], libraries: Sequence[str], **options: Any) -> list[Row]:
