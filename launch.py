@@ -48,8 +48,8 @@ def train() -> None:
     from seqmnist_jax.train import Stopped
     from seqmnist_jax.train import train as run_training
 
-    compile_cache.enable(_config().runtime.compilation_cache)
     run = build_run(_config())
+    compile_cache.enable(run.config["runtime"]["compilation_cache"])
     # Only now, with everything checked, is a folder made.
     workdir = Path(FLAGS.workdir) if FLAGS.workdir else _new_workdir()
     stop = StopOnSignal()

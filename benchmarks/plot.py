@@ -1,6 +1,6 @@
 """Draws the speed of the training step from the figures of `benchmarks.recurrence`.
 
-    python -m benchmarks.plot --json=FILE [--out=docs/speed] [--cell=gru]
+    python -m benchmarks.plot --json=FILE[,FILE ...] [--out=docs/speed] [--cell=gru]
 
 A panel for each batch size, each with its own scale; the floor is a dashed line. Writes OUT.png and
 OUT.svg, without a background and in colours that can be read on a light and on a dark page.
@@ -50,7 +50,13 @@ def draw(rows: Sequence[Row], title: str) -> Any:
             if (library, batch) in took:
                 label, colour = BARS[library]
                 bar = panel.bar(place, took[library, batch], color=colour, label=label)
-                panel.bar_label(bar, fmt="%.3g", color=INK, fontsize=8, padding=2)
+                panel.bar_label(
+                    bar,
+                    fmt=lambda value: f"{value:.0f}" if value >= 100 else f"{value:.3g}",
+                    color=INK,
+                    fontsize=8,
+                    padding=2,
+                )
         panel.axhline(floors[batch], color=INK, linestyle="dashed", label="the matrix products alone")
         panel.set_title(f"batch {batch}", color=INK, fontsize=10)
         panel.set_xticks([])
@@ -71,7 +77,7 @@ def draw(rows: Sequence[Row], title: str) -> Any:
 
 def define_flags() -> None:
     """The flags of this module as a command."""
-    flags.DEFINE_string("json", None, "What benchmarks.recurrence wrote.", required=True)
+    flags.DEFINE_list("json", None, "What benchmarks.recurrence wrote, perhaps in several runs.", required=True)
     flags.DEFINE_string("out", "docs/speed", "The files to write, without their endings.")
     flags.DEFINE_string("cell", "gru", "The cell.")
     flags.DEFINE_integer("hidden", 128, "Hidden units.")
@@ -81,11 +87,13 @@ def define_flags() -> None:
 def main(argv: list[str]) -> None:
     """Reads, draws and writes."""
     del argv
-    content = json.loads(Path(FLAGS.json).read_text())
-    rows = select(content["rows"], FLAGS.cell, FLAGS.hidden, FLAGS.steps)
+    contents = [json.loads(Path(name).read_text()) for name in FLAGS.json]
+    rows = select([row for content in contents for row in content["rows"]], FLAGS.cell, FLAGS.hidden, FLAGS.steps)
     if not rows:
-        raise app.UsageError(f"{FLAGS.json} has no training steps of {FLAGS.cell}, {FLAGS.hidden}, {FLAGS.steps}.")
-    title = f"Training step, {FLAGS.cell.upper()} {FLAGS.hidden}, {FLAGS.steps} steps; {content['device']}"
+        raise app.UsageError(
+            f"{', '.join(FLAGS.json)} has no training steps of {FLAGS.cell}, {FLAGS.hidden}, {FLAGS.steps}."
+        )
+    title = f"Training step, {FLAGS.cell.upper()} {FLAGS.hidden}, {FLAGS.steps} steps; {contents[0]['device']}"
     figure = draw(rows, title)
     out = Path(FLAGS.out)
     out.parent.mkdir(parents=True, exist_ok=True)

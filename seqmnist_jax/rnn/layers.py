@@ -95,6 +95,8 @@ def _check_carry(cell: str, carry: Any, shape: tuple[int, int], dtype: Any) -> A
         form = "a tuple (c, h)" if parts > 1 else "one array h"
         raise ValueError(f"carry is {found}; expected {form} of [batch, hidden]")
     for part in jax.tree.leaves(carry):
+        if not hasattr(part, "shape"):
+            raise ValueError(f"carry holds a {type(part).__name__}; expected arrays [batch, hidden]")
         if part.shape != shape:
             raise ValueError(f"carry has shape {part.shape}; expected [batch, hidden] = {shape}")
         if jnp.result_type(part, dtype) != part.dtype:
@@ -175,12 +177,14 @@ def _recurrence_forward(layer: Layer, backend: str, params: Any, x: Any, carry: 
     wants_dx = x.perturbed
     params, x, carry, lengths = jax.tree.map(lambda primal: primal.value, (params, x, carry, lengths))
     end, outputs, saved = _dispatch(backend, x.dtype, layer.cell, "forward", (layer, True), params, x, carry, lengths)
-    # Residuals are arrays, so that x has a gradient is said by the tree's structure.
-    return (end, outputs), (params, x, carry, lengths, saved, () if wants_dx else None)
+    # Whether x has a gradient must travel as an array's size. The tree's structure won't do: JAX keeps the
+    # last one traced, and within one jitted function both kinds can be.
+    marker = jnp.zeros((int(wants_dx),), bool)
+    return (end, outputs), (params, x, carry, lengths, saved, marker)
 
 
 def _recurrence_backward(layer: Layer, backend: str, residuals: Any, bars: Any) -> Any:
-    params, x, carry, lengths, saved, wants_dx = residuals
+    params, x, carry, lengths, saved, marker = residuals
 
     def number(bar: Any) -> Array:
         return jnp.zeros(bar.shape, bar.dtype) if isinstance(bar, SymbolicZero) else bar
@@ -192,7 +196,7 @@ def _recurrence_backward(layer: Layer, backend: str, residuals: Any, bars: Any) 
         x.dtype,
         layer.cell,
         "backward",
-        (layer, wants_dx is not None),
+        (layer, marker.shape[0] > 0),
         params,
         x,
         carry,
@@ -235,7 +239,7 @@ def _layer(
     """Checks everything, brings it to one dtype and runs it."""
     _check_choice("backend", backend, BACKENDS)
     _check_choice("precision", precision, PRECISIONS)
-    x = check_inputs(x, lengths)
+    x, lengths = check_inputs(x, lengths)
     hidden = _check_params(cell, params, x)
     dtype = _common_dtype(params, x)
     carry = _check_carry(cell, carry, (x.shape[0], hidden), dtype)
@@ -243,8 +247,6 @@ def _layer(
     dtype = jnp.result_type(dtype, *jax.tree.leaves(carry))
     _check_dtypes(cell, precision, backend, dtype)
     params, x, carry = jax.tree.map(lambda array: jnp.asarray(array, dtype), (params, x, carry))
-    if lengths is not None:
-        lengths = jnp.clip(lengths, 0, x.shape[1]).astype(jnp.int32)
     if backend == "auto" and cell not in fused.RULES:
         backend = "scan"
     layer = Layer(cell, reverse, return_sequences, precision, _saved_bytes(x.shape, hidden, dtype) <= MOST_SAVED_BYTES)
@@ -269,7 +271,8 @@ def lstm(
 ) -> tuple[cells.LSTMCarry, Array]:
     """An LSTM layer over a whole sequence.
 
-    Differentiable in params, x and carry.
+    Differentiable in params, x and carry. In `jax.shard_map` give ``check_vma=False``: JAX can't yet follow
+    what varies between devices through these rules.
 
     Args:
       params: as `init_lstm` makes them.
@@ -354,9 +357,14 @@ def explain(
       ValueError: as in `gru`.
     """
     _check_choice("backend", backend, BACKENDS)
-    gates = params["recurrent_kernel"].shape[-1] // params["recurrent_kernel"].shape[0]
-    cell = "lstm" if gates == cells.LSTM_GATES else "gru" if reset_after else "gru_reset_before"
+    if len(x.shape) != 3 or x.shape[1] < 1:
+        raise ValueError(f"x has shape {x.shape}; expected [batch, time, features]")
+    shape = params["recurrent_kernel"].shape if "recurrent_kernel" in params else ()
+    is_lstm = len(shape) == 2 and shape[1] == cells.LSTM_GATES * shape[0] and "recurrent_bias" not in params
+    cell = "lstm" if is_lstm else "gru" if reset_after else "gru_reset_before"
     hidden = _check_params(cell, params, x)
+    if hidden < 1:
+        raise ValueError(f"params['recurrent_kernel'] has shape {shape}; expected hidden units")
     dtype = _common_dtype(params, x)
     _check_dtypes(cell, "float32", backend, dtype)
     why = "named by the caller"
@@ -398,8 +406,13 @@ def remat(layer: Callable[..., tuple[Any, Array]], steps: int) -> Callable[..., 
         return_sequences: bool = True,
         **options: Any,
     ) -> tuple[Any, Array]:
-        x = check_inputs(x, lengths)
+        x, lengths = check_inputs(x, lengths)
+        _check_finite(x)
         batch, time, features = x.shape
+        # Checks all arguments, and gives the carry's form.
+        end, _ = jax.eval_shape(lambda params, x: layer(params, x, carry, reverse=reverse, **options), params, x)
+        if carry is None:
+            carry = jax.tree.map(lambda part: jnp.zeros(part.shape, part.dtype), end)
         count = time // steps
         if count < 2:
             return layer(
@@ -413,16 +426,13 @@ def remat(layer: Callable[..., tuple[Any, Array]], steps: int) -> Callable[..., 
             return end, outputs if return_sequences else None
 
         def ends(start: Array | int, stop: Array | int) -> Array | None:
-            return None if lengths is None else jnp.clip(jnp.asarray(lengths, jnp.int32) - start, 0, stop - start)
+            return None if lengths is None else jnp.clip(lengths - start, 0, stop - start)
 
         # What does not fill a segment stands first and runs by itself.
         rest = time - count * steps
         whole = x[:, rest:].reshape(batch, count, steps, features).swapaxes(0, 1)
         starts = rest + steps * jnp.arange(count)
         segments = (whole, None if lengths is None else jax.vmap(lambda s: ends(s, s + steps))(starts))
-        if carry is None:
-            shape = jax.eval_shape(layer, params, x)[0]
-            carry = jax.tree.map(lambda part: jnp.zeros(part.shape, part.dtype), shape)
         inner = jax.checkpoint(segment)
         first: Array | None = None
         if rest and not reverse:

@@ -20,8 +20,8 @@ def is_known(array: Any) -> bool:
     return not isinstance(array, jax.core.Tracer) and getattr(array, "is_fully_addressable", True)
 
 
-def check_inputs(x: Array, lengths: Array | None) -> Array:
-    """Checks x and lengths; gives x with zeros past each sequence's end.
+def check_inputs(x: Array, lengths: Array | None) -> tuple[Array, Array | None]:
+    """Checks x and lengths; gives x with zeros past each sequence's end, and lengths as int32 in [0, time].
 
     What stands in the padding, NaN included, must reach neither values nor gradients.
     """
@@ -29,19 +29,26 @@ def check_inputs(x: Array, lengths: Array | None) -> Array:
         raise ValueError(f"x has shape {x.shape}; expected [batch, time, features]")
     if x.shape[1] < 1:
         raise ValueError(f"x has shape {x.shape}; expected at least one time step")
+    if not (jnp.issubdtype(x.dtype, jnp.floating) or jnp.issubdtype(x.dtype, jnp.integer)):
+        raise ValueError(f"x has dtype {x.dtype}; expected real numbers")
     if lengths is None:
-        return x
+        return x, None
     if lengths.shape != x.shape[:1]:
         raise ValueError(f"lengths has shape {lengths.shape}; expected [batch] = {x.shape[:1]}, as x {x.shape}")
     if not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise ValueError(f"lengths has dtype {lengths.dtype}; expected integers")
     if is_known(lengths) and len(lengths):
         # NumPy's, because under `jit` JAX's would be traced even here.
-        low, high = int(np.min(lengths)), int(np.max(lengths))
+        values = np.asarray(lengths)
+        low, high = int(values.min()), int(values.max())
         if low < 0 or high > x.shape[1]:
             raise ValueError(f"lengths has values from {low} to {high}; expected 0 to {x.shape[1]}, as x {x.shape}")
+    # In their own dtype what is too long for int32 can be cut, but the time axis may be too long for it.
+    if jnp.iinfo(lengths.dtype).max > x.shape[1]:
+        lengths = jnp.minimum(lengths, x.shape[1])
+    lengths = jnp.maximum(lengths.astype(jnp.int32), 0)
     running = jnp.arange(x.shape[1])[None, :] < lengths[:, None]
-    return jnp.where(running[:, :, None], x, jnp.zeros((), x.dtype))
+    return jnp.where(running[:, :, None], x, jnp.zeros((), x.dtype)), lengths
 
 
 def _where_running(running: Array, new: Any, old: Any) -> Any:
@@ -115,7 +122,7 @@ def scan(
       ValueError: x or lengths has the wrong shape or dtype, lengths are known and outside
         [0, time], or unroll is below 1.
     """
-    x = check_inputs(x, lengths)
+    x, lengths = check_inputs(x, lengths)
     if unroll < 1:
         raise ValueError(f"unroll is {unroll}; expected at least 1")
     if return_sequences:

@@ -1,10 +1,16 @@
+import functools
+import os
 from types import SimpleNamespace
 
 import jax
 import numpy as np
+import platformdirs
 import pytest
 
 from seqmnist_jax import rnn
+
+BACKENDS = ("scan", "fused", "native")
+CACHE_DIR = os.environ.get("SEQMNIST_CACHE_DIR")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -14,19 +20,78 @@ def full_matmul_precision():
         yield
 
 
-# Session scope, because hypothesis rejects function-scoped fixtures.
-@pytest.fixture(params=["lstm", "gru"], scope="session")
-def layer(request):
-    if request.param == "lstm":
-        return SimpleNamespace(name="lstm", gates=4, init=rnn.init_lstm, run=rnn.lstm, step=rnn.lstm_step)
-    return SimpleNamespace(name="gru", gates=3, init=rnn.init_gru, run=rnn.gru, step=rnn.gru_step)
+@pytest.fixture(autouse=True, scope="module")
+def quick_compiler():
+    """Many small programs, each run once or twice: compiling is what costs here."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session")
-def draw(layer):
+def kernel_cache():
+    """The environment that finds the kernel where users have it, not in this test run's folder: ten seconds, once."""
+    return {"SEQMNIST_CACHE_DIR": CACHE_DIR or str(platformdirs.user_cache_path("seqmnist_jax"))}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def native_problem(cache_dir, kernel_cache):
+    """Why there is no kernel, or None; asked here first, so that it is built in that place."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in kernel_cache.items():
+            patch.setenv(name, value)
+        return rnn.native_problem()
+
+
+@pytest.fixture(scope="session")
+def need_native(native_problem):
+    """Skips what needs the kernel where there is none."""
+
+    def need(backend="native"):
+        if backend == "native" and native_problem is not None:
+            pytest.skip(f"no native kernel: {native_problem}")
+
+    return need
+
+
+@pytest.fixture(params=BACKENDS, scope="session")
+def backend(request, need_native):
+    need_native(request.param)
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def make_layer(need_native):
+    """A function that makes a `layer` from its name, 'lstm-native' or, with the backend left to 'auto', 'lstm'."""
+
+    def make(name):
+        cell, _, backend = name.partition("-")
+        need_native(backend)
+        of_cell = {
+            "lstm": {"gates": 4, "init": rnn.init_lstm, "run": rnn.lstm, "step": rnn.lstm_step},
+            "gru": {"gates": 3, "init": rnn.init_gru, "run": rnn.gru, "step": rnn.gru_step},
+        }[cell]
+        if backend:
+            of_cell["run"] = functools.partial(of_cell["run"], backend=backend)
+        return SimpleNamespace(name=cell, backend=backend or "auto", **of_cell)
+
+    return make
+
+
+# Session scope, because hypothesis rejects function-scoped fixtures. Modules whose tests ask nothing of
+# a backend have a fixture of their own in this one's place.
+@pytest.fixture(params=[f"{cell}-{backend}" for cell in ("lstm", "gru") for backend in BACKENDS], scope="session")
+def layer(request, make_layer):
+    return make_layer(request.param)
+
+
+def drawer(layer):
     """A function that draws (params, x, carry) as numpy arrays, every entry (biases too) away from zero."""
 
     def draw(seed=0, batch=3, time=7, features=5, hidden=6, dtype=np.float32):
+        if layer.backend == "native" and np.dtype(dtype) != np.float32:
+            pytest.skip("the kernel computes in float32 only")
         rng = np.random.default_rng(seed)
 
         def normal(*shape, scale=1.0):
@@ -44,3 +109,14 @@ def draw(layer):
         return params, x, carry
 
     return draw
+
+
+@pytest.fixture(scope="session")
+def make_draw():
+    """The same for modules with a `layer` of their own, which need a `draw` of their own too."""
+    return drawer
+
+
+@pytest.fixture(scope="session")
+def draw(layer):
+    return drawer(layer)

@@ -11,6 +11,18 @@ from seqmnist_jax.rnn import convert
 
 FEATURES, HIDDEN = 5, 6
 
+
+# Nothing here depends on how a layer runs.
+@pytest.fixture(params=["lstm", "gru"], scope="session")
+def layer(request, make_layer):
+    return make_layer(request.param)
+
+
+@pytest.fixture(scope="session")
+def draw(layer, make_draw):
+    return make_draw(layer)
+
+
 # An LSTM has no reset gate.
 of_a_gru = pytest.mark.parametrize("layer", ["gru"], indirect=True)
 

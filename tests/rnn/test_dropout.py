@@ -138,7 +138,15 @@ def test_masks_act_where_they_should(cell, num_layers, bidirectional, lengths, s
     ends = None if lengths is None else jnp.asarray(lengths)
 
     def ours(params, x):
-        return rnn.stack(CELLS[cell], params, x, lengths=ends, masks=masks, engine=rnn.Engine(unroll=unroll), return_sequences=sequences)
+        return rnn.stack(
+            CELLS[cell],
+            params,
+            x,
+            lengths=ends,
+            masks=masks,
+            engine=rnn.Engine(unroll=unroll),
+            return_sequences=sequences,
+        )
 
     expected = quick_jit(lambda params, x: by_hand(cell, params, x, masks, lengths, sequences))(params, x)
     assert expected.shape == ((BATCH, TIME) if sequences else (BATCH,)) + (HIDDEN * (1 + bidirectional),)

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from seqmnist_jax import rnn
+
 in_both_ways = pytest.mark.parametrize("jitted", [False, True], ids=["eager", "jit"])
 
 
@@ -145,3 +147,113 @@ def test_shape_of_lengths(layer, draw, shape, jitted):
 def test_dtype_of_lengths(layer, draw, dtype, jitted):
     with pytest.raises(ValueError, match=r"^lengths has dtype"):
         run(layer, *draw(), lengths=jnp.ones(3, dtype), jitted=jitted)
+
+
+@pytest.mark.parametrize("lengths", [[8, 1, 1], [1, -1, 1], [2**31 - 1, 0, 0]])
+def test_known_lengths_out_of_range(layer, draw, lengths):
+    for known in (np.array(lengths), jnp.array(lengths)):
+        with pytest.raises(ValueError, match=r"^lengths has values from .* expected 0 to 7, as x \(3, 7, 5\)"):
+            run(layer, *draw(), lengths=known)
+
+
+def test_dtype_of_x(layer, draw):
+    params, x, carry = draw()
+    with pytest.raises(ValueError, match=r"^x .*complex64.*expected"):
+        run(layer, params, x + 1j, carry)
+
+
+@pytest.mark.parametrize("name", ["kernel", "recurrent_kernel", "bias"])
+def test_dtype_of_params(layer, draw, name):
+    params, x, carry = draw()
+    with pytest.raises(ValueError, match=rf"^params\['{name}'\] has dtype complex64; expected real numbers"):
+        run(layer, params | {name: params[name] + 1j}, x, carry)
+
+
+def test_known_nan_in_x(layer, draw):
+    """Named with its shape; in the padding anything may stand."""
+    params, x, carry = draw()
+    x[1, 5, 2] = np.nan
+    for known in (x, jnp.asarray(x)):
+        with pytest.raises(ValueError, match=r"^x \(3, 7, 5\) holds NaN; expected numbers"):
+            run(layer, params, known, carry)
+        with pytest.raises(ValueError, match=r"^x \(3, 7, 5\) holds NaN"):
+            run(layer, params, known, carry, lengths=np.array([7, 6, 7]))
+        _, outputs = run(layer, params, known, carry, lengths=np.array([7, 5, 7]))
+        assert bool(jnp.isfinite(outputs).all())
+
+
+@pytest.mark.parametrize(("precision", "reverse"), [("float32", False), ("bfloat16", True)])
+def test_unknown_nan_in_x_stays_in_its_sequence(layer, draw, precision, reverse):
+    """It is not swallowed: from its step on all of that sequence is NaN, and nothing of the others."""
+    params, x, carry = draw(hidden=21)
+
+    @jax.jit
+    def values_and_gradients(params, x, carry):
+        def call(params, x, carry):
+            return layer.run(params, x, carry, precision=precision, reverse=reverse)
+
+        results, pull_back = jax.vjp(call, params, x, carry)
+        return results, pull_back(jax.tree.map(jnp.ones_like, results))
+
+    sound = values_and_gradients(params, x, carry)
+    hurt = x.copy()
+    hurt[1, 3, 2] = np.nan
+    (end, outputs), (d_params, dx, d_carry) = values_and_gradients(params, hurt, carry)
+    others = np.array([0, 2])
+    (sound_end, sound_outputs), (_, sound_dx, sound_d_carry) = sound
+    for got, want in (
+        (outputs, sound_outputs),
+        (dx, sound_dx),
+        *zip(jax.tree.leaves((end, d_carry)), jax.tree.leaves((sound_end, sound_d_carry)), strict=True),
+    ):
+        np.testing.assert_array_equal(got[others], want[others])
+    after, before = (slice(0, 4), slice(4, 7)) if reverse else (slice(3, 7), slice(0, 3))
+    assert bool(jnp.isnan(outputs[1, after]).all())
+    np.testing.assert_array_equal(outputs[1, before], sound_outputs[1, before])
+    assert all(bool(jnp.isnan(part[1]).all()) for part in jax.tree.leaves(end))
+    # The weights' gradients are sums over all sequences.
+    assert all(bool(jnp.isnan(value).all()) for value in jax.tree.leaves(d_params))
+
+
+@pytest.mark.parametrize("name", ["backend", "precision"])
+@pytest.mark.parametrize("value", ["float16", "", None, 1, ["scan"]])
+def test_unknown_choices(name, value):
+    params, x = rnn.init_lstm(jax.random.key(0), 2, 3), jnp.ones((1, 2, 2))
+    with pytest.raises(ValueError, match=rf"^{name} is .*; expected one of '"):
+        rnn.lstm(params, x, **{name: value})
+
+
+def test_bfloat16_precision_is_for_float32_arrays(layer, draw):
+    params, x, carry = jax.tree.map(lambda a: jnp.asarray(a, jnp.bfloat16), draw())
+    with pytest.raises(ValueError, match=r"^precision is 'bfloat16', but .* bfloat16; expected float32"):
+        layer.run(params, x, carry, precision="bfloat16")
+
+
+@pytest.mark.parametrize("backend", ["fused", "native"])
+def test_backends_without_reset_before(backend):
+    params = rnn.init_gru(jax.random.key(0), 2, 3, reset_after=False)
+    with pytest.raises(ValueError, match=rf"^backend is '{backend}', but .*expected 'scan' or 'auto'"):
+        rnn.gru(params, jnp.ones((1, 2, 2)), reset_after=False, backend=backend)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"recurrent_kernel": np.zeros(())},
+        {"recurrent_kernel": np.zeros((0, 0))},
+        {"recurrent_kernel": None},
+        {"bias": np.zeros(3)},
+    ],
+    ids=["a number", "no units", "missing", "short bias"],
+)
+def test_explain_refuses_what_the_layer_does(change):
+    params = rnn.init_lstm(jax.random.key(0), 2, 3) | change
+    params = {name: value for name, value in params.items() if value is not None}
+    with pytest.raises(ValueError, match=r"^params"):
+        rnn.explain(params, np.ones((1, 2, 2)))
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 2), (1, 0, 2), (1, 1, 2, 2)])
+def test_explain_refuses_the_same_x(shape):
+    with pytest.raises(ValueError, match=r"^x has shape"):
+        rnn.explain(rnn.init_lstm(jax.random.key(0), 2, 3), np.ones(shape))

@@ -10,6 +10,12 @@ from seqmnist_jax import rnn
 FEATURES, HIDDEN = 28, 64
 
 
+# Nothing here depends on how a layer runs.
+@pytest.fixture(params=["lstm", "gru"], scope="module")
+def layer(request, make_layer):
+    return make_layer(request.param)
+
+
 def gate_blocks(array, gates):
     return np.split(np.asarray(array), gates, axis=-1)
 

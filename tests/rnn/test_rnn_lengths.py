@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,12 @@ both_directions = pytest.mark.parametrize("reverse", [False, True], ids=["forwar
 
 def assert_same_bits(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def clamping(layer, reverse=False):
+    """The layer as a program: it does not know the lengths' values, so that they are clamped, not refused."""
+    run = functools.partial(layer.run, reverse=reverse)
+    return jax.jit(lambda params, x, carry, lengths: run(params, x, carry, lengths=lengths))
 
 
 def with_padding(x, value):
@@ -63,7 +71,7 @@ def test_carry_is_that_of_the_truncated_sequence(layer, draw, reverse, length):
         return jax.tree.map(lambda a: a[0], (final, outputs[:, :length]))
 
     got = first_row(7, [length, 7, 2])
-    assert_same_bits(got, first_row(length, [length, length, 2]))
+    assert_same_bits(got, first_row(length, [length, length, min(length, 2)]))
     # Without lengths the compiler fuses the step's arithmetic otherwise: an ulp is allowed.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), got, first_row(length, None))
 
@@ -73,7 +81,7 @@ def test_carry_is_that_of_the_truncated_sequence(layer, draw, reverse, length):
 def test_empty_sequence_keeps_the_initial_carry(layer, draw, reverse, length):
     params, x, carry = draw()
     lengths = np.array([7, length, 3])
-    got, outputs = layer.run(params, x, carry, lengths=lengths, reverse=reverse)
+    got, outputs = clamping(layer, reverse)(params, x, carry, lengths)
     assert_same_bits(jax.tree.map(lambda a: a[1], got), jax.tree.map(lambda a: a[1], carry))
     assert np.all(np.asarray(outputs[1]) == 0.0)
 
@@ -94,10 +102,28 @@ def test_gradient_passes_an_empty_sequence_unchanged(layer, draw, reverse):
 @both_directions
 def test_long_lengths_mean_the_whole_sequence(layer, draw, reverse):
     params, x, carry = draw()
-    beyond = layer.run(params, x, carry, lengths=np.array([8, 1000, 7]), reverse=reverse)
-    assert_same_bits(beyond, layer.run(params, x, carry, lengths=np.array([7, 7, 7]), reverse=reverse))
+    run = clamping(layer, reverse)
+    beyond = run(params, x, carry, np.array([8, 1000, 7]))
+    assert_same_bits(beyond, run(params, x, carry, np.array([7, 7, 7])))
     whole = layer.run(params, x, carry, reverse=reverse)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), beyond, whole)
+
+
+@pytest.mark.parametrize(("dtype", "known"), [("int8", True), ("uint8", False)], ids=["int8 eager", "uint8 jit"])
+def test_lengths_too_narrow_for_the_time_axis(layer, draw, dtype, known):
+    """A type that cannot hold the number of steps holds these lengths all the same."""
+    params, x, carry = draw(time=300)
+    lengths = np.array([120, 5, 0], dtype)
+    run = (lambda p, x, c, lengths: layer.run(p, x, c, lengths=lengths)) if known else clamping(layer)
+    assert_same_bits(run(params, x, carry, lengths), run(params, x, carry, lengths.astype(np.int32)))
+
+
+@pytest.mark.parametrize("dtype", ["int32", "uint32"])
+def test_largest_lengths_mean_the_whole_sequence(layer, draw, dtype):
+    params, x, carry = draw()
+    most = np.full(3, np.iinfo(dtype).max, dtype)
+    run = clamping(layer)
+    assert_same_bits(run(params, x, carry, most), run(params, x, carry, np.full(3, 7, dtype)))
 
 
 @both_directions

@@ -54,7 +54,9 @@ def run_ours(cell, case, lengths, sequences, unroll=1):
     def all_of_it(params, x, bar):
         def run(params, x):
             ends = None if lengths is None else jnp.asarray(lengths)
-            return rnn.stack(CELLS[cell], params, x, lengths=ends, engine=rnn.Engine(unroll=unroll), return_sequences=sequences)
+            return rnn.stack(
+                CELLS[cell], params, x, lengths=ends, engine=rnn.Engine(unroll=unroll), return_sequences=sequences
+            )
 
         outputs, pull_back = jax.vjp(run, params, x)
         return outputs, pull_back(bar)

@@ -113,11 +113,28 @@ def _compile(compiler: list[str], flags: list[str], target: Path) -> None:
         if done.returncode != 0:
             lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
             raise CannotBuildError(f"{shlex.join(compiler)} failed: {lines[0] if lines else 'it said nothing'}")
+        _checksum_file(target).write_text(_checksum(partial))
         os.replace(partial, target)
     except (OSError, subprocess.SubprocessError) as error:
         raise CannotBuildError(f"{shlex.join(compiler)} could not build it: {error}") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _checksum(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _checksum_file(path: Path) -> Path:
+    return path.with_suffix(".sha256")
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether the library is there, and as it was built."""
+    try:
+        return _checksum(path) == _checksum_file(path).read_text()
+    except OSError:
+        return False
 
 
 def _open(path: Path) -> ctypes.CDLL:
@@ -135,8 +152,8 @@ def _library() -> ctypes.CDLL:
     folder = _folder()
     path = folder / f"recurrence-{_key(compiler, flags)}.so"
     with _locked(path.with_suffix(".lock")):
-        if path.exists():
-            # A damaged library is built anew.
+        # Loading a damaged library can end the process, so it is first known by its checksum.
+        if _is_whole(path):
             with contextlib.suppress(OSError, AttributeError):
                 return _open(path)
         _compile(compiler, flags, path)

@@ -61,18 +61,24 @@ SEQMNIST_INLINE Expm1 expm1_parts(Vec x) {
   return {(Vec)exponent, p * (r * r) + r};
 }
 
-SEQMNIST_INLINE Vec sigmoid(Vec x) {
-  const Expm1 e = expm1_parts(-x);
-  return 1.0f / ((e.scale * e.part + e.scale) + 1.0f);
+// e^-|x| is at most 1, so nothing overflows, and a gate that is nearly open or closed keeps its
+// last bits; 1 / (1 + e^-x) would round always the same way there, which adds up over the steps.
+SEQMNIST_INLINE Vec exp_of_minus_abs(Vec x) {
+  const Expm1 e = expm1_parts(smaller(x, -x));
+  return e.scale * e.part + e.scale;
 }
 
-// Two at the price of one division.
-SEQMNIST_INLINE void sigmoids(Vec& a, Vec& b) {
-  const Expm1 e = expm1_parts(-a), f = expm1_parts(-b);
-  const Vec c = (e.scale * e.part + e.scale) + 1.0f, d = (f.scale * f.part + f.scale) + 1.0f;
-  const Vec q = 1.0f / (c * d);
-  a = q * d;
-  b = q * c;
+SEQMNIST_INLINE Vec sigmoid(Vec x) {
+  const Vec e = exp_of_minus_abs(x), small = e / (1.0f + e);
+  return x > 0.0f ? 1.0f - small : small;
+}
+
+// Two sigmoids at the price of one division.
+SEQMNIST_INLINE void sigmoids(Vec& x, Vec& y) {
+  const Vec e = exp_of_minus_abs(x), f = exp_of_minus_abs(y), q = 1.0f / ((1.0f + e) * (1.0f + f));
+  const Vec small_x = e * (1.0f + f) * q, small_y = f * (1.0f + e) * q;
+  x = x > 0.0f ? 1.0f - small_x : small_x;
+  y = y > 0.0f ? 1.0f - small_y : small_y;
 }
 
 SEQMNIST_INLINE Vec tanh(Vec x) {
