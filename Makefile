@@ -26,7 +26,7 @@ pretrained: setup
 	$(BIN)/python -m pretrained.make
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto $(ARGS)
 
 # All measurements against other libraries, into runs/bench and docs/: hours on two cores with FULL=--full.
 bench: $(VENV)/installed-bench
