@@ -70,9 +70,8 @@ def define_flags() -> None:
     flags.DEFINE_list("configs", ["pixel_gru", "row_lstm"], "Names in configs/.")
     timing.define_names("variants", list(VARIANTS), "Which trainings.")
     flags.DEFINE_string("source", "auto", "The config's data.source.")
-    flags.DEFINE_integer("rounds", 7, "Measurements of each; the median counts.")
-    flags.DEFINE_float("seconds", 2.0, "How long a measurement lasts, about: a dispatch's time in training.")
-    flags.DEFINE_string("json", "", "A file for the same figures as JSON.")
+    # As long as a dispatch in training.
+    timing.define_measuring(rounds=7, seconds=2.0)
 
 
 def main(argv: list[str]) -> None:

@@ -186,10 +186,8 @@ def define_flags() -> None:
     flags.DEFINE_bool("full", False, "The whole grid of sizes.")
     flags.DEFINE_bool("replicas", True, "Whether replicas are measured too.")
     flags.DEFINE_bool("single", False, "One repetition a dispatch.")
-    flags.DEFINE_integer("rounds", 5, "Measurements of each; the median counts.")
-    flags.DEFINE_float("seconds", 1.0, "How long a measurement lasts, about.")
+    timing.define_measuring(rounds=5, seconds=1.0)
     flags.DEFINE_float("budget", 300.0, "Seconds for one library and case; what would take longer is left out.")
-    flags.DEFINE_string("json", "", "A file for the same figures as JSON.")
 
 
 def main(argv: list[str]) -> None:

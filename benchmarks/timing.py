@@ -136,6 +136,13 @@ def define_names(flag: str, allowed: Sequence[str], meaning: str, usual: Sequenc
     )
 
 
+def define_measuring(rounds: int, seconds: float) -> None:
+    """The flags that say how to measure and where the figures go, with a command's usual values."""
+    flags.DEFINE_integer("rounds", rounds, "Measurements of each; the median counts.")
+    flags.DEFINE_float("seconds", seconds, "How long a measurement lasts, about.")
+    flags.DEFINE_string("json", "", "A file for the same figures as JSON.")
+
+
 def cores() -> int:
     """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

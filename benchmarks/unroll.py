@@ -4,28 +4,24 @@
 
 The tutorial asks which is faster, TF1's dynamic_rnn (a loop) or static_rnn (a network without
 one). For each `model.unroll` this compiles the whole training step of configs/row_lstm.py on
-synthetic digits and times it, in alternating rounds, without data or evaluation.
+the embedded digits and times it, in alternating rounds of real training.
 """
 
-import json
-import statistics
-import time
-
-import jax
-import jax.numpy as jnp
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from seqmnist_jax import provenance, steps
-from seqmnist_jax.data.batches import ExampleStream
-from seqmnist_jax.run import build_run
+from benchmarks import timing, trainers
 
 FLAGS = flags.FLAGS
-config_flags.DEFINE_config_file("config", "configs/row_lstm.py", "The config to measure.")
-flags.DEFINE_list("unroll", ["1", "2", "7", "28"], "Steps laid out in one pass; the sequence length is no loop at all.")
-flags.DEFINE_integer("steps", 200, "Training steps a round.")
-flags.DEFINE_integer("rounds", 7, "Rounds; the median counts.")
-flags.DEFINE_string("json", "", "A file for the same figures as JSON.")
+
+
+def define_flags() -> None:
+    """The flags of this module as a command."""
+    config_flags.DEFINE_config_file("config", "configs/row_lstm.py", "The config to measure.")
+    flags.DEFINE_list(
+        "unroll", ["1", "2", "7", "28"], "Steps laid out in one pass; the sequence length is no loop at all."
+    )
+    timing.define_measuring(rounds=7, seconds=0.5)
 
 
 def main(argv: list[str]) -> None:
@@ -35,48 +31,30 @@ def main(argv: list[str]) -> None:
     config = FLAGS.config
     config.data.source = "embedded"
     config.runtime.backend = "scan"
-    programs, compile_seconds = {}, {}
-    for unroll in map(int, FLAGS.unroll):
-        config.model.unroll = unroll
-        run = build_run(config)
-        learner, part = run.learner, run.task.part("train")
-        state = jax.jit(learner.init)()
-        orders, offset, most = ExampleStream(steps.data_key(state), len(part), run.batch_size).window(0)
-        count = min(FLAGS.steps, most)
-        arguments = (
-            state,
-            learner.hyper,
-            *(jnp.asarray(array) for array in (part.images, part.labels)),
-            orders,
-            jnp.int32(offset),
-            jnp.int32(count),
-        )
-        start = time.perf_counter()
-        program = jax.jit(learner.train_steps()).lower(*arguments).compile()
-        compile_seconds[unroll] = time.perf_counter() - start
-        programs[unroll] = (program, arguments, count)
-    seconds: dict[int, list[float]] = {unroll: [] for unroll in programs}
-    for _ in range(FLAGS.rounds):
-        for unroll, (program, arguments, count) in programs.items():
-            start = time.perf_counter()
-            jax.block_until_ready(program(*arguments))
-            seconds[unroll].append((time.perf_counter() - start) / count)
+    found = {}
+    for unroll in FLAGS.unroll:
+        config.model.unroll = int(unroll)
+        found[unroll] = trainers.OurTrainer(config)
+    compile_seconds = {unroll: trainer.clock.compile for unroll, trainer in found.items()}
+    programs = {unroll: trainer.advance for unroll, trainer in found.items()}
+    timings = timing.alternate(programs, rounds=FLAGS.rounds, seconds=FLAGS.seconds)
+    loop = next(iter(timings.values())).median
     rows = [
-        {"unroll": u, "compile_seconds": compile_seconds[u], "step_seconds": statistics.median(seconds[u])}
-        for u in programs
+        {
+            "unroll": int(unroll),
+            "compile_seconds": compile_seconds[unroll],
+            **took.facts(),
+            "against_loop": took.median / loop,
+        }
+        for unroll, took in timings.items()
     ]
+    timing.write_json(FLAGS.json, {"rows": rows})
     model = config.model
-    print(f"{model.cell}, hidden {model.hidden_size}, batch {config.train.batch_size}; {provenance.device()}")
-    print("| unroll | compile, s | step, ms | against the loop |\n| --- | --- | --- | --- |")
-    loop = rows[0]["step_seconds"]
-    for row in rows:
-        step = row["step_seconds"]
-        print(f"| {row['unroll']} | {row['compile_seconds']:.1f} | {1e3 * step:.2f} | {step / loop:.2f} |")
-    if FLAGS.json:
-        facts = {"device": provenance.device(), "versions": provenance.versions(), "commit": provenance.git_commit()}
-        with open(FLAGS.json, "w") as file:
-            json.dump({"rows": rows, **facts}, file, indent=2)
+    print(f"{model.cell}, hidden {model.hidden_size}, batch {config.train.batch_size}; {timing.facts()['device']}")
+    names = ("unroll", "compile_seconds", "milliseconds", "against_loop")
+    print(timing.markdown([name.replace("_", " ") for name in names], [[row[name] for name in names] for row in rows]))
 
 
 if __name__ == "__main__":
+    define_flags()
     app.run(main)

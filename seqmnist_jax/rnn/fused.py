@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from seqmnist_jax.rnn import cells
-from seqmnist_jax.rnn.spec import Layer, Saved
+from seqmnist_jax.rnn.scan import running_tm, where_running
+from seqmnist_jax.rnn.spec import Inputs, Layer, Saved
 
 Array = jax.Array
 Carry = Any
@@ -84,48 +85,38 @@ RULES = {
 }
 
 
-def pair(layer: Layer, carry: Any) -> Carry:
+def _pair(layer: Layer, carry: Any) -> Carry:
     """A layer's carry as (h, c)."""
     return (carry[1], carry[0]) if layer.cell == "lstm" else (carry, None)
 
 
-def unpair(layer: Layer, carry: Carry) -> Any:
+def _unpair(layer: Layer, carry: Carry) -> Any:
     """(h, c) as the layer's own carry."""
     return (carry[1], carry[0]) if layer.cell == "lstm" else carry[0]
 
 
-def _running(x: Array, lengths: Array | None) -> Array | None:
-    """Which sequences have not ended at each step, [time, batch, 1]."""
-    return None if lengths is None else (jnp.arange(x.shape[1])[:, None] < lengths[None, :])[..., None]
-
-
-def _where(running: Array | None, new: Any, old: Any) -> Any:
-    return new if running is None else jax.tree.map(lambda n, o: jnp.where(running, n, o), new, old)
-
-
-def forward(
-    layer: Layer, save: bool, params: cells.Params, x: Array, carry: Any, lengths: Array | None
-) -> tuple[Any, Array | None, Saved | None]:
+def forward(layer: Layer, save: bool, given: Inputs) -> tuple[Any, Array | None, Saved | None]:
     """Runs the layer.
 
     Args:
       layer: what is static.
       save: whether the way back will be gone.
-      params, x, carry, lengths: as `lstm` takes them, checked.
+      given: the arrays.
 
     Returns:
       (carry, outputs, saved): outputs [batch, time, hidden] or None where they are not wanted, saved
       None where nobody goes back.
     """
     rule = RULES[layer.cell]
+    params, x, carry, lengths = given
     inputs_tm = cells.inputs(params, jnp.swapaxes(x, 0, 1), layer.precision)
     collect = layer.return_sequences or save
 
     def step(before: Carry, now: tuple[Array, Array | None]) -> tuple[Carry, Any]:
         inputs, running = now
         gates = rule.gates(params, before[0], inputs, layer.precision)
-        after = _where(running, rule.update(gates, before), before)
-        h = after[0] if running is None else jnp.where(running, after[0], 0.0)
+        after = where_running(running, rule.update(gates, before), before)
+        h = where_running(running, after[0], jnp.zeros_like(after[0]))
         return after, (
             h if collect else None,
             jnp.concatenate(gates, axis=-1) if save and layer.save_gates else None,
@@ -133,7 +124,7 @@ def forward(
         )
 
     end, (outputs_tm, gates, memories) = jax.lax.scan(
-        step, pair(layer, carry), (inputs_tm, _running(x, lengths)), reverse=layer.reverse
+        step, _pair(layer, carry), (inputs_tm, running_tm(x, lengths)), reverse=layer.reverse
     )
     outputs = None if outputs_tm is None else jnp.swapaxes(outputs_tm, 0, 1)
     saved = None
@@ -145,7 +136,7 @@ def forward(
             jnp.concatenate([nothing] * 4, axis=-1) if gates is None else gates,
             nothing if memories is None else memories,
         )
-    return unpair(layer, end), outputs if layer.return_sequences else None, saved
+    return _unpair(layer, end), outputs if layer.return_sequences else None, saved
 
 
 def _before(layer: Layer, history_tm: Array, initial: Array, lengths: Array | None) -> Array:
@@ -171,28 +162,21 @@ def _block_size(time: int) -> int:
 
 
 def backward(
-    layer: Layer,
-    wants_dx: bool,
-    params: cells.Params,
-    x: Array,
-    carry: Any,
-    lengths: Array | None,
-    saved: Saved,
-    d_carry: Any,
-    d_outputs: Array | None,
+    layer: Layer, wants_dx: bool, given: Inputs, saved: Saved, d_carry: Any, d_outputs: Array | None
 ) -> tuple[cells.Params, Array | None, Any]:
     """Gradients of params, x (None unless wanted) and the initial carry.
 
     Args:
       layer: what is static.
       wants_dx: whether x has a gradient.
-      params, x, carry, lengths: as in `forward`.
+      given: as in `forward`.
       saved: what it gave.
       d_carry, d_outputs: the cotangents of its carry and of its outputs, None where these have none.
     """
     rule = RULES[layer.cell]
+    params, x, carry, lengths = given
     hidden, precision = params["recurrent_kernel"].shape[0], layer.precision
-    initial = pair(layer, carry)
+    initial = _pair(layer, carry)
     outputs_tm, x_tm = jnp.swapaxes(saved.outputs, 0, 1), jnp.swapaxes(x, 0, 1)
     is_saved = saved.gates.shape[0] > 0
     before_tm = (
@@ -211,9 +195,8 @@ def backward(
         total = bars if d_outputs is None else (bars[0] + d_outputs, bars[1])
         gradients, (dh, dc) = rule.differentiate(gates, before, (None, c), total)
         dh = dh + cells.product(gradients[:, :products], transposed, precision)
-        if running is not None:
-            gradients = jnp.where(running, gradients, 0.0)
-        return _where(running, (dh, dc), bars), gradients
+        gradients = where_running(running, gradients, jnp.zeros_like(gradients))
+        return where_running(running, (dh, dc), bars), gradients
 
     kernel_blocks = jnp.split(params["kernel"], len(rule.of_x), axis=-1)
     kernel_transposed = jnp.concatenate([kernel_blocks[gate].T for gate in rule.of_x])
@@ -244,13 +227,13 @@ def backward(
         before_tm,
         None if initial[1] is None else saved.memories,
         None if d_outputs is None else jnp.swapaxes(d_outputs, 0, 1),
-        _running(x, lengths),
+        running_tm(x, lengths),
     )
     sums = {name: jnp.zeros_like(value) for name, value in params.items()}
     sums.setdefault("recurrent_bias", jnp.zeros((products,), x.dtype))
     (end, sums), dx_tm = jax.lax.scan(
         block,
-        (pair(layer, d_carry), sums),
+        (_pair(layer, d_carry), sums),
         jax.tree.map(in_blocks, (x_tm, steps_tm)),
         reverse=not layer.reverse,
     )
@@ -261,4 +244,4 @@ def backward(
         return jnp.concatenate([blocks[gates.index(gate)] for gate in range(len(gates))], axis=-1)
 
     dx = None if dx_tm is None else jnp.swapaxes(dx_tm.reshape(x_tm.shape), 0, 1)
-    return {name: in_order(name) for name in params}, dx, unpair(layer, end)
+    return {name: in_order(name) for name in params}, dx, _unpair(layer, end)

@@ -15,8 +15,8 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
 from seqmnist_jax.rnn import cells, fused, native
-from seqmnist_jax.rnn.scan import check_inputs, is_known, loop
-from seqmnist_jax.rnn.spec import Layer
+from seqmnist_jax.rnn.scan import check_inputs, check_x, is_known, is_real, loop
+from seqmnist_jax.rnn.spec import Inputs, Layer
 
 Array = jax.Array
 
@@ -54,9 +54,8 @@ def _check_params(cell: str, params: cells.Params, x: Any) -> int:
             hint = "; without a recurrent_bias it is a GRU with reset_after=False"
         raise ValueError(f"params has {sorted(params)}; expected {sorted(kind.names)}{hint}")
     for name in kind.names:
-        dtype = params[name].dtype
-        if not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
-            raise ValueError(f"params[{name!r}] has dtype {dtype}; expected real numbers")
+        if not is_real(params[name].dtype):
+            raise ValueError(f"params[{name!r}] has dtype {params[name].dtype}; expected real numbers")
     if params["recurrent_kernel"].ndim != 2:
         raise ValueError(
             f"params['recurrent_kernel'] has shape {params['recurrent_kernel'].shape}; "
@@ -127,10 +126,12 @@ def _check_finite(x: Array) -> None:
         raise ValueError(f"x {x.shape} holds NaN; expected numbers (past a sequence's end anything may stand)")
 
 
-def _auto_on_cpu(cell: str, dtype: Any) -> tuple[str, str]:
-    """What 'auto' takes on a CPU, and why."""
+def _auto(cell: str, dtype: Any, on_cpu: bool) -> tuple[str, str]:
+    """What 'auto' takes, and why."""
     if cell not in fused.RULES:
         return "scan", "the only one for a GRU with reset_after=False"
+    if not on_cpu:
+        return "fused", "the kernel is for CPUs"
     if dtype != jnp.float32:
         return "fused", f"the kernel computes in float32, and these arrays are {dtype}"
     if jax.default_backend() != "cpu" and not native.is_loaded():
@@ -142,86 +143,59 @@ def _auto_on_cpu(cell: str, dtype: Any) -> tuple[str, str]:
     return "native", native.describe()
 
 
-def _auto_elsewhere(cell: str) -> tuple[str, str]:
-    """What 'auto' takes on accelerators, and why."""
-    if cell not in fused.RULES:
-        return "scan", "the only one for a GRU with reset_after=False"
-    return "fused", "the kernel is for CPUs"
-
-
-def _dispatch(backend: str, dtype: Any, cell: str, function: str, static: tuple[Any, ...], *arrays: Any) -> Any:
-    """Calls `function`, forward or backward, of the backend, with static values and arrays."""
+def _dispatch(backend: str, function: str, layer: Layer, wants: bool, given: Inputs, *others: Any) -> Any:
+    """Calls `function`, 'forward' or 'backward', of the backend; `wants` is its second argument."""
 
     def call(module: Any) -> Callable[..., Any]:
-        return lambda *arrays: getattr(module, function)(*static, *arrays)
+        return lambda *arrays: getattr(module, function)(layer, wants, *arrays)
 
-    modules = {"fused": fused, "native": native}
-    if backend != "auto":
-        return call(modules[backend])(*arrays)
-    on_cpu = modules[_auto_on_cpu(cell, dtype)[0]]
-    if on_cpu is fused:
-        return call(fused)(*arrays)
-    return jax.lax.platform_dependent(*arrays, cpu=call(native), default=call(fused))
+    if backend == "auto" and _auto(layer.cell, given.x.dtype, on_cpu=True)[0] == "native":
+        return jax.lax.platform_dependent(given, *others, cpu=call(native), default=call(fused))
+    return call(native if backend == "native" else fused)(given, *others)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _recurrence(
-    layer: Layer, backend: str, params: cells.Params, x: Array, carry: Any, lengths: Array | None
-) -> tuple[Any, Array | None]:
+def _recurrence(layer: Layer, backend: str, given: Inputs) -> tuple[Any, Array | None]:
     """The carry after each sequence's last step, and all outputs (None where only the last is wanted)."""
-    carry, outputs, _ = _dispatch(backend, x.dtype, layer.cell, "forward", (layer, False), params, x, carry, lengths)
+    carry, outputs, _ = _dispatch(backend, "forward", layer, False, given)
     return carry, outputs
 
 
-def _recurrence_forward(layer: Layer, backend: str, params: Any, x: Any, carry: Any, lengths: Any) -> Any:
-    wants_dx = x.perturbed
-    params, x, carry, lengths = jax.tree.map(lambda primal: primal.value, (params, x, carry, lengths))
-    end, outputs, saved = _dispatch(backend, x.dtype, layer.cell, "forward", (layer, True), params, x, carry, lengths)
+def _recurrence_forward(layer: Layer, backend: str, given: Any) -> Any:
     # Whether x has a gradient must travel as an array's size. The tree's structure won't do: JAX keeps the
     # last one traced, and within one jitted function both kinds can be.
-    marker = jnp.zeros((int(wants_dx),), bool)
-    return (end, outputs), (params, x, carry, lengths, saved, marker)
+    wants_dx = jnp.zeros((int(given.x.perturbed),), bool)
+    given = jax.tree.map(lambda primal: primal.value, given)
+    end, outputs, saved = _dispatch(backend, "forward", layer, True, given)
+    return (end, outputs), (given, saved, wants_dx)
 
 
-def _recurrence_backward(layer: Layer, backend: str, residuals: Any, bars: Any) -> Any:
-    params, x, carry, lengths, saved, marker = residuals
+def _recurrence_backward(layer: Layer, backend: str, residuals: Any, bars: Any) -> tuple[Inputs]:
+    given, saved, wants_dx = residuals
 
     def number(bar: Any) -> Array:
         return jnp.zeros(bar.shape, bar.dtype) if isinstance(bar, SymbolicZero) else bar
 
-    end = jax.tree.map(number, bars[0], is_leaf=lambda bar: isinstance(bar, SymbolicZero))
-    outputs = None if isinstance(bars[1], SymbolicZero) else bars[1]
+    d_carry = jax.tree.map(number, bars[0], is_leaf=lambda bar: isinstance(bar, SymbolicZero))
+    d_outputs = None if isinstance(bars[1], SymbolicZero) else bars[1]
     d_params, dx, d_carry = _dispatch(
-        backend,
-        x.dtype,
-        layer.cell,
-        "backward",
-        (layer, marker.shape[0] > 0),
-        params,
-        x,
-        carry,
-        lengths,
-        saved,
-        end,
-        outputs,
+        backend, "backward", layer, wants_dx.shape[0] > 0, given, saved, d_carry, d_outputs
     )
-    return d_params, jnp.zeros_like(x) if dx is None else dx, d_carry, None
+    return (Inputs(d_params, jnp.zeros_like(given.x) if dx is None else dx, d_carry, None),)
 
 
 _recurrence.defvjp(_recurrence_forward, _recurrence_backward, symbolic_zeros=True)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
-def _run(
-    layer: Layer, backend: str, params: cells.Params, x: Array, carry: Any, lengths: Array | None
-) -> tuple[Any, Array]:
+def _run(layer: Layer, backend: str, given: Inputs) -> tuple[Any, Array]:
     if backend == "scan":
-        kind = _KINDS[layer.cell]
+        params, x, carry, lengths = given
         inputs = cells.inputs(params, x, layer.precision)
-        step = functools.partial(kind.recurrence, precision=layer.precision)
+        step = functools.partial(_KINDS[layer.cell].recurrence, precision=layer.precision)
         end, outputs = loop(step, params, inputs, carry, lengths, layer.reverse, layer.return_sequences)
     else:
-        end, outputs = _recurrence(layer, backend, params, x, carry, lengths)
+        end, outputs = _recurrence(layer, backend, given)
     return end, outputs if layer.return_sequences else jax.tree.leaves(end)[-1]
 
 
@@ -250,7 +224,7 @@ def _layer(
     if backend == "auto" and cell not in fused.RULES:
         backend = "scan"
     layer = Layer(cell, reverse, return_sequences, precision, _saved_bytes(x.shape, hidden, dtype) <= MOST_SAVED_BYTES)
-    return _run(layer, backend, params, x, carry, lengths)
+    return _run(layer, backend, Inputs(params, x, carry, lengths))
 
 
 def _saved_bytes(shape: tuple[int, ...], hidden: int, dtype: Any) -> int:
@@ -357,8 +331,7 @@ def explain(
       ValueError: as in `gru`.
     """
     _check_choice("backend", backend, BACKENDS)
-    if len(x.shape) != 3 or x.shape[1] < 1:
-        raise ValueError(f"x has shape {x.shape}; expected [batch, time, features]")
+    check_x(x)
     shape = params["recurrent_kernel"].shape if "recurrent_kernel" in params else ()
     is_lstm = len(shape) == 2 and shape[1] == cells.LSTM_GATES * shape[0] and "recurrent_bias" not in params
     cell = "lstm" if is_lstm else "gru" if reset_after else "gru_reset_before"
@@ -370,7 +343,7 @@ def explain(
     why = "named by the caller"
     if backend == "auto":
         on_cpu = (platform or jax.default_backend()) == "cpu"
-        backend, why = _auto_on_cpu(cell, dtype) if on_cpu else _auto_elsewhere(cell)
+        backend, why = _auto(cell, dtype, on_cpu)
     gates_bytes = _saved_bytes(x.shape, hidden, dtype)
     states = _KINDS[cell].carries * gates_bytes // 4
     return Explanation(backend, why, states + (gates_bytes if gates_bytes <= MOST_SAVED_BYTES else 0))

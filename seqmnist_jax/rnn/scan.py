@@ -20,17 +20,32 @@ def is_known(array: Any) -> bool:
     return not isinstance(array, jax.core.Tracer) and getattr(array, "is_fully_addressable", True)
 
 
+def is_real(dtype: Any) -> bool:
+    """Whether the dtype is one of real numbers, floating or whole."""
+    return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
+
+
+def check_x(x: Any) -> None:
+    """Checks the shape and dtype of x, which may be a `jax.ShapeDtypeStruct`."""
+    if x.ndim != 3:
+        raise ValueError(f"x has shape {x.shape}; expected [batch, time, features]")
+    if x.shape[1] < 1:
+        raise ValueError(f"x has shape {x.shape}; expected at least one time step")
+    if not is_real(x.dtype):
+        raise ValueError(f"x has dtype {x.dtype}; expected real numbers")
+
+
+def running_tm(x: Array, lengths: Array | None) -> Array | None:
+    """Which sequences have not ended at each step, [time, batch]; None where all are whole."""
+    return None if lengths is None else jnp.arange(x.shape[1])[:, None] < lengths[None, :]
+
+
 def check_inputs(x: Array, lengths: Array | None) -> tuple[Array, Array | None]:
     """Checks x and lengths; gives x with zeros past each sequence's end, and lengths as int32 in [0, time].
 
     What stands in the padding, NaN included, must reach neither values nor gradients.
     """
-    if x.ndim != 3:
-        raise ValueError(f"x has shape {x.shape}; expected [batch, time, features]")
-    if x.shape[1] < 1:
-        raise ValueError(f"x has shape {x.shape}; expected at least one time step")
-    if not (jnp.issubdtype(x.dtype, jnp.floating) or jnp.issubdtype(x.dtype, jnp.integer)):
-        raise ValueError(f"x has dtype {x.dtype}; expected real numbers")
+    check_x(x)
     if lengths is None:
         return x, None
     if lengths.shape != x.shape[:1]:
@@ -51,8 +66,10 @@ def check_inputs(x: Array, lengths: Array | None) -> tuple[Array, Array | None]:
     return jnp.where(running[:, :, None], x, jnp.zeros((), x.dtype)), lengths
 
 
-def _where_running(running: Array, new: Any, old: Any) -> Any:
-    """`new` where running [batch] is true, else `old`, for trees of [batch, ...]."""
+def where_running(running: Array | None, new: Any, old: Any) -> Any:
+    """`new` where running [batch] is true (or None), else `old`, for trees of [batch, ...]."""
+    if running is None:
+        return new
 
     def pick(n: Array, o: Array) -> Array:
         return jnp.where(running.reshape(running.shape + (1,) * (n.ndim - 1)), n, o)
@@ -72,17 +89,15 @@ def loop(
 ) -> tuple[Carry, Any]:
     """`lax.scan` over x [batch, time, features]; outputs [batch, time, ...] if `collect`, else None."""
     x_tm = jnp.swapaxes(x, 0, 1)
-    running_tm = None if lengths is None else jnp.arange(x.shape[1])[:, None] < lengths[None, :]
 
     def body(carry: Carry, now: tuple[Array, Array | None]) -> tuple[Carry, Any]:
         x_t, running = now
         new_carry, y = step(params, carry, x_t)
-        if running is not None:
-            new_carry = _where_running(running, new_carry, carry)
-            y = _where_running(running, y, jax.tree.map(jnp.zeros_like, y))
+        new_carry = where_running(running, new_carry, carry)
+        y = where_running(running, y, jax.tree.map(jnp.zeros_like, y))
         return new_carry, y if collect else None
 
-    carry, outputs_tm = jax.lax.scan(body, carry, (x_tm, running_tm), reverse=reverse, unroll=unroll)
+    carry, outputs_tm = jax.lax.scan(body, carry, (x_tm, running_tm(x, lengths)), reverse=reverse, unroll=unroll)
     return carry, jax.tree.map(lambda y: jnp.swapaxes(y, 0, 1), outputs_tm)
 
 

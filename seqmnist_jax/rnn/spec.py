@@ -1,8 +1,10 @@
 """What a backend of the recurrence is asked, and what its forward pass leaves for the way back."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+
+from seqmnist_jax.rnn import cells
 
 Array = jax.Array
 
@@ -23,6 +25,15 @@ class Layer(NamedTuple):
     return_sequences: bool
     precision: str
     save_gates: bool = True
+
+
+class Inputs(NamedTuple):
+    """The arrays of a call, as `lstm` takes them, checked."""
+
+    params: cells.Params
+    x: Array
+    carry: Any
+    lengths: Array | None
 
 
 class Saved(NamedTuple):

@@ -26,6 +26,8 @@ import jaxlib
 import platformdirs
 
 FORWARD, BACKWARD = "seqmnist_rnn_forward", "seqmnist_rnn_backward"
+# XLA's name of each call: the function in the library.
+SYMBOLS = {FORWARD: "seqmnist_forward", BACKWARD: "seqmnist_backward"}
 
 SOURCE = Path(__file__).parent / "recurrence.cc"
 HEADER = Path(__file__).parent / "products.h"
@@ -139,7 +141,7 @@ def _is_whole(path: Path) -> bool:
 
 def _open(path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
-    for symbol in ("seqmnist_forward", "seqmnist_backward"):
+    for symbol in SYMBOLS.values():
         getattr(library, symbol)
     return library
 
@@ -164,15 +166,15 @@ def _library() -> ctypes.CDLL:
 
 
 @functools.cache
-def _load() -> str | None:
-    """Builds where needed and registers, once in a process; gives what was wrong."""
+def problem() -> str | None:
+    """Why there is no kernel on this machine, or None where it is ready; builds it at the first call."""
     try:
         library = _library()
     except CannotBuildError as error:
         return str(error)
     except OSError as error:
         return f"the cache folder does not work: {error}"
-    for name, symbol in ((FORWARD, "seqmnist_forward"), (BACKWARD, "seqmnist_backward")):
+    for name, symbol in SYMBOLS.items():
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, symbol)), platform="cpu")
     return None
 
@@ -187,14 +189,9 @@ def load() -> None:
         raise CannotBuildError(problem())
 
 
-def problem() -> str | None:
-    """Why there is no kernel on this machine, or None where it is ready; builds it at the first call."""
-    return _load()
-
-
 def is_loaded() -> bool:
     """Whether this process has the kernel already."""
-    return _load.cache_info().currsize > 0 and _load() is None
+    return problem.cache_info().currsize > 0 and problem() is None
 
 
 @functools.cache
@@ -207,6 +204,7 @@ def warn_once() -> None:
     )
 
 
+@functools.cache
 def describe() -> str:
     """What the kernel is, for `explain`."""
     return f"a C++ kernel built by {shlex.join(_compiler())} for {platform.machine()}"

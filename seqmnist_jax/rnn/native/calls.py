@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from seqmnist_jax.rnn import cells
 from seqmnist_jax.rnn.native import build
-from seqmnist_jax.rnn.spec import Layer, Saved
+from seqmnist_jax.rnn.spec import Inputs, Layer, Saved
 
 Array = jax.Array
 
@@ -34,22 +34,26 @@ def _call(name: str, layer: Layer, results: tuple[jax.ShapeDtypeStruct, ...], ar
     )
 
 
-def _operands(layer: Layer, params: cells.Params, x: Array, carry: Any) -> tuple[Array, ...]:
-    c, h = carry if layer.cell == "lstm" else (_nothing(0, carry.shape[-1]), carry)
+def _sizes(given: Inputs) -> tuple[int, int, int, int]:
+    """Batch, time, features and hidden."""
+    batch, time, features = given.x.shape
+    return batch, time, features, given.params["recurrent_kernel"].shape[0]
+
+
+def _operands(layer: Layer, given: Inputs, *others: Array) -> tuple[Array, ...]:
+    """The arrays in the kernel's order: the layer's, then others, the lengths last."""
+    batch, time, _, hidden = _sizes(given)
+    params, x, carry, lengths = given
+    c, h = carry if layer.cell == "lstm" else (_nothing(0, hidden), carry)
     biases = params["bias"], params.get("recurrent_bias", _nothing(0))
-    return x, params["kernel"], params["recurrent_kernel"], *biases, h, c
+    if lengths is None:
+        lengths = jnp.full((batch,), time, jnp.int32)
+    return x, params["kernel"], params["recurrent_kernel"], *biases, h, c, *others, lengths
 
 
-def _lengths(x: Array, lengths: Array | None) -> Array:
-    return jnp.full(x.shape[:1], x.shape[1], jnp.int32) if lengths is None else lengths
-
-
-def forward(
-    layer: Layer, save: bool, params: cells.Params, x: Array, carry: Any, lengths: Array | None
-) -> tuple[Any, Array | None, Saved | None]:
+def forward(layer: Layer, save: bool, given: Inputs) -> tuple[Any, Array | None, Saved | None]:
     """As `fused.forward`."""
-    batch, time, _ = x.shape
-    hidden = params["recurrent_kernel"].shape[0]
+    batch, time, _, hidden = _sizes(given)
     is_lstm = layer.cell == "lstm"
     h, c, outputs, gates, memories = _call(
         build.FORWARD,
@@ -61,26 +65,18 @@ def forward(
             _floats(time if save and layer.save_gates else 0, batch, 4 * hidden),
             _floats(time if save and is_lstm else 0, batch, hidden),
         ),
-        (*_operands(layer, params, x, carry), _lengths(x, lengths)),
+        _operands(layer, given),
     )
     end = (c, h) if is_lstm else h
     return end, outputs if layer.return_sequences else None, Saved(outputs, gates, memories) if save else None
 
 
 def backward(
-    layer: Layer,
-    wants_dx: bool,
-    params: cells.Params,
-    x: Array,
-    carry: Any,
-    lengths: Array | None,
-    saved: Saved,
-    d_carry: Any,
-    d_outputs: Array | None,
+    layer: Layer, wants_dx: bool, given: Inputs, saved: Saved, d_carry: Any, d_outputs: Array | None
 ) -> tuple[cells.Params, Array | None, Any]:
     """As `fused.backward`."""
-    batch, time, features = x.shape
-    hidden, columns = params["recurrent_kernel"].shape
+    batch, time, features, hidden = _sizes(given)
+    columns = given.params["recurrent_kernel"].shape[1]
     is_lstm = layer.cell == "lstm"
     d_c, d_h = d_carry if is_lstm else (_nothing(0, hidden), d_carry)
     dh0, dc0, dx, kernel, recurrent_kernel, bias, recurrent_bias = _call(
@@ -95,14 +91,7 @@ def backward(
             _floats(columns),
             _floats(0 if is_lstm else columns),
         ),
-        (
-            *_operands(layer, params, x, carry),
-            *saved,
-            d_h,
-            d_c,
-            _nothing(batch, 0, hidden) if d_outputs is None else d_outputs,
-            _lengths(x, lengths),
-        ),
+        _operands(layer, given, *saved, d_h, d_c, _nothing(batch, 0, hidden) if d_outputs is None else d_outputs),
     )
     gradients = {"kernel": kernel, "recurrent_kernel": recurrent_kernel, "bias": bias}
     if not is_lstm:

@@ -15,6 +15,7 @@
 #include <cmath>
 #include <condition_variable>
 #include <cstdlib>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -490,7 +491,7 @@ void backward_slice(const Sizes& s, const Arrays& a, std::ptrdiff_t first, std::
   // Gate gradients of a block, interleaved: [vectors][slots][4] vectors.
   Scratch gradients(s.vectors() * slots * 4 * kLanes, true);
   // Those of the present step, by rows: in float32 the same memory.
-  constexpr bool kSame = Mode::kPack == 1 && std::is_same_v<Mode, Float32>;
+  constexpr bool kSame = std::is_same_v<Mode, Float32>;
   constexpr std::ptrdiff_t by_row = words<Mode>(4 * kLanes);
   Scratch gradient_rows(kSame ? 0 : s.vectors() * rows * by_row, true);
   // h before each step and x, interleaved: [groups of kUnit][slots][kUnit].
@@ -526,8 +527,8 @@ void backward_slice(const Sizes& s, const Arrays& a, std::ptrdiff_t first, std::
         if (forward) Mode::put(x_words.get() + row * x_row, static_cast<int>(f), x[f]);
       }
     }
-    Stream nothing;
     if (forward) {
+      Stream nothing;
       for (std::ptrdiff_t row = 0; row < count; ++row)
         for (std::ptrdiff_t j = 0; j < s.vectors() && now[row].running; ++j)
           Mode::put_row(h_words.get() + row * h_row, static_cast<int>(j * kLanes),
@@ -735,8 +736,10 @@ struct Slices {
 
   Slices(std::ptrdiff_t replicas, std::ptrdiff_t batch, std::ptrdiff_t threads) {
     constexpr std::ptrdiff_t kMostRows = 64;
-    std::ptrdiff_t wanted = std::max<std::ptrdiff_t>(1, threads / std::gcd(replicas, threads));
-    while ((batch + wanted - 1) / wanted > kMostRows) wanted += std::max<std::ptrdiff_t>(1, threads / std::gcd(replicas, threads));
+    // A multiple of this gives every thread as many slices as the others.
+    const std::ptrdiff_t even = std::max<std::ptrdiff_t>(1, threads / std::gcd(replicas, threads));
+    std::ptrdiff_t wanted = even;
+    while ((batch + wanted - 1) / wanted > kMostRows) wanted += even;
     rows = (batch + wanted - 1) / wanted;
     rows = (rows + kTileRows - 1) / kTileRows * kTileRows;
     rows = std::max<std::ptrdiff_t>(1, std::min(rows, batch));
@@ -796,8 +799,11 @@ class Call {
     }
     for (std::size_t i = 0; i < arg_fields.size(); ++i)
       bind_one(arg_fields[i], *args_.get<ffi::AnyBuffer>(i), ffi::DataType::F32);
-    for (std::size_t i = 0; i < ret_fields.size(); ++i)
-      bind_one(ret_fields[i], **rets_.get<ffi::AnyBuffer>(i), ffi::DataType::F32);
+    for (std::size_t i = 0; i < ret_fields.size(); ++i) {
+      const ffi::AnyBuffer& buffer = **rets_.get<ffi::AnyBuffer>(i);
+      bind_one(ret_fields[i], buffer, ffi::DataType::F32);
+      prefer_huge_pages(buffer.untyped_data(), buffer.size_bytes());
+    }
     bind_one({"lengths", nullptr, {sizes.batch}}, *args_.get<ffi::AnyBuffer>(arg_fields.size()), ffi::DataType::S32);
     return problem.empty();
   }
@@ -864,10 +870,9 @@ class Call {
     operand.data = static_cast<char*>(buffer.untyped_data());
     operand.bytes = size * 4;
     operands_.emplace_back(field.place, operand);
-    prefer_huge_pages(buffer.untyped_data(), buffer.size_bytes());
   }
 
-  // Large arrays in huge pages: XLA may hand out fresh memory at each call, and touching it in
+  // Large results in huge pages: XLA may hand out fresh memory at each call, and touching it in
   // small pages costs a tenth of the time.
   static void prefer_huge_pages(const void* data, std::size_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
