@@ -3,11 +3,14 @@
 python launch.py --config configs/pixel_gru.py [--workdir DIR] [--config.FIELD=VALUE ...]
 python launch.py --mode=evaluate --workdir DIR [--split=test] [--data_dir=DIR]
 python launch.py --mode=describe --config configs/pixel_gru.py [--json]
+python launch.py --mode=compare --workdirs DIR,DIR [--json]
+python launch.py --mode=table --workdirs 'runs/*' [--csv=FILE] [--published=FILE] [--json]
 """
 
 import datetime
 import json
 import re
+import shlex
 import signal
 import sys
 import traceback
@@ -27,15 +30,19 @@ config_flags.DEFINE_config_file("config", None, "The config file, as in configs/
 flags.DEFINE_enum(
     "mode",
     "train",
-    ["train", "evaluate", "describe"],
+    ["train", "evaluate", "describe", "compare", "table"],
     "train: train a run, or resume it; evaluate: measure the selected checkpoint of a work directory; "
-    "describe: say what a run will do, and do nothing.",
+    "describe: say what a run will do, and do nothing; compare: test whether two runs differ; "
+    "table: the results of many runs, over their seeds.",
 )
 flags.DEFINE_string("workdir", None, "The run's folder. Default: runs/<config name>/<timestamp>.")
 flags.DEFINE_string("split", "test", "evaluate: which examples to measure, train, validation or test.")
 flags.DEFINE_string("data_dir", "", "evaluate: a folder of IDX files. Default: the one the run was trained from.")
 flags.DEFINE_boolean("allow_other_data", False, "evaluate: accept data that are not those of the run.")
-flags.DEFINE_boolean("json", False, "describe, evaluate: print one JSON object and nothing else.")
+flags.DEFINE_list("workdirs", [], "compare: two folders; table: folders with runs in or under them, as in 'runs/*'.")
+flags.DEFINE_string("csv", "table.csv", "table: where the table goes with full precision.")
+flags.DEFINE_string("published", "", "table: a CSV file with figures of others, to stand below ours.")
+flags.DEFINE_boolean("json", False, "all but train: print one JSON value and nothing else.")
 flags.DEFINE_boolean("quiet", False, "train: print nothing but the result.")
 flags.DEFINE_boolean("debug", False, "Show the traceback of an error.")
 
@@ -55,14 +62,16 @@ def train() -> None:
     stop = StopOnSignal()
     try:
         with Terminal(run.steps, quiet=FLAGS.quiet) as terminal:
-            summary = run_training(run, workdir, say=terminal.say, tick=terminal.tick, should_stop=stop)
+            summary = run_training(
+                run, workdir, say=terminal.say, tick=terminal.tick, should_stop=stop, command=_command(sys.argv)
+            )
     except Stopped as e:
         print(e, file=sys.stderr)
         sys.exit(128 + stop.number)  # as a shell reports a process that the signal ended
     dataset = summary["dataset"]
     print(
-        f"\ntest accuracy        {summary['test_accuracy']:.2%} of {dataset['sizes']['test']:,} images"
-        f" ({dataset['name']}), loss {summary['test_loss']:.4f}\n"
+        f"\ntest accuracy        {summary['test_accuracy']:.2%}{_interval(summary['test_accuracy_interval'])}"
+        f" of {dataset['sizes']['test']:,} images ({dataset['name']}), loss {summary['test_loss']:.4f}\n"
         f"checkpoint           step {summary['best_step']}, selected on {summary['selected_on']}"
         f" (the last one has {summary['last_test_accuracy']:.2%})\n"
         f"validation accuracy  {_percent(summary['validation_accuracy'])}\n"
@@ -85,6 +94,7 @@ def train() -> None:
 def evaluate() -> None:
     """Prints the metrics of a work directory's selected checkpoint."""
     from seqmnist_jax import compile_cache
+    from seqmnist_jax.evaluate import as_text
     from seqmnist_jax.evaluate import evaluate as run_evaluation
 
     if not FLAGS.workdir:
@@ -96,12 +106,7 @@ def evaluate() -> None:
     if FLAGS.json:
         print(json.dumps(result, indent=2))
         return
-    print(
-        f"{result['split']} accuracy {result['accuracy']:.2%}, loss {result['loss']:.4f}, on {result['examples']:,} "
-        f"images of {result['dataset']} ({result['source']}), by checkpoint {result['checkpoint_step']}"
-    )
-    for warning in result["warnings"]:
-        print(f"WARNING: {warning}")
+    print(as_text(result))
 
 
 def describe() -> None:
@@ -114,11 +119,36 @@ def describe() -> None:
     print(json.dumps(description, indent=2) if FLAGS.json else describing.as_text(run, description))
 
 
+def compare() -> None:
+    """Prints whether two runs differ on the same test images."""
+    from seqmnist_jax import compare as comparing
+
+    if len(FLAGS.workdirs) != 2:
+        raise UsageError(f"--mode=compare needs --workdirs with two folders, as in a,b; got {len(FLAGS.workdirs)}.")
+    first, second = map(Path, FLAGS.workdirs)
+    result = comparing.compare(first, second)
+    print(json.dumps(result, indent=2) if FLAGS.json else comparing.as_text(result))
+
+
+def table() -> None:
+    """Prints the results of many runs as Markdown, and writes them as CSV."""
+    from seqmnist_jax import table as tables
+
+    if not FLAGS.workdirs:
+        raise UsageError("--mode=table needs --workdirs, as in --workdirs 'runs/*'.")
+    published = tables.read_published(Path(FLAGS.published)) if FLAGS.published else []
+    rows = tables.rows(tables.find(FLAGS.workdirs))
+    tables.write_csv(rows, Path(FLAGS.csv))
+    print(json.dumps(rows, indent=2) if FLAGS.json else tables.as_markdown(rows, published))
+
+
 # Each mode, and the flags beside --mode, --debug and absl's own that it reads.
 MODES = {
     "train": (train, {"config", "workdir", "quiet"}),
     "evaluate": (evaluate, {"workdir", "split", "data_dir", "allow_other_data", "json"}),
     "describe": (describe, {"config", "workdir", "json"}),
+    "compare": (compare, {"workdirs", "json"}),
+    "table": (table, {"workdirs", "csv", "published", "json"}),
 }
 
 
@@ -135,6 +165,20 @@ def _config() -> ml_collections.ConfigDict:
     if FLAGS.config is None:
         raise UsageError(f"--mode={FLAGS.mode} needs --config, as in --config configs/row_lstm.py.")
     return FLAGS.config
+
+
+def _command(arguments: list[str]) -> str:
+    """The command that makes this run anywhere: the config and what it overrides, without this machine's paths."""
+    told = []
+    for argument, before in zip(arguments[1:], arguments, strict=False):
+        is_config = re.match(r"--?(no)?config\b", argument) and not re.match(r"--?(no)?config\.runtime\.", argument)
+        if is_config or before in ("--config", "-config"):
+            told.append(argument)
+    return shlex.join(["python", "launch.py", *told])
+
+
+def _interval(bounds: list[float]) -> str:
+    return f" ({bounds[0]:.2%} to {bounds[1]:.2%})"
 
 
 def _percent(accuracy: float | None) -> str:

@@ -23,13 +23,22 @@ def get_config() -> ml_collections.ConfigDict:
     data.name = "mnist"
     # 'row': 28 steps of 28 values; 'pixel': 784 steps of one.
     data.view = "row"
-    # A named convention; the four fields below, where None, are its.
+    # A named convention for permutation, split, scaling and selection: 'seqmnist' (ours), or
+    # another's with its flaws: 'tutorial2018', 's4', 'exprnn', 'lem', 'cornn', 'tcn', 'ccnn',
+    # 'lmu', 'indrnn', 'annotated_s4' or 'rbn'. `--mode=describe` says where it is from. Those four
+    # fields below replace its values where they are not None.
     data.protocol = "seqmnist"
-    # 'none', or 'numpy:SEED' for numpy.random.RandomState(SEED).permutation.
+    # Read the pixels in the protocol's permuted order ('seqmnist': numpy:92916).
+    data.permuted = False
+    # Goes before `permuted`: 'none'; 'numpy:SEED', numpy.random.RandomState(SEED).permutation;
+    # 'torch:SEED', torch.randperm after torch.manual_seed(SEED); 'bit_reversal', as S4;
+    # 'numpy_randint:SEED', drawn with replacement, so that pixels are repeated and missing.
     data.permutation = config_dict.placeholder(str)
-    # 'first:N': the first N training images validate, the others train.
+    # Which training images validate, the others train: 'first:N', 'last:N', or 'torch:N:SEED',
+    # N by torch.utils.data.random_split.
     data.split = config_dict.placeholder(str)
-    # 'unit': pixels to [0, 1].
+    # 'unit': pixels to [0, 1]; 'symmetric': to [-1, 1]; 'signed': to [-1, 1), x / 128 - 1;
+    # 'standard': less MNIST's mean, by its standard deviation (0.1307 and 0.3081).
     data.scaling = config_dict.placeholder(str)
     # 0, or: each training sequence ends after a random number of steps, at least this many.
     data.min_length = 0
@@ -38,10 +47,15 @@ def get_config() -> ml_collections.ConfigDict:
     data.selection = config_dict.placeholder(str)
 
     model = config.model = ml_collections.ConfigDict()
-    # 'lstm', 'gru' (reset-after, as cuDNN and PyTorch) or 'gru_reset_before'.
+    # 'rnn': recurrent layers; 'tcn': a temporal convolutional network of num_layers levels of
+    # hidden_size channels, each with two convolutions of kernel_size, weight-normalised.
+    model.name = "rnn"
+    # 'lstm', 'gru' (reset-after, as cuDNN and PyTorch), 'gru_reset_before' or 'min_gru'.
     model.cell = "lstm"
     model.hidden_size = 64
     model.num_layers = 1
+    # Of the TCN: steps that a convolution spans, before its dilation.
+    model.kernel_size = 7
     # Each layer also reads backwards and hands on both outputs side by side.
     model.bidirectional = False
     # Input and recurrent kernel: 'glorot_uniform' (over the joint kernel) or 'orthogonal' (per gate).
@@ -49,7 +63,11 @@ def get_config() -> ml_collections.ConfigDict:
     # 'constant': the LSTM's forget gate starts at forget_bias, all else at zero.
     # 'log_uniform': time scales spread evenly in the logarithm, b ~ U(0, log T), T the
     # sequence length: the GRU's update bias is b; the LSTM's forget bias b and input bias -b.
+    # 'chrono': the same with b = log U(1, T - 1). 'uniform': with gates even in (1/d, 1 - 1/d),
+    # d the hidden size.
     model.gate_bias = "constant"
+    # The T of 'log_uniform' and 'chrono' in steps; 0 means the sequence length.
+    model.longest_time_scale = 0
     model.forget_bias = 1.0
     # Between recurrent and dense layer: 'none'; 'batch': batch normalisation; 'frozen':
     # the same with moving statistics that never move (an affine layer).
@@ -89,6 +107,8 @@ def get_config() -> ml_collections.ConfigDict:
     optimizer.adam_epsilon = 1e-8
     # 'adamw': each step takes rate * decay of every kernel (no bias, no norm) off it.
     optimizer.weight_decay = 1e-4
+    # 0, or: a moving average of the parameters, of this decay a step, is what is evaluated.
+    optimizer.ema_decay = 0.0
     clip = optimizer.clip = ml_collections.ConfigDict()
     # The largest gradient norm of one unit.
     clip.norm = 1.0
@@ -101,6 +121,10 @@ def get_config() -> ml_collections.ConfigDict:
     train = config.train = ml_collections.ConfigDict()
     train.batch_size = 32
     train.steps = 5000
+    # Parts of a batch that run one after the other, their gradients averaged: a part's memory only.
+    train.accumulate = 1
+    # The share of a label that is spread evenly over all classes.
+    train.label_smoothing = 0.0
     # Steps between evaluations on the validation set (and reports of training metrics).
     train.eval_every = 250
 

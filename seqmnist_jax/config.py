@@ -14,8 +14,15 @@ FlatConfig = dict[str, Json]
 SECTIONS = ("data", "model", "optimizer", "train", "runtime")
 # Fields that configs of earlier versions lack, with the values that say what those runs did.
 ADDED = {
+    "data.permuted": False,
     "model.precision": "float32",
     "model.remat": 0,
+    "model.name": "rnn",
+    "model.kernel_size": 7,
+    "model.longest_time_scale": 0,
+    "optimizer.ema_decay": 0.0,
+    "train.accumulate": 1,
+    "train.label_smoothing": 0.0,
     "runtime.backend": "auto",
     "runtime.compilation_cache": "",
 }

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from seqmnist_jax import config as configs
 from seqmnist_jax import steps
 from seqmnist_jax.data.protocols import SELECTIONS, TEST_SELECTION
-from seqmnist_jax.models import SequenceClassifier, explain_engine
+from seqmnist_jax.models import explain_engine
 from seqmnist_jax.run import Run
 from seqmnist_jax.task import SPLITS
 
@@ -52,6 +52,8 @@ def describe(run: Run, overridden: dict[str, Any]) -> Json:
         "steps_per_epoch": examples / run.batch_size,
         "epochs": run.steps * run.batch_size / examples,
         "data": {name: value for name, value in facts.items() if name != "permutation_indices"},
+        "protocol": facts["protocol"],
+        "caveats": facts["caveats"],
         "split": facts["split"],
         "scaling": facts["scaling"],
         "selection": facts["selection"],
@@ -65,10 +67,19 @@ def _recurrence(run: Run) -> str:
     """What runs the model's recurrence, and why."""
     learner = run.learner
     model = learner.learning.model
-    if not isinstance(model, SequenceClassifier):
-        return "none"
     x = jax.ShapeDtypeStruct((run.batch_size, learner.view.sequence_length, learner.view.features), jnp.float32)
     return explain_engine(model, learner.template().params, x, drops_state="state_keep" in learner.learning.drops)
+
+
+def _protocol(run: Run) -> str:
+    """The protocol in force: where it comes from, what of it is replaced, what must be said of the rest."""
+    protocol = run.task.protocol
+    words = [f"{protocol.name}: {protocol.source}"]
+    if protocol.overrides:
+        words += [f"overridden: {', '.join(protocol.overrides)}"]
+    if protocol.flaws:
+        words += [f"caveats: {'; '.join(protocol.flaws.values())}"]
+    return "; ".join(words)
 
 
 def as_text(run: Run, description: Json) -> str:
@@ -87,6 +98,7 @@ def as_text(run: Run, description: Json) -> str:
         f"Steps        {description['steps']:,} of {description['batch_size']} examples: "
         f"{description['steps_per_epoch']:,.2f} an epoch, {description['epochs']:.2f} epochs",
         f"Data         {data['name']} from source {data['source']!r}: {sizes}; content {data['content_hash'][:16]}",
+        f"Protocol     {_protocol(run)}",
         f"Split        {data['split']}",
         f"Scaling      {data['scaling']}",
         f"Permutation  {data['permutation']}: {', '.join(map(str, description['permutation'][:8]))}, ...",

@@ -17,9 +17,12 @@ from seqmnist_jax.data.sources import Dataset
 from seqmnist_jax.data.views import SequenceView
 from seqmnist_jax.errors import UsageError
 from seqmnist_jax.run import build_learner
+from seqmnist_jax.scores import score
 from seqmnist_jax.task import SPLITS, build_request, find_data_dir, load_dataset, split_part
 
 Json = dict[str, Any]
+# Where in a sequence the text shows how much is known.
+ANYTIME_SHARES = (0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +41,7 @@ class TrainedModel:
     facts: Json
     variables: steps.Variables
     _predict: Any
+    _read: Any
 
     @property
     def params(self) -> Any:
@@ -69,6 +73,18 @@ class TrainedModel:
     def predict(self, images: np.ndarray) -> np.ndarray:
         """The most probable class of each image, int64 [count]; images as in `logits`."""
         return self.logits(images).argmax(-1)
+
+    def anytime(self, images: np.ndarray, labels: np.ndarray) -> steps.Anytime | None:
+        """Accuracy and entropy after each step, [time] each; None of a model that reads both ways.
+
+        Args:
+          images: uint8 [count, height, width], at least one.
+          labels: integers [count].
+        """
+        if self.config.model.bidirectional:
+            return None
+        found = self._read(self.variables, jnp.asarray(images), jnp.asarray(labels))
+        return jax.tree.map(np.asarray, found)
 
 
 def load(workdir: str | Path) -> TrainedModel:
@@ -105,8 +121,9 @@ def load(workdir: str | Path) -> TrainedModel:
             f"{workdir / files.DATA} is not what checkpoint {step} was trained on; it differs in\n  "
             + "\n  ".join(configs.differences(_reading(saved), _reading(facts)))
         )
-    predict = jax.jit(learner.predict_logits(config.runtime.eval_batch_size))
-    return TrainedModel(config, step, facts, variables, predict)
+    batch_size = config.runtime.eval_batch_size
+    predict, read = jax.jit(learner.predict_logits(batch_size)), jax.jit(learner.read_anytime(batch_size))
+    return TrainedModel(config, step, facts, variables, predict, read)
 
 
 def _reading(facts: Json) -> Json:
@@ -126,7 +143,10 @@ def _view(facts: Json) -> SequenceView:
 
 
 def evaluate(workdir: Path, *, split: str = "test", data_dir: str = "", allow_other_data: bool = False) -> Json:
-    """Metrics of a run's selected checkpoint on one split.
+    """What a run's selected checkpoint is worth on one split.
+
+    The result has the statistics of `scores.score` and, as 'anytime', the accuracy and the entropy
+    after each step (None of a model that reads both ways).
 
     Args:
       workdir: the run.
@@ -165,13 +185,15 @@ def evaluate(workdir: Path, *, split: str = "test", data_dir: str = "", allow_ot
     part = split_part(dataset, facts["split"], split)
     if not len(part):
         raise UsageError(f"The {split} split of these data is empty (split {facts['split']}).")
-    metrics = steps.eval_metrics(jnp.asarray(model.logits(part.images)), jnp.asarray(part.labels))
+    scores = score(model.logits(part.images), part.labels)
+    anytime = model.anytime(part.images, part.labels)
     return {
         "workdir": str(workdir),
         "checkpoint_step": model.step,
         "split": split,
         "examples": len(part),
-        **steps.as_numbers(metrics),
+        **scores,
+        "anytime": None if anytime is None else {name: array.tolist() for name, array in anytime._asdict().items()},
         "dataset": dataset.name,
         "source": dataset.source,
         "content_hash": dataset.content_hash,
@@ -189,3 +211,27 @@ def _warnings(facts: Json, dataset: Dataset) -> list[str]:
             seen = " They are 500 of MNIST's training images, most of which the model has been trained on."
         warnings.append(f"Measured on other data ({dataset.name}) than the run's own test set ({facts['name']}).{seen}")
     return warnings
+
+
+def as_text(result: Json) -> str:
+    """The result of `evaluate` for people."""
+    low, high = result["accuracy_interval"]
+    lines = [
+        f"{result['split']} accuracy {result['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}), loss "
+        f"{result['loss']:.4f}, calibration error {result['calibration_error']:.4f}, on {result['examples']:,} "
+        f"images of {result['dataset']} ({result['source']}), by checkpoint {result['checkpoint_step']}"
+    ]
+    if result["anytime"] is not None:
+        accuracy, entropy = result["anytime"]["accuracy"], result["anytime"]["entropy"]
+        at = sorted({max(1, round(len(accuracy) * share)) for share in ANYTIME_SHARES})
+        lines += ["", "steps read  " + " ".join(f"{step:>7}" for step in at)]
+        lines += ["accuracy    " + " ".join(f"{accuracy[step - 1]:>7.2%}" for step in at)]
+        lines += ["entropy     " + " ".join(f"{entropy[step - 1]:>7.3f}" for step in at) + "  nats"]
+    counts = result["confusion"]
+    width = max(len(str(count)) for row in counts for count in row) + 1
+    heading = "".join(f"{name:>{width}}" for name in range(len(counts)))
+    lines += ["", f"true \\ predicted {heading}   accuracy"]
+    for name, (row, accuracy) in enumerate(zip(counts, result["per_class_accuracy"], strict=True)):
+        share = "-" if accuracy is None else f"{accuracy:.2%}"
+        lines.append(f"{name:>16} {''.join(f'{count:>{width}}' for count in row)}   {share:>8}")
+    return "\n".join(lines + [f"WARNING: {warning}" for warning in result["warnings"]])

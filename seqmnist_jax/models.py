@@ -1,6 +1,7 @@
-"""The sequence classifier: recurrent layers -> norm -> dense, as one Flax module.
+"""The sequence classifiers that configs can name, as Flax modules.
 
-Parameters: params['rnn']['layer_0']['forward' | 'backward'][...], ['norm'], ['dense'].
+The recurrent one is layers -> norm -> dense, its parameters params['rnn']['layer_0']['forward' |
+'backward'][...], ['norm'], ['dense']. Every model is called as `SequenceClassifier` is.
 """
 
 import math
@@ -13,6 +14,7 @@ import ml_collections
 
 from seqmnist_jax import rnn
 from seqmnist_jax.errors import UsageError, choose
+from seqmnist_jax.tcn import TCN
 
 Array = jax.Array
 
@@ -36,9 +38,10 @@ CELLS = {
     "lstm": CellChoice(rnn.LSTM, ("kernel_init", "time_scales", "forget_bias"), joint_kernels=True),
     "gru": CellChoice(rnn.GRU, ("kernel_init", "time_scales"), joint_kernels=False),
     "gru_reset_before": CellChoice(rnn.GRU_RESET_BEFORE, ("kernel_init", "time_scales"), joint_kernels=False),
+    "min_gru": CellChoice(rnn.MIN_GRU, ("kernel_init", "time_scales"), joint_kernels=False),
 }
 NORMS = ("none", "frozen", "batch")
-GATE_BIASES = ("constant", "log_uniform")
+GATE_BIASES = ("constant", *rnn.TIME_SCALES)
 
 # name: (kernel initialiser, bias initialiser) of the dense layer
 DENSE_INITS: dict[str, tuple[Callable[..., Array], Callable[..., Array]]] = {
@@ -54,7 +57,7 @@ NORM_MOMENTUM = 0.99
 
 
 class SequenceClassifier(nn.Module):
-    """Reads a sequence and names its class from the recurrent layers' last output.
+    """Reads a sequence and names its class from the recurrent layers' last output, or from each.
 
     Attributes:
       cell: the recurrence engine's cell.
@@ -78,9 +81,15 @@ class SequenceClassifier(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, *, train: bool = False, lengths: Array | None = None, keep: rnn.Keep | None = None
+        self,
+        x: Array,
+        *,
+        train: bool = False,
+        lengths: Array | None = None,
+        keep: rnn.Keep | None = None,
+        every_step: bool = False,
     ) -> Array:
-        """Logits [batch, num_classes] of sequences.
+        """Logits [batch, num_classes] of sequences, or [batch, time, num_classes].
 
         Args:
           x: [batch, time, features].
@@ -88,21 +97,25 @@ class SequenceClassifier(nn.Module):
           lengths: integers [batch], as in `rnn.scan`; None for whole sequences.
           keep: in training, the probabilities to keep a unit at each place of variational
             dropout; None at a place, or in all, for no dropout. Needs the rng 'dropout'.
+          every_step: whether to read the output of each step, not the last alone. Only layers
+            that read forwards have seen, at a step, what came before it and no more.
         """
         layers = self.param("rnn", self.init_layers, x.shape[-1])
         masks = (
             self._masks(layers, x, keep) if train and keep is not None and any(p is not None for p in keep) else None
         )
-        last = rnn.stack(self.cell, layers, x, lengths=lengths, masks=masks, engine=self.engine)
+        read = rnn.stack(
+            self.cell, layers, x, lengths=lengths, masks=masks, engine=self.engine, return_sequences=every_step
+        )
         if self.norm != "none":
-            last = nn.BatchNorm(
+            read = nn.BatchNorm(
                 use_running_average=self.norm == "frozen" or not train,
                 momentum=NORM_MOMENTUM,
                 epsilon=NORM_EPSILON,
                 name="norm",
-            )(last)
+            )(read)
         kernel_init, bias_init = DENSE_INITS[self.dense_init]
-        return nn.Dense(self.num_classes, kernel_init=kernel_init, bias_init=bias_init, name="dense")(last)
+        return nn.Dense(self.num_classes, kernel_init=kernel_init, bias_init=bias_init, name="dense")(read)
 
     def _masks(self, layers: rnn.Layers, x: Array, keep: rnn.Keep) -> dict[str, dict[str, rnn.Masks]]:
         """Fresh masks for every layer and direction."""
@@ -117,18 +130,20 @@ class SequenceClassifier(nn.Module):
         }
 
 
-def _build_engine(config: ml_collections.ConfigDict, sequence_length: int) -> rnn.Engine:
+def _build_engine(config: ml_collections.ConfigDict, cell: rnn.Cell, sequence_length: int) -> rnn.Engine:
     """How the recurrent layers run, from config.runtime.backend and config.model."""
     model, backend = config.model, config.runtime.backend
     choose(dict.fromkeys(rnn.BACKENDS), backend, "runtime.backend")
     choose(dict.fromkeys(rnn.PRECISIONS), model.precision, "model.precision")
     if model.remat < 0:
         raise UsageError(f"model.remat is {model.remat}; expected 0 (off) or the steps between two remembered states.")
+    if backend not in cell.backends:
+        expected = " or ".join(map(repr, cell.backends))
+        raise UsageError(f"runtime.backend is {backend!r}, but model.cell is {model.cell!r}; expected {expected}.")
     if backend in ("fused", "native"):
         only_scan = {
             "model.unroll is above 1": model.unroll > 1,
             "model.dropout.state_keep is below 1": model.dropout.state_keep < 1.0,
-            "model.cell is 'gru_reset_before'": model.cell == "gru_reset_before",
         }
         for reason, holds in only_scan.items():
             if holds:
@@ -140,7 +155,7 @@ def _build_engine(config: ml_collections.ConfigDict, sequence_length: int) -> rn
     return rnn.Engine(backend, model.precision, model.remat, min(model.unroll, sequence_length))
 
 
-def explain_engine(model: SequenceClassifier, params: Any, x: Any, drops_state: bool) -> str:
+def explain_engine(model: nn.Module, params: Any, x: Any, drops_state: bool) -> str:
     """Which backend of the recurrence the model's layers take, and why.
 
     Args:
@@ -149,36 +164,45 @@ def explain_engine(model: SequenceClassifier, params: Any, x: Any, drops_state: 
       x: a batch [batch, time, features], or its shape.
       drops_state: whether training drops units of the state.
     """
+    if not isinstance(model, SequenceClassifier):
+        return "none: the model has no recurrence"
     if model.engine.unroll > 1 or drops_state:
         return "scan: dropout of the state or unrolling works on single steps"
+    if "scan" not in model.cell.backends:
+        return "the cell's own layer"
     layer = params["rnn"]["layer_0"]["forward"]
     reset_after = "recurrent_bias" in layer
     return str(rnn.explain(layer, x, backend=model.engine.backend, reset_after=reset_after))
 
 
-def build_model(config: ml_collections.ConfigDict, sequence_length: int, num_classes: int) -> SequenceClassifier:
-    """The model that config.model names, for sequences of this length.
+def _build_time_scales(model: ml_collections.ConfigDict, sequence_length: int) -> Callable[..., Array] | None:
+    """The initialiser of the keeping gate's bias, from config.model."""
+    choose(dict.fromkeys(GATE_BIASES), model.gate_bias, "model.gate_bias")
+    if model.gate_bias == "constant":
+        return None
+    longest = model.longest_time_scale or sequence_length
+    if longest < 2:
+        where = "model.longest_time_scale" if model.longest_time_scale else "the sequence length of this view"
+        raise UsageError(
+            f"model.gate_bias is {model.gate_bias!r}, but {where} is {longest}; expected at least 2 steps."
+        )
+    return rnn.TIME_SCALES[model.gate_bias](longest)
 
-    Raises:
-      UsageError: an unknown name or an impossible size.
-    """
+
+def _build_rnn(config: ml_collections.ConfigDict, sequence_length: int, num_classes: int) -> SequenceClassifier:
     model = config.model
     choice = choose(CELLS, model.cell, "model.cell")
     choose(rnn.KERNELS, model.kernel_init, "model.kernel_init")
-    choose(dict.fromkeys(GATE_BIASES), model.gate_bias, "model.gate_bias")
     choose(dict.fromkeys(NORMS), model.norm, "model.norm")
     choose(DENSE_INITS, model.dense_init, "model.dense_init")
-    for name in ("hidden_size", "num_layers", "unroll"):
-        if model[name] < 1:
-            raise UsageError(f"model.{name} is {model[name]}; expected at least 1.")
+    if model.unroll < 1:
+        raise UsageError(f"model.unroll is {model.unroll}; expected at least 1.")
     if not math.isfinite(model.forget_bias):
         raise UsageError(f"model.forget_bias is {model.forget_bias}; expected a finite number.")
-    if model.gate_bias == "log_uniform" and sequence_length < 2:
-        raise UsageError("model.gate_bias is 'log_uniform', but the sequences of this view have a single step.")
     options = {
         "kernel_init": model.kernel_init,
         "forget_bias": model.forget_bias,
-        "time_scales": rnn.log_uniform_time_scales(sequence_length) if model.gate_bias == "log_uniform" else None,
+        "time_scales": _build_time_scales(model, sequence_length),
     }
     shape = {"num_layers": model.num_layers, "bidirectional": model.bidirectional}
     hidden_size, init_options = model.hidden_size, {name: options[name] for name in choice.init_options}
@@ -193,5 +217,34 @@ def build_model(config: ml_collections.ConfigDict, sequence_length: int, num_cla
         num_classes,
         dense_init=model.dense_init,
         norm=model.norm,
-        engine=_build_engine(config, sequence_length),
+        engine=_build_engine(config, choice.cell, sequence_length),
     )
+
+
+def _build_tcn(config: ml_collections.ConfigDict, sequence_length: int, num_classes: int) -> TCN:
+    del sequence_length
+    model = config.model
+    if model.kernel_size < 2:
+        raise UsageError(f"model.kernel_size is {model.kernel_size}; expected at least 2.")
+    for name in ("input_keep", "state_keep"):
+        if model.dropout[name] < 1.0:
+            raise UsageError(f"model.dropout.{name} is {model.dropout[name]}, but a TCN only has output_keep.")
+    return TCN(
+        channels=model.hidden_size, levels=model.num_layers, kernel_size=model.kernel_size, num_classes=num_classes
+    )
+
+
+MODELS: dict[str, Callable[[ml_collections.ConfigDict, int, int], nn.Module]] = {"rnn": _build_rnn, "tcn": _build_tcn}
+
+
+def build_model(config: ml_collections.ConfigDict, sequence_length: int, num_classes: int) -> nn.Module:
+    """The model that config.model names, for sequences of this length.
+
+    Raises:
+      UsageError: an unknown name or an impossible size.
+    """
+    build = choose(MODELS, config.model.name, "model.name")
+    for name in ("hidden_size", "num_layers"):
+        if config.model[name] < 1:
+            raise UsageError(f"model.{name} is {config.model[name]}; expected at least 1.")
+    return build(config, sequence_length, num_classes)

@@ -37,6 +37,8 @@ class Hyperparameters(flax.struct.PyTreeNode):
     input_keep: float | Array
     output_keep: float | Array
     state_keep: float | Array
+    label_smoothing: float | Array
+    ema_decay: float | Array
 
 
 DROPOUT_PLACES = ("input_keep", "output_keep", "state_keep")
@@ -209,6 +211,12 @@ def build_hyperparameters(config: ml_collections.ConfigDict) -> Hyperparameters:
         )
     if not 0.0 <= as_float32(optimizer.weight_decay) < math.inf:
         raise UsageError(f"optimizer.weight_decay is {optimizer.weight_decay}; expected 0 or more, finite in float32.")
+    for name, value in (
+        ("optimizer.ema_decay", optimizer.ema_decay),
+        ("train.label_smoothing", config.train.label_smoothing),
+    ):
+        if not 0.0 <= as_float32(value) < 1.0:
+            raise UsageError(f"{name} is {value}; expected 0 (off) or more, and less than 1 in float32.")
     dropout = config.model.dropout
     for name in DROPOUT_PLACES:
         if not 0.0 < as_float32(dropout[name]) <= 1.0:
@@ -221,6 +229,8 @@ def build_hyperparameters(config: ml_collections.ConfigDict) -> Hyperparameters:
         adam_beta1=optimizer.adam_beta1,
         adam_beta2=optimizer.adam_beta2,
         clip_norm=optimizer.clip.norm,
+        label_smoothing=config.train.label_smoothing,
+        ema_decay=optimizer.ema_decay,
     )
 
 

@@ -30,6 +30,7 @@ class Learner:
       hyper: its numbers.
       seed: all randomness follows from it.
       window: of how many steps gradient norms are remembered.
+      averages: whether a moving average of the parameters is kept, and is what is measured.
     """
 
     view: SequenceView
@@ -37,13 +38,20 @@ class Learner:
     hyper: Hyperparameters
     seed: int
     window: int
+    averages: bool
 
     def init(self) -> steps.TrainState:
         """The state before the first step."""
         example = jnp.zeros((1, self.view.sequence_length, self.view.features))
         learning = self.learning
         return steps.init_state(
-            self.seed, learning.model, learning.make_optimizer, self.hyper, example, window=self.window
+            self.seed,
+            learning.model,
+            learning.make_optimizer,
+            self.hyper,
+            example,
+            window=self.window,
+            averages=self.averages,
         )
 
     def template(self) -> steps.TrainState:
@@ -62,6 +70,10 @@ class Learner:
         """The pure function ``(variables, images) -> logits``."""
         return functools.partial(steps.predict_logits, self.learning.model, self.view, batch_size)
 
+    def read_anytime(self, batch_size: int) -> Callable[[steps.Variables, Array, Array], steps.Anytime]:
+        """The pure function ``(variables, images, labels) -> accuracy and entropy after each step``."""
+        return functools.partial(steps.read_anytime, self.learning.model, self.view, batch_size)
+
 
 def build_learner(config: ml_collections.ConfigDict, view: SequenceView, num_classes: int) -> Learner:
     """The learner that config.model, config.optimizer, config.train and config.seed describe.
@@ -74,16 +86,28 @@ def build_learner(config: ml_collections.ConfigDict, view: SequenceView, num_cla
         raise UsageError(
             f"data.min_length is {min_length}; expected 0 (off) to {view.sequence_length}, the whole sequence."
         )
+    parts, batch_size = config.train.accumulate, config.train.batch_size
+    if parts < 1 or batch_size % parts:
+        raise UsageError(f"train.accumulate is {parts}; expected a divisor of train.batch_size = {batch_size}.")
     learning = steps.Learning(
         model=build_model(config, view.sequence_length, num_classes),
         make_optimizer=build_optimizer(config),
         preprocess=view,
-        batch_size=config.train.batch_size,
+        batch_size=batch_size,
         drops=frozenset(place for place in DROPOUT_PLACES if config.model.dropout[place] < 1.0),
         min_length=min_length or None,
+        accumulate=parts,
+        smooths=config.train.label_smoothing > 0.0,
     )
     hyper = jax.tree.map(jnp.float32, build_hyperparameters(config))
-    return Learner(view, learning, hyper, seed=config.seed, window=config.train.eval_every)
+    return Learner(
+        view,
+        learning,
+        hyper,
+        seed=config.seed,
+        window=config.train.eval_every,
+        averages=config.optimizer.ema_decay > 0.0,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -57,7 +57,7 @@ class TrainState(flax.struct.PyTreeNode):
       metrics: training metrics gathered since the last report.
       gradient_norms: of the last steps, the norm of each tensor's gradient before and after
         the clip, float32 [window, 2, tensors]; step k stands in row k % window.
-      ema_params: reserved for averaged parameters; None when unused.
+      ema_params: the moving average of the parameters, which is then what is evaluated; None when unused.
     """
 
     step: Array
@@ -71,8 +71,9 @@ class TrainState(flax.struct.PyTreeNode):
 
     @property
     def variables(self) -> Variables:
-        """What the model is applied to."""
-        return {"params": self.params, "batch_stats": self.batch_stats}
+        """What the model is applied to where it is measured."""
+        params = self.params if self.ema_params is None else self.ema_params
+        return {"params": params, "batch_stats": self.batch_stats}
 
 
 # The streams of randomness that are folded from a run's key.
@@ -86,6 +87,7 @@ def init_state(
     hyper: Hyperparameters,
     example: Array,
     window: int,
+    averages: bool = False,
 ) -> TrainState:
     """The state before the first step.
 
@@ -95,6 +97,7 @@ def init_state(
       make_optimizer, hyper: as in `optimizers`.
       example: one input [1, time, features], of which only shape and dtype matter.
       window: of how many steps gradient norms are remembered.
+      averages: whether a moving average of the parameters is kept.
     """
     key = jax.random.key(seed)
     variables = model.init(jax.random.fold_in(key, INIT_STREAM), example)
@@ -106,6 +109,8 @@ def init_state(
         key=key,
         metrics=TrainMetrics.empty(),
         gradient_norms=jnp.zeros((window, 2, len(jax.tree.leaves(variables["params"]))), jnp.float32),
+        # A copy, because the state's buffers are donated, each once.
+        ema_params=jax.tree.map(jnp.copy, variables["params"]) if averages else None,
     )
 
 
@@ -124,6 +129,8 @@ class Learning(NamedTuple):
       batch_size: examples a step.
       drops: the places of variational dropout that are in use.
       min_length: None, or: each training sequence ends at random, after at least so many steps.
+      accumulate: into how many parts, one after the other, a batch is divided.
+      smooths: whether labels are smoothed.
     """
 
     model: nn.Module
@@ -132,6 +139,8 @@ class Learning(NamedTuple):
     batch_size: int
     drops: frozenset[str] = frozenset()
     min_length: int | None = None
+    accumulate: int = 1
+    smooths: bool = False
 
 
 def _step_key(state: TrainState, stream: int) -> Array:
@@ -139,33 +148,96 @@ def _step_key(state: TrainState, stream: int) -> Array:
     return jax.random.fold_in(jax.random.fold_in(state.key, stream), state.step)
 
 
-def _gradients(
-    learning: Learning, state: TrainState, hyper: Hyperparameters, x: Array, labels: Array
-) -> tuple[Array, Array, Any, Any]:
-    """A batch's mean cross-entropy, logits, new norm statistics, and the gradients of the parameters."""
-    lengths = None
-    if learning.min_length is not None:
-        key = _step_key(state, LENGTH_STREAM)
-        lengths = jax.random.randint(key, x.shape[:1], learning.min_length, x.shape[1] + 1)
+class Batch(NamedTuple):
+    """Sequences [batch, time, features], labels int32 [batch], and lengths int32 [batch] or None."""
+
+    x: Array
+    labels: Array
+    lengths: Array | None
+
+
+class Gradients(NamedTuple):
+    """What a batch says: its mean loss, logits [batch, classes], new norm statistics, the parameters' gradients."""
+
+    loss: Array
+    logits: Array
+    batch_stats: Any
+    params: Any
+
+
+def _draw_batch(learning: Learning, state: TrainState, x: Array, labels: Array) -> Batch:
+    """The batch with the lengths at which its sequences end."""
+    if learning.min_length is None:
+        return Batch(x, labels, None)
+    key = _step_key(state, LENGTH_STREAM)
+    return Batch(x, labels, jax.random.randint(key, x.shape[:1], learning.min_length, x.shape[1] + 1))
+
+
+def _cross_entropy(learning: Learning, hyper: Hyperparameters, logits: Array, labels: Array) -> Array:
+    """The mean cross-entropy against labels, smoothed (Szegedy et al. 2016, sec. 7) where that is on."""
+    if not learning.smooths:
+        return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    targets = optax.losses.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), hyper.label_smoothing)
+    return optax.losses.softmax_cross_entropy(logits, targets).mean()
+
+
+def _part_gradients(
+    learning: Learning, params: Any, batch_stats: Any, key: Array, hyper: Hyperparameters, batch: Batch
+) -> Gradients:
+    """The gradients of one part of a batch."""
     input_keep, output_keep, state_keep = (
         getattr(hyper, place) if place in learning.drops else None for place in DROPOUT_PLACES
     )
 
     def loss_of(params: Any) -> tuple[Array, tuple[Array, Any]]:
         logits, updated = learning.model.apply(
-            {"params": params, "batch_stats": state.batch_stats},
-            x,
+            {"params": params, "batch_stats": batch_stats},
+            batch.x,
             train=True,
-            lengths=lengths,
+            lengths=batch.lengths,
             keep=(input_keep, output_keep, state_keep),
             mutable=["batch_stats"],
-            rngs={"dropout": _step_key(state, DROPOUT_STREAM)},
+            rngs={"dropout": key},
         )
-        loss = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-        return loss, (logits, updated.get("batch_stats", {}))
+        return _cross_entropy(learning, hyper, logits, batch.labels), (logits, updated.get("batch_stats", {}))
 
-    (loss, (logits, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-    return loss, logits, batch_stats, gradients
+    (loss, (logits, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
+    return Gradients(loss, logits, batch_stats, gradients)
+
+
+def _gradients(learning: Learning, state: TrainState, hyper: Hyperparameters, x: Array, labels: Array) -> Gradients:
+    """The gradients of a batch, in one piece or as the mean over its parts.
+
+    Parts need only a part's memory. Without batch norm and dropout the mean is that of the whole batch.
+    """
+    batch, key = _draw_batch(learning, state, x, labels), _step_key(state, DROPOUT_STREAM)
+    count = learning.accumulate
+    if count == 1:
+        return _part_gradients(learning, state.params, state.batch_stats, key, hyper, batch)
+    parts = jax.tree.map(lambda whole: whole.reshape(count, -1, *whole.shape[1:]), batch)
+
+    def one(carry: tuple[Any, Array, Any], now: tuple[Array, Batch]) -> tuple[tuple[Any, Array, Any], Array]:
+        batch_stats, loss, total = carry
+        index, part = now
+        found = _part_gradients(learning, state.params, batch_stats, jax.random.fold_in(key, index), hyper, part)
+        total = jax.tree.map(lambda t, g: t + g / count, total, found.params)
+        return (found.batch_stats, loss + found.loss / count, total), found.logits
+
+    zero = jax.tree.map(jnp.zeros_like, state.params)
+    (batch_stats, loss, gradients), logits = jax.lax.scan(
+        one, (state.batch_stats, jnp.float32(0.0), zero), (jnp.arange(count), parts)
+    )
+    return Gradients(loss, logits.reshape(-1, logits.shape[-1]), batch_stats, gradients)
+
+
+def _moved_average(hyper: Hyperparameters, average: Any, params: Any, step: Array) -> Any:
+    """The moving average of the parameters after one more step.
+
+    Its decay grows towards `ema_decay` as (1 + step) / (10 + step), as in TF's
+    ExponentialMovingAverage, so that it soon forgets where training began.
+    """
+    decay = jnp.minimum(hyper.ema_decay, (1.0 + step) / (10.0 + step))
+    return optax.incremental_update(params, average, 1.0 - decay)
 
 
 def train_step(
@@ -205,6 +277,7 @@ def train_step(
         opt_state=opt_state,
         metrics=state.metrics.merge(metrics),
         gradient_norms=state.gradient_norms.at[row].set(jnp.stack(norms)),
+        ema_params=None if state.ema_params is None else _moved_average(hyper, state.ema_params, params, state.step),
     )
     return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, state), finite
 
@@ -249,20 +322,62 @@ def train_steps(
     return state, finite
 
 
-def predict_logits(
-    model: nn.Module, preprocess: Preprocess, batch_size: int, variables: Variables, images: Array
-) -> Array:
-    """Logits [count, classes] of images uint8 [count, height, width], `batch_size` at a time."""
-
+def _in_batches(images: Array, batch_size: int) -> Array:
+    """Images padded with blank ones to whole batches, [batches, batch, height, width]."""
     count = images.shape[0]
     batch_size = min(batch_size, count)
     batches = -(-count // batch_size)
     padded = jnp.pad(images, ((0, batches * batch_size - count), (0, 0), (0, 0)))
+    return padded.reshape(batches, batch_size, *images.shape[1:])
+
+
+def predict_logits(
+    model: nn.Module, preprocess: Preprocess, batch_size: int, variables: Variables, images: Array
+) -> Array:
+    """Logits [count, classes] of images uint8 [count, height, width], `batch_size` at a time."""
     logits = jax.lax.map(
-        lambda batch: model.apply(variables, preprocess(batch), train=False),
-        padded.reshape(batches, batch_size, *images.shape[1:]),
+        lambda batch: model.apply(variables, preprocess(batch), train=False), _in_batches(images, batch_size)
     )
-    return logits.reshape(batches * batch_size, -1)[:count]
+    return logits.reshape(-1, logits.shape[-1])[: images.shape[0]]
+
+
+class Anytime(NamedTuple):
+    """How well a network knows the class after each step of a sequence, float32 [time] each.
+
+    Attributes:
+      accuracy: the share of sequences whose most probable class is the right one.
+      entropy: the mean entropy of the predicted classes, in nats.
+    """
+
+    accuracy: Array
+    entropy: Array
+
+
+def read_anytime(
+    model: nn.Module, preprocess: Preprocess, batch_size: int, variables: Variables, images: Array, labels: Array
+) -> Anytime:
+    """What the model would say if its sequences ended at each step: its last layers on every output.
+
+    Args:
+      model, preprocess, batch_size, variables, images: as in `predict_logits`.
+      labels: integers [count].
+    """
+    batches = _in_batches(images, batch_size)
+    padding = batches.shape[0] * batches.shape[1] - len(labels)
+    whole_labels = jnp.pad(labels.astype(jnp.int32), (0, padding), constant_values=-1)  # the padding has none
+
+    def sums(batch: tuple[Array, Array]) -> Anytime:
+        images, labels = batch
+        logits = jnp.asarray(model.apply(variables, preprocess(images), train=False, every_step=True))
+        is_real = (labels >= 0)[:, None]
+        entropy = optax.losses.safe_softmax_cross_entropy(logits, jax.nn.softmax(logits))
+        return Anytime(
+            (logits.argmax(-1) == labels[:, None]).sum(0).astype(jnp.float32),
+            jnp.where(is_real, entropy, 0.0).sum(0),
+        )
+
+    totals = jax.lax.map(sums, (batches, whole_labels.reshape(batches.shape[:2])))
+    return jax.tree.map(lambda total: total.sum(0) / len(labels), totals)
 
 
 @jax.jit
@@ -289,6 +404,6 @@ def gradient_report(
 ) -> tuple[Array, dict[str, Array]]:
     """The loss of the next batch and the largest absolute gradient of each tensor, by its path."""
     x = learning.preprocess(images)
-    loss, _, _, gradients = _gradients(learning, state, hyper, x, labels.astype(jnp.int32))
-    largest = [jnp.abs(leaf).max() for leaf in jax.tree.leaves(gradients)]
-    return loss, dict(zip(tensor_names(gradients), largest, strict=True))
+    found = _gradients(learning, state, hyper, x, labels.astype(jnp.int32))
+    largest = [jnp.abs(leaf).max() for leaf in jax.tree.leaves(found.params)]
+    return found.loss, dict(zip(tensor_names(found.params), largest, strict=True))

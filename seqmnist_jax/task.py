@@ -1,6 +1,7 @@
 """What is to be learned: a data set under a protocol, read by a view."""
 
 import dataclasses
+import functools
 import os
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import ml_collections
 
 from seqmnist_jax.data import protocols
-from seqmnist_jax.data.sources import SOURCES, Dataset, Images, Request
+from seqmnist_jax.data.sources import SOURCES, Dataset, Images, Request, check_name
 from seqmnist_jax.data.views import VIEWS, SequenceView
 from seqmnist_jax.errors import UsageError, choose
 
@@ -32,7 +33,12 @@ class Task:
         """The images of 'train', 'validation', 'test', or the first N as 'test:N'."""
         if split.startswith("test:"):
             return self.dataset.test[: protocols.selection_size(split)]
-        return split_part(self.dataset, self.protocol.split, split)
+        return self._parts[split]
+
+    @functools.cached_property
+    def _parts(self) -> dict[str, Images]:
+        # Kept, because a part of scattered images is a copy.
+        return {split: split_part(self.dataset, self.protocol.split, split) for split in SPLITS}
 
     def facts(self) -> dict[str, Any]:
         """What a result must say of its data, as JSON values."""
@@ -46,6 +52,9 @@ class Task:
             "image_shape": list(self.dataset.image_shape),
             "num_classes": self.dataset.num_classes,
             "view": self.view.name,
+            "protocol": self.protocol.name,
+            "overrides": list(self.protocol.overrides),
+            "caveats": list(self.protocol.flaws.values()),
             "split": self.protocol.split,
             "scaling": self.protocol.scaling,
             "selection": self.protocol.selection,
@@ -59,11 +68,15 @@ SPLITS = ("train", "validation", "test")
 
 
 def split_part(dataset: Dataset, rule: str, split: str) -> Images:
-    """The 'train', 'validation' or 'test' images of a data set, under a protocol's split rule."""
+    """The 'train', 'validation' or 'test' images of a data set, under a protocol's split rule.
+
+    Raises:
+      UsageError: the data set is too small for the rule.
+    """
     if split == "test":
         return dataset.test
-    size = protocols.validation_size(rule)
-    return dataset.train[:size] if split == "validation" else dataset.train[size:]
+    train, validation = protocols.partition(rule, len(dataset.train))
+    return dataset.train[validation if split == "validation" else train]
 
 
 def find_data_dir(named: str) -> Path | None:
@@ -93,30 +106,38 @@ def load_dataset(source: str, request: Request) -> Dataset:
 
 
 def build_protocol(config: ml_collections.ConfigDict, dataset: Dataset) -> protocols.Protocol:
-    """The named protocol, with the data set's own split where it has one, and the config's overrides.
+    """The protocol in force: the named one, with the data set's own split where it has one, and the config's values.
+
+    The pixels are in their natural order unless `data.permuted` asks for the protocol's own
+    permutation or `data.permutation` names one.
 
     Raises:
-      UsageError: an unknown name, or a split that this data set is too small for.
+      UsageError: an unknown name, no permutation where one is asked for, or a split or
+        selection that this data set is too small for.
     """
-    protocol = choose(protocols.PROTOCOLS, config.data.protocol, "data.protocol")
-    overrides = {
-        name: config.data[name]
-        for name in ("permutation", "split", "scaling", "selection")
-        if config.data[name] is not None
-    }
-    if dataset.split is not None:
-        overrides = {"split": dataset.split, **overrides}
-    protocol = dataclasses.replace(protocol, **overrides)
-    selecting = protocols.selection_size(protocol.selection)
-    if selecting is not None and selecting > len(dataset.test):
-        raise UsageError(f"data.selection is {protocol.selection!r}, but there are {len(dataset.test):,} test images.")
-    count = len(dataset.train)
-    if protocols.validation_size(protocol.split) >= count:
+    named = choose(protocols.PROTOCOLS, config.data.protocol, "data.protocol")
+    asked = {field: config.data[field] for field in protocols.FIELDS if config.data[field] is not None}
+    if config.data.permuted and named.permutation == "none" and "permutation" not in asked:
         raise UsageError(
-            f"data.split is {protocol.split!r}, but {dataset.source} has {count:,} training images; "
-            "expected to leave at least one for training."
+            f"data.permuted is True, but protocol {named.name!r} has no permutation; name one by "
+            "--config.data.permutation, or choose another protocol."
         )
-    return protocol
+    values = {"permutation": named.permutation if config.data.permuted else "none"}
+    if dataset.split is not None:
+        values["split"] = dataset.split
+    # A value is no override where it would have been in force anyway, or is the protocol's own.
+    overrides = tuple(
+        sorted(field for field, value in asked.items() if value not in (values.get(field), getattr(named, field)))
+    )
+    protocol = dataclasses.replace(named.replace(**{**values, **asked}), overrides=overrides)
+    protocols.partition(protocol.split, len(dataset.train))
+    selecting, count = protocols.selection_size(protocol.selection), len(dataset.test)
+    if selecting is None or selecting <= count:
+        return protocol
+    if "selection" in asked:
+        raise UsageError(f"data.selection is {protocol.selection!r}, but there are {count:,} test images.")
+    # All of fewer than the protocol's data have: its flaw stays.
+    return dataclasses.replace(protocol, selection=f"test:{count}")
 
 
 def build_task(config: ml_collections.ConfigDict) -> Task:
@@ -124,10 +145,12 @@ def build_task(config: ml_collections.ConfigDict) -> Task:
 
     Raises:
       UsageError: an unknown name or an impossible value.
-      DataError: the data can't be read.
+      DataError: the data can't be read, or are not those asked for.
     """
     choose(VIEWS, config.data.view, "data.view")
-    dataset = load_dataset(config.data.source, build_request(config))
+    request = build_request(config)
+    dataset = load_dataset(config.data.source, request)
+    check_name(dataset, request)
     protocol = build_protocol(config, dataset)
     height, width = dataset.image_shape
     order = protocols.permutation(protocol.permutation, height * width)

@@ -20,6 +20,7 @@ from seqmnist_jax.clock import Clock, Progress
 from seqmnist_jax.errors import SeqMnistError, UsageError
 from seqmnist_jax.programs import Programs
 from seqmnist_jax.run import Run
+from seqmnist_jax.scores import score
 from seqmnist_jax.task import SPLITS
 from seqmnist_jax.writers import JsonLinesWriter, MetricWriter, MultiWriter, TensorBoardWriter
 
@@ -85,6 +86,7 @@ class Sitting:
     say: Say
     tick: Callable[[int], None]
     should_stop: Callable[[], bool]
+    command: str | None
 
     def save(self, state: steps.TrainState, validated: dict[str, float] | None) -> None:
         """Makes a checkpoint; what was measured of it where it was evaluated."""
@@ -99,6 +101,7 @@ def train(
     say: Say = print_at_once,
     tick: Callable[[int], None] = lambda step: None,
     should_stop: Callable[[], bool] = lambda: False,
+    command: str | None = None,
 ) -> Json:
     """Trains a run to its end, from the start or from its last checkpoint.
 
@@ -108,6 +111,7 @@ def train(
       say: takes each line meant for the user.
       tick: told the step after each dispatch.
       should_stop: asked between dispatches; when true the run saves its state and stops.
+      command: how a user would start this run, for the record.
 
     Returns:
       The summary, as written to summary.json.
@@ -120,7 +124,7 @@ def train(
     """
     open_workdir(run, workdir)
     with Checkpoints(workdir / files.CHECKPOINTS) as checkpoints:
-        sitting = Sitting(run, workdir, Clock(), checkpoints, say, tick, should_stop)
+        sitting = Sitting(run, workdir, Clock(), checkpoints, say, tick, should_stop, command)
         state, step = _begin(sitting)
         summary = _finished(sitting, step)
         if summary is not None:
@@ -260,15 +264,17 @@ def _test(sitting: Sitting, programs: Programs, writer: MetricWriter, state: ste
     best_step = None if run.task.protocol.selection == "last" else checkpoints.best_step()
     selected_on = "last" if best_step is None else run.task.measured_split
     best_step = run.steps if best_step is None else best_step
-    last_scores, logits = programs.evaluate(state.variables, "test")
-    scores = last_scores
+    labels = run.task.part("test").labels
+    _, logits = programs.evaluate(state.variables, "test")
+    last = scores = score(logits, labels)
     if best_step != run.steps:
         best = checkpoints.restore_variables(best_step, run.learner.template())
-        scores, logits = programs.evaluate(best, "test")
+        _, logits = programs.evaluate(best, "test")
+        scores = score(logits, labels)
+    told = {name: scores[name] for name in ("loss", "accuracy", "calibration_error")}
     times = {"steps_per_second": run.steps / clock.train, "seconds": clock.train}
-    writer.write_scalars(run.steps, {f"test/{name}": value for name, value in (scores | times).items()})
+    writer.write_scalars(run.steps, {f"test/{name}": value for name, value in (told | times).items()})
     writer.flush()
-    labels = run.task.part("test").labels
     predictions = logits.argmax(-1).astype(np.uint8)
     files.write_arrays(workdir / files.PREDICTIONS, labels=labels, predictions=predictions, logits=logits)
     dataset = run.task.facts()
@@ -276,8 +282,10 @@ def _test(sitting: Sitting, programs: Programs, writer: MetricWriter, state: ste
     validated = checkpoints.validation(best_step) if run.task.measured_split == "validation" else None
     summary = {
         "test_accuracy": scores["accuracy"],
+        "test_accuracy_interval": scores["accuracy_interval"],
         "test_loss": scores["loss"],
-        "last_test_accuracy": last_scores["accuracy"],
+        "test_calibration_error": scores["calibration_error"],
+        "last_test_accuracy": last["accuracy"],
         "validation_accuracy": None if validated is None else validated["accuracy"],
         "selected_on": selected_on,
         "best_step": best_step,
@@ -290,6 +298,8 @@ def _test(sitting: Sitting, programs: Programs, writer: MetricWriter, state: ste
         "parameters": int(clu.parameter_overview.count_parameters(state.params)),
         "dataset": dataset,
         "seed": run.learner.seed,
+        "identity": run.identity,
+        "command": sitting.command,
         "versions": provenance.versions(),
         "device": provenance.device(),
         "git_commit": provenance.git_commit(),

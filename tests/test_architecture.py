@@ -13,13 +13,13 @@ PACKAGE = ROOT / "seqmnist_jax"
 # Each layer may import from the layers above it in this list, and from itself where it is a package.
 LAYERS = [
     {"errors"},
-    {"rnn", "data"},  # neither knows the other
-    {"models", "task", "workdir", "provenance", "writers", "terminal", "clock", "compile_cache"},
+    {"rnn", "data", "tcn"},  # none knows another
+    {"models", "task", "workdir", "provenance", "writers", "terminal", "clock", "compile_cache", "scores"},
     {"optimizers"},
     {"config", "steps"},
     {"run", "checkpoints"},
     {"programs"},
-    {"train", "evaluate", "describe"},
+    {"train", "evaluate", "describe", "compare", "table"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

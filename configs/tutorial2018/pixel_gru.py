@@ -18,7 +18,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = default.get_config()
     config.seed = 10
     config.data.view = "pixel"
-    config.data.selection = "test:128"
+    config.data.protocol = "tutorial2018"
     config.model.cell = "gru"
     config.model.hidden_size = 128
     config.model.kernel_init = "orthogonal"

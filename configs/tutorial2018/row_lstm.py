@@ -16,5 +16,5 @@ def get_config() -> ml_collections.ConfigDict:
     config = row_lstm.get_config()
     config.model.norm = "frozen"
     config.optimizer.clip.mask = "all_but_dense"
-    config.data.selection = "test:128"
+    config.data.protocol = "tutorial2018"
     return config

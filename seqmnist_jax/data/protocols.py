@@ -6,7 +6,10 @@ selected. To add one, add an entry to `PROTOCOLS`.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable
+import functools
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +18,7 @@ import numpy as np
 from seqmnist_jax.errors import UsageError, choose, did_you_mean
 
 Array = jax.Array
+Rows = slice | np.ndarray
 
 SELECTIONS = {
     "validation": "the checkpoint with the highest validation accuracy (ties: lower loss, then earlier)",
@@ -24,10 +28,23 @@ TEST_SELECTION = (
     "the checkpoint with the highest accuracy on these test images: NOT COMPARABLE, it selects on the test set"
 )
 
+
+def _unit(pixels: Array) -> Array:
+    return pixels.astype(jnp.float32) / 255.0
+
+
 SCALINGS: dict[str, Callable[[Array], Array]] = {
-    # 0-255 to [0, 1], as TF's read_data_sets.
-    "unit": lambda pixels: pixels.astype(jnp.float32) / 255.0,
+    # 0-255 to [0, 1], as TF's read_data_sets and torchvision's ToTensor.
+    "unit": _unit,
+    # By the mean and the standard deviation of MNIST's training pixels, as torchvision's users have them.
+    "standard": lambda pixels: (_unit(pixels) - 0.1307) / 0.3081,
+    # To [-1, 1].
+    "symmetric": lambda pixels: (_unit(pixels) - 0.5) / 0.5,
+    # To [-1, 1): 256 is what divides.
+    "signed": lambda pixels: pixels.astype(jnp.float32) / 128.0 - 1.0,
 }
+
+FIELDS = ("permutation", "split", "scaling", "selection")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,24 +52,38 @@ class Protocol:
     """One convention.
 
     Attributes:
-      permutation: where the fixed order of the pixels comes from: 'none', or 'numpy:SEED'
-        for ``numpy.random.RandomState(SEED).permutation(pixels)``.
-      split: 'first:N', the first N training images validate and the others train
-        (N = 0: no validation set).
+      name: what `data.protocol` calls it.
+      permutation: where the fixed order of the pixels comes from, where they are permuted: a
+        name that `permutation` knows, 'none' if no order goes with the protocol.
+      split: which training images validate: a rule that `partition` knows.
       scaling: a name in `SCALINGS`.
       selection: a name in `SELECTIONS`; or 'test:N', the best on the first N test images, only
-        to reproduce results that were so chosen.
+        to reproduce results that were so chosen ('test:10000': on all of MNIST's).
+      source: the repository or paper that it is read from.
+      flaws: by field of `FIELDS`, what a result must say of that field's value.
+      overrides: the fields whose values here a config has put in place of the protocol's own.
     """
 
+    name: str
     permutation: str
     split: str
     scaling: str
     selection: str
+    source: str
+    flaws: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    overrides: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        validation_size(self.split)
+        _parse_split(self.split)
         choose(SCALINGS, self.scaling, "data.scaling")
         selection_size(self.selection)
+
+    def replace(self, **values: str) -> "Protocol":
+        """This protocol with other values, by field, and without the flaws of the values that go."""
+        gone = {field for field, value in values.items() if value != getattr(self, field)}
+        flaws = {field: flaw for field, flaw in self.flaws.items() if field not in gone}
+        changes: dict[str, Any] = {**values, "flaws": flaws}
+        return dataclasses.replace(self, **changes)
 
 
 def _numbered(text: str, prefix: str, field: str, otherwise: str, names: Iterable[str] = ()) -> int:
@@ -63,36 +94,112 @@ def _numbered(text: str, prefix: str, field: str, otherwise: str, names: Iterabl
     return int(number)
 
 
+def _torch_randperm(seed: int, count: int) -> np.ndarray:
+    """What ``torch.manual_seed(seed); torch.randperm(count)`` gives on a CPU, without PyTorch.
+
+    PyTorch draws from the same Mersenne Twister as NumPy's legacy generator, seeded alike,
+    and shuffles by Fisher and Yates from the front, each draw reduced by a remainder (PyTorch's
+    randperm_cpu, for counts far below 2**32).
+    """
+    draws = np.random.RandomState(seed).randint(0, 2**32, max(count - 1, 0), np.uint32)
+    order = list(range(count))
+    for place, jump in enumerate((draws % np.arange(count, 1, -1)).tolist()):
+        order[place], order[place + jump] = order[place + jump], order[place]
+    return np.array(order, np.int32)
+
+
+def _bit_reversal(count: int) -> np.ndarray:
+    """The numbers below the next power of two, each with its bits mirrored; of these, those below `count`."""
+    order = np.zeros(1, np.int32)
+    while len(order) < count:
+        # One bit more: the old numbers shifted, then the same with a 1 at the other end.
+        order = np.concatenate([2 * order, 2 * order + 1])
+    return order[order < count]
+
+
+# How 'KIND:SEED' orders so many pixels. NumPy's legacy generator has a frozen stream.
+SEEDED_ORDERS: dict[str, Callable[[int, int], np.ndarray]] = {
+    "numpy": lambda seed, count: np.random.RandomState(seed).permutation(count),
+    "torch": _torch_randperm,
+    "numpy_randint": lambda seed, count: np.random.RandomState(seed).randint(0, count, count),
+}
+
+
 def permutation(name: str, pixels: int) -> np.ndarray | None:
     """The fixed order of the pixels that a protocol names.
 
     Args:
-      name: 'none' or 'numpy:SEED', with 0 <= SEED < 2**32 (NumPy's legacy generator,
-        whose stream is frozen).
+      name: 'none'; 'numpy:SEED', ``numpy.random.RandomState(SEED).permutation(pixels)``;
+        'torch:SEED', ``torch.manual_seed(SEED)`` and ``torch.randperm(pixels)`` on a CPU;
+        'bit_reversal', the order of the state-spaces/s4 repository, 0, 512, 256, 768, 128, ...
+        for 784 pixels; 'numpy_randint:SEED', ``RandomState(SEED).randint(0, pixels, pixels)``,
+        which repeats pixels and leaves others out. 0 <= SEED < 2**32.
       pixels: how many an image has.
 
     Returns:
       int32 [pixels], the source index of each place in the sequence; None for 'none'.
 
     Raises:
-      UsageError: the name is neither.
+      UsageError: another name.
     """
     if name == "none":
         return None
-    expected = "'none' or 'numpy:SEED' with 0 <= SEED < 2**32, as in 'numpy:92916'"
-    seed = _numbered(name, "numpy", "data.permutation", expected)
+    if name == "bit_reversal":
+        return _bit_reversal(pixels).astype(np.int32)
+    kind = name.partition(":")[0]
+    expected = (
+        f"'none', 'bit_reversal', or 'KIND:SEED' with KIND one of {', '.join(SEEDED_ORDERS)} and "
+        "0 <= SEED < 2**32, as in 'numpy:92916'"
+    )
+    prefix = kind if kind in SEEDED_ORDERS else "numpy"
+    seed = _numbered(name, prefix, "data.permutation", expected, ("none", "bit_reversal"))
     if seed >= 2**32:
         raise UsageError(f"data.permutation is {name!r}; expected {expected}.")
-    return np.random.RandomState(seed).permutation(pixels).astype(np.int32)
+    return SEEDED_ORDERS[kind](seed, pixels).astype(np.int32)
 
 
-def validation_size(split: str) -> int:
-    """How many of the first training images 'first:N' sets aside for validation.
+def _parse_split(rule: str) -> tuple[str, int, int]:
+    """The kind of a split rule, its N, and its seed (0 where it has none)."""
+    match = re.fullmatch(r"(first|last|torch):([0-9]{1,10})(?::([0-9]{1,10}))?", rule)
+    if match and (match[1] == "torch") == (match[3] is not None) and int(match[3] or 0) < 2**32:
+        return match[1], int(match[2]), int(match[3] or 0)
+    raise UsageError(
+        f"data.split is {rule!r}; expected 'first:N' or 'last:N', the first or last N training images validate, "
+        "or 'torch:N:SEED' with 0 <= SEED < 2**32, N that torch's random_split picks."
+    )
+
+
+@functools.lru_cache(maxsize=4)
+def partition(rule: str, count: int) -> tuple[Rows, Rows]:
+    """Which of the training images train, and which validate.
+
+    Args:
+      rule: 'first:N' or 'last:N', so many of them validate (N = 0: no validation set); or
+        'torch:N:SEED', those that validate after
+        ``torch.utils.data.random_split(data, [count - N, N], torch.Generator().manual_seed(SEED))``.
+      count: how many there are.
+
+    Returns:
+      (train, validation), each a slice, or int32 row numbers in ascending order, read-only.
 
     Raises:
-      UsageError: another form.
+      UsageError: another rule, or one that leaves nothing to train on.
     """
-    return _numbered(split, "first", "data.split", "'first:N', the first N training images validate")
+    kind, size, seed = _parse_split(rule)
+    if size >= count:
+        raise UsageError(
+            f"data.split is {rule!r}, but there are {count:,} training images; expected to leave at least one for "
+            "training."
+        )
+    rest = count - size
+    if kind == "first":
+        return slice(size, None), slice(size)
+    if kind == "last":
+        return slice(rest), slice(rest, None)
+    order = _torch_randperm(seed, count)
+    train, validation = np.sort(order[:rest]), np.sort(order[rest:])
+    train.flags.writeable = validation.flags.writeable = False  # shared by all callers
+    return train, validation
 
 
 def selection_size(selection: str) -> int | None:
@@ -110,7 +217,136 @@ def selection_size(selection: str) -> int | None:
     return size
 
 
+_ON_TEST = "selects on the test set"
+_UNSEEDED = "the permutation was drawn unseeded: its numbers are not on record, ours stand in"
+_SPLIT_AFTER_MODEL = (
+    "which images validate depends on the state of the generator after the model was built: "
+    "the size is theirs, the images ours"
+)
+
 PROTOCOLS = {
-    # Ours: the split and scaling of TF's read_data_sets, selection never on the test set.
-    "seqmnist": Protocol(permutation="none", split="first:5000", scaling="unit", selection="validation"),
+    protocol.name: protocol
+    for protocol in (
+        Protocol(
+            name="seqmnist",
+            permutation="numpy:92916",
+            split="first:5000",
+            scaling="unit",
+            selection="validation",
+            source="this repository: the split and scaling of TF's read_data_sets, never selected on the test set",
+        ),
+        Protocol(
+            name="tutorial2018",
+            permutation="numpy:100",
+            split="first:5000",
+            scaling="unit",
+            selection="test:128",
+            source="the 2018 TensorFlow tutorial whose models configs/tutorial2018/ has",
+            flaws={"selection": f"{_ON_TEST}: on its first 128 images, on which it also reports"},
+        ),
+        Protocol(
+            name="s4",
+            permutation="bit_reversal",
+            split="torch:6000:42",
+            scaling="unit",
+            selection="validation",
+            source="github.com/state-spaces/s4; Gu, Goel and Re, Efficiently Modeling Long Sequences with Structured "
+            "State Spaces, 2022",
+            flaws={"permutation": "bit reversal is not a random permutation"},
+        ),
+        Protocol(
+            name="exprnn",
+            permutation="numpy:92916",
+            split="first:0",
+            scaling="unit",
+            selection="test:10000",
+            source="github.com/Lezcano/expRNN; Lezcano-Casado and Martinez-Rubio, Cheap Orthogonal Constraints in "
+            "Neural Networks, 2019",
+            flaws={"selection": _ON_TEST},
+        ),
+        Protocol(
+            name="lem",
+            permutation="torch:5544",
+            split="torch:3000:5544",
+            scaling="unit",
+            selection="validation",
+            source="github.com/tk-rusch/LEM; Rusch et al., Long Expressive Memory for Sequence Modeling, 2022",
+            flaws={"split": _SPLIT_AFTER_MODEL},
+        ),
+        Protocol(
+            name="cornn",
+            permutation="torch:12008",
+            split="torch:3000:12008",
+            scaling="unit",
+            selection="validation",
+            source="github.com/tk-rusch/coRNN; Rusch and Mishra, Coupled Oscillatory Recurrent Neural Network, 2021",
+            flaws={"split": _SPLIT_AFTER_MODEL},
+        ),
+        Protocol(
+            name="tcn",
+            permutation="numpy:0",
+            split="first:0",
+            scaling="standard",
+            selection="test:10000",
+            source="github.com/locuslab/TCN; Bai, Kolter and Koltun, An Empirical Evaluation of Generic Convolutional "
+            "and Recurrent Networks for Sequence Modeling, 2018",
+            # Issue 40 of that repository says how the paper's figure was taken.
+            flaws={
+                "permutation": _UNSEEDED,
+                "selection": f"{_ON_TEST} (the paper's figure: the mean of the last three epochs on it)",
+            },
+        ),
+        Protocol(
+            name="ccnn",
+            permutation="numpy:0",
+            split="torch:5000:0",
+            scaling="standard",
+            selection="validation",
+            source="github.com/david-knigge/ccnn; Knigge et al., Modelling Long Range Dependencies in ND, 2023",
+            flaws={
+                "permutation": "the permutation is drawn from NumPy's global generator, seeded with 0: "
+                "ours is that generator's first draw",
+                "split": _SPLIT_AFTER_MODEL,
+            },
+        ),
+        Protocol(
+            name="lmu",
+            permutation="numpy:0",
+            split="last:10000",
+            scaling="unit",
+            selection="validation",
+            source="github.com/nengo/keras-lmu; Voelker, Kajic and Eliasmith, Legendre Memory Units, 2019",
+        ),
+        Protocol(
+            name="indrnn",
+            permutation="numpy:0",
+            split="torch:3000:0",
+            scaling="signed",
+            selection="validation",
+            source="github.com/Sunnydreamrain/IndRNN_pytorch; Li et al., Independently Recurrent Neural Network, 2018",
+            flaws={
+                "permutation": _UNSEEDED,
+                "split": "which images validate was drawn unseeded: the size is theirs, the images ours",
+            },
+        ),
+        Protocol(
+            name="annotated_s4",
+            permutation="none",
+            split="first:0",
+            scaling="symmetric",
+            selection="test:10000",
+            source="github.com/srush/annotated-s4; Rush and Karamcheti, The Annotated S4, 2022",
+            flaws={"selection": _ON_TEST},
+        ),
+        Protocol(
+            name="rbn",
+            permutation="numpy_randint:1",
+            split="last:10000",
+            scaling="unit",
+            selection="validation",
+            source="github.com/cooijmanstim/recurrent-batch-normalization; Cooijmans et al., Recurrent Batch "
+            "Normalization, 2017",
+            flaws={"permutation": "its permutation repeats pixels: 501 distinct of 784"},
+        ),
+    )
 }

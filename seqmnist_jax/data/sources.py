@@ -40,7 +40,8 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, part: slice) -> "Images":
+    def __getitem__(self, part: slice | np.ndarray) -> "Images":
+        """Those of a slice (which shares memory) or of int row numbers (copied)."""
         return Images(self.images[part], self.labels[part])
 
 
@@ -83,7 +84,7 @@ class Request:
 
     Attributes:
       name: the data set's name, for sources that have several.
-      data_dir: a folder of IDX files, or None.
+      data_dir: a folder of IDX files, or with such sub-folders named after data sets; or None.
       tfds_dir: TFDS's folder, or None for its default.
     """
 
@@ -167,8 +168,17 @@ def _read_folder(folder: Path) -> cache.Arrays:
     return _read_files(paths, str(folder), NUM_CLASSES)
 
 
+def _find_folder(folder: Path, name: str) -> Path:
+    """`folder`, or where it has none of the files, its sub-folder called `name` if there is one."""
+    names = [stem + suffix for stem, _ in FILES.values() for suffix in ("", ".gz")]
+    below = folder / name
+    return below if below.is_dir() and not any((folder / file).exists() for file in names) else folder
+
+
 def load_idx(request: Request) -> Dataset:
     """A folder of four IDX files in MNIST's names and form, ten classes, each file gzipped or not.
+
+    Where the folder that is asked has none of them but a sub-folder of the data set's name, that is read.
 
     Raises:
       DataError: no folder is named, or a file is missing or damaged, or they don't fit together.
@@ -177,7 +187,21 @@ def load_idx(request: Request) -> Dataset:
         raise DataError(
             "data.source is 'idx' but no folder is named; set --config.runtime.data_dir=DIR or SEQMNIST_DATA_DIR."
         )
-    return _dataset(_read_folder(request.data_dir), "idx")
+    return _dataset(_read_folder(_find_folder(request.data_dir, request.name)), "idx")
+
+
+def check_name(dataset: Dataset, request: Request) -> None:
+    """Checks that a named folder does not hold another well-known data set than the one asked for.
+
+    Raises:
+      DataError: it does.
+    """
+    if dataset.source == "idx" and dataset.name in KNOWN_CONTENT.values() and dataset.name != request.name:
+        raise DataError(
+            f"{request.data_dir} holds {dataset.name}, but data.name asks for {request.name}; "
+            f"set --config.data.name={dataset.name}, or name another folder by --config.runtime.data_dir or "
+            "SEQMNIST_DATA_DIR."
+        )
 
 
 def load_embedded(request: Request | None = None) -> Dataset:

@@ -26,8 +26,8 @@ class SequenceView:
       name: a name in `VIEWS`: 'row' reads one row a step, 'pixel' one pixel.
       image_shape: (height, width).
       scaling: a name in `SCALINGS`.
-      permutation: int32 [height * width], the pixel read at each place; None for the
-        natural order. It acts on the flattened image, whatever the view.
+      permutation: int32 [height * width], the pixel read at each place, perhaps one at several;
+        None for the natural order. It acts on the flattened image, whatever the view.
     """
 
     name: str
@@ -38,8 +38,9 @@ class SequenceView:
     def __post_init__(self) -> None:
         choose(VIEWS, self.name, "data.view")
         pixels = self.image_shape[0] * self.image_shape[1]
-        if self.permutation is not None and sorted(self.permutation) != list(range(pixels)):
-            raise ValueError(f"permutation is not one of the numbers 0 to {pixels - 1}")
+        order = self.permutation
+        if order is not None and (order.shape != (pixels,) or order.min() < 0 or order.max() >= pixels):
+            raise ValueError(f"permutation has shape {order.shape}; expected {pixels} numbers from 0 to {pixels - 1}")
 
     @property
     def sequence_length(self) -> int:

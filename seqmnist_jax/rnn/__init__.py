@@ -1,4 +1,4 @@
-"""The recurrence engine: LSTM and GRU layers as pure functions, and a scan for any cell.
+"""The recurrence engine: LSTM, GRU and minGRU layers as pure functions, and a scan for any cell.
 
 A library on its own: it knows no MNIST, no config and no files.
 
@@ -12,14 +12,16 @@ A library on its own: it knows no MNIST, no config and no files.
 
 from seqmnist_jax.rnn.cells import gru_step, init_gru, init_lstm, lstm_step
 from seqmnist_jax.rnn.convert import from_flax, from_keras, from_torch, to_flax, to_keras, to_torch
-from seqmnist_jax.rnn.initializers import KERNELS, log_uniform_time_scales
+from seqmnist_jax.rnn.initializers import KERNELS, TIME_SCALES, log_uniform_time_scales
 from seqmnist_jax.rnn.layers import BACKENDS, PRECISIONS, Explanation, explain, gru, lstm, remat
+from seqmnist_jax.rnn.min_gru import init_min_gru, min_gru, min_gru_step
 from seqmnist_jax.rnn.native import problem as native_problem
 from seqmnist_jax.rnn.scan import scan
 from seqmnist_jax.rnn.stack import (
     GRU,
     GRU_RESET_BEFORE,
     LSTM,
+    MIN_GRU,
     Cell,
     Engine,
     Keep,
@@ -36,7 +38,9 @@ __all__ = [
     "GRU_RESET_BEFORE",
     "KERNELS",
     "LSTM",
+    "MIN_GRU",
     "PRECISIONS",
+    "TIME_SCALES",
     "Cell",
     "Engine",
     "Explanation",
@@ -52,10 +56,13 @@ __all__ = [
     "gru_step",
     "init_gru",
     "init_lstm",
+    "init_min_gru",
     "init_stack",
     "log_uniform_time_scales",
     "lstm",
     "lstm_step",
+    "min_gru",
+    "min_gru_step",
     "native_problem",
     "remat",
     "scan",

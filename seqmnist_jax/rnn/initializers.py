@@ -51,20 +51,60 @@ KERNELS: dict[str, Callable[..., KernelPair]] = {
 }
 
 
+def _longest(sequence_length: int) -> int:
+    if sequence_length < 2:
+        raise ValueError(f"sequence_length is {sequence_length}; expected at least 2 steps")
+    return sequence_length
+
+
 def log_uniform_time_scales(sequence_length: int) -> Initializer:
     """Biases b ~ U(0, log T), T the sequence length in steps.
 
     As the bias of a gate that keeps the past (the GRU's z, the LSTM's f) it spreads
     the time scales 1 + e^b over which units forget evenly in the logarithm, from 2
     steps to the whole sequence, as state-space models spread their step sizes.
-    Chrono initialisation (Tallec & Ollivier 2018) instead draws b = log U(1, T - 1),
-    which makes almost every unit slow.
     """
-    if sequence_length < 2:
-        raise ValueError(f"sequence_length is {sequence_length}; expected at least 2 steps")
-    top = math.log(sequence_length)
+    top = math.log(_longest(sequence_length))
 
     def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
         return jax.random.uniform(key, shape, dtype, 0.0, top)
 
     return init
+
+
+def chrono_time_scales(sequence_length: int) -> Initializer:
+    """Biases b = log u, u ~ U(1, T - 1), T the sequence length in steps.
+
+    Chrono initialisation (Tallec & Ollivier 2018, sec. 2): time scales even in the steps, not
+    in their logarithm, so that almost every unit is slow.
+    """
+    top = max(_longest(sequence_length) - 1.0, 1.0)
+
+    def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        return jnp.log(jax.random.uniform(key, shape, dtype, 1.0, top))
+
+    return init
+
+
+def uniform_time_scales(sequence_length: int) -> Initializer:
+    """Biases whose gates start even in (1/d, 1 - 1/d), d the number of units: b = log(u / (1 - u)).
+
+    Uniform gate initialisation (Gu et al. 2020, eq. 8). It knows no sequence length; half of the
+    units forget within 2 steps.
+    """
+    _longest(sequence_length)
+
+    def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        margin = 1.0 / max(shape[-1], 2)
+        u = jax.random.uniform(key, shape, dtype, margin, 1.0 - margin)
+        return jnp.log(u) - jnp.log1p(-u)
+
+    return init
+
+
+# Each makes the initialiser of a keeping gate's bias, from the longest time scale in steps.
+TIME_SCALES: dict[str, Callable[[int], Initializer]] = {
+    "log_uniform": log_uniform_time_scales,
+    "chrono": chrono_time_scales,
+    "uniform": uniform_time_scales,
+}

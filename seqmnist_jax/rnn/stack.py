@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from seqmnist_jax.rnn import cells
-from seqmnist_jax.rnn.layers import gru, lstm, remat
+from seqmnist_jax.rnn.layers import BACKENDS, gru, lstm, remat
+from seqmnist_jax.rnn.min_gru import init_min_gru, min_gru, min_gru_step
 from seqmnist_jax.rnn.scan import scan
 
 Array = jax.Array
@@ -22,10 +23,12 @@ class Cell(NamedTuple):
 
     Attributes:
       layer: the layer over a whole sequence, with the arguments of `lstm`.
-      step: one step of it, ``step(params, carry, x) -> (carry, h)``.
+      step: one step of it, ``step(params, carry, x, precision) -> (carry, h)``.
       init: ``init(key, features, hidden_size, **options)`` makes its parameters.
-      zero_carry: the carry of a new sequence, from a zero h [batch, hidden].
+      zero_carry: the carry of a new sequence, from a zero h [batch, hidden]; its last array is h.
       map_state: ``map_state(change, carry)`` is the carry with its h changed.
+      hidden_size: ``hidden_size(params)`` is the number of units of h.
+      backends: the names that `layer` takes for its backend.
     """
 
     layer: Callable[..., Any]
@@ -33,6 +36,12 @@ class Cell(NamedTuple):
     init: Callable[..., dict[str, Array]]
     zero_carry: Callable[[Array], Any]
     map_state: Callable[[Callable[[Array], Array], Any], Any]
+    hidden_size: Callable[[dict[str, Array]], int]
+    backends: tuple[str, ...]
+
+
+def _rows_of_recurrent_kernel(params: dict[str, Array]) -> int:
+    return params["recurrent_kernel"].shape[0]
 
 
 LSTM = Cell(
@@ -41,6 +50,8 @@ LSTM = Cell(
     init=cells.init_lstm,
     zero_carry=lambda zero: (zero, zero),
     map_state=lambda change, carry: (carry[0], change(carry[1])),
+    hidden_size=_rows_of_recurrent_kernel,
+    backends=BACKENDS,
 )
 GRU = Cell(
     layer=gru,
@@ -48,9 +59,22 @@ GRU = Cell(
     init=cells.init_gru,
     zero_carry=lambda zero: zero,
     map_state=lambda change, carry: change(carry),
+    hidden_size=_rows_of_recurrent_kernel,
+    backends=BACKENDS,
 )
 GRU_RESET_BEFORE = GRU._replace(
-    layer=functools.partial(gru, reset_after=False), init=functools.partial(cells.init_gru, reset_after=False)
+    layer=functools.partial(gru, reset_after=False),
+    init=functools.partial(cells.init_gru, reset_after=False),
+    backends=("auto", "scan"),
+)
+MIN_GRU = Cell(
+    layer=min_gru,
+    step=min_gru_step,
+    init=init_min_gru,
+    zero_carry=lambda zero: zero,
+    map_state=lambda change, carry: change(carry),
+    hidden_size=lambda params: params["bias"].shape[0] // 2,
+    backends=("auto",),
 )
 
 
@@ -121,9 +145,9 @@ def _direction(cell: Cell, params: dict[str, Array], x: Array, mask: Masks, engi
         _, y = layer(params, x, precision=engine.precision, backend=engine.backend, **options)
     else:
         # The layer's own loop has no place for either, so the cell's single step is scanned.
-        hidden = params["recurrent_kernel"].shape[0]
         state = mask.state
-        carry = cell.zero_carry(jnp.zeros((x.shape[0], hidden), jnp.result_type(x, *params.values())))
+        shape = (x.shape[0], cell.hidden_size(params))
+        carry = cell.zero_carry(jnp.zeros(shape, jnp.result_type(x, *params.values())))
 
         def step(params: dict[str, Array], carry: Any, x_t: Array) -> tuple[Any, Array]:
             carry, y = cell.step(params, carry, x_t, engine.precision)
@@ -148,7 +172,7 @@ def stack(
     """Layers one above the other, each reading the outputs of the one below.
 
     Args:
-      cell: `LSTM`, `GRU` or `GRU_RESET_BEFORE`.
+      cell: `LSTM`, `GRU`, `GRU_RESET_BEFORE`, `MIN_GRU`, or one of your own.
       params: as `init_stack` makes them: ``params['layer_0']['forward']`` and so on; a layer
         with 'backward' too reads both ways and hands on both outputs side by side.
       x: [batch, time, features].
@@ -159,7 +183,14 @@ def stack(
 
     Returns:
       [batch, time, directions * hidden], or [batch, directions * hidden].
+
+    Raises:
+      ValueError: the cell's layer does not know the engine's backend; else as in `lstm`.
     """
+    if engine.backend not in cell.backends:
+        raise ValueError(
+            f"backend is {engine.backend!r}; this cell's layer knows only {', '.join(map(repr, cell.backends))}"
+        )
     for index in range(len(params)):
         name = f"layer_{index}"
         whole = return_sequences or index < len(params) - 1

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seqmnist_jax.data.batches import ExampleStream
-from seqmnist_jax.data.protocols import PROTOCOLS, Protocol, permutation, validation_size
+from seqmnist_jax.data.protocols import PROTOCOLS, SCALINGS, partition, permutation
 from seqmnist_jax.data.views import SequenceView
 from seqmnist_jax.errors import UsageError
 
@@ -67,6 +67,14 @@ def test_no_permutation_is_none():
         "none:1",
         "jax:1",
         "100",
+        "torch",
+        "torch:",
+        f"torch:{2**32}",
+        "torch:1:2",
+        "numpy_randint",
+        "numpy_randint:-1",
+        "bit_reversal:1",
+        "bit-reversal",
     ],
 )
 def test_bad_permutation_is_refused(name):
@@ -74,9 +82,46 @@ def test_bad_permutation_is_refused(name):
         permutation(name, 784)
 
 
-@pytest.mark.parametrize(("split", "size"), [("first:0", 0), ("first:1", 1), ("first:5000", 5000), ("first:007", 7)])
-def test_split_says_how_many_validate(split, size):
-    assert validation_size(split) == size
+@pytest.mark.parametrize(
+    ("split", "train", "validation"),
+    [
+        ("first:0", range(9), []),
+        ("first:1", range(1, 9), [0]),
+        ("first:8", [8], range(8)),
+        ("first:007", range(7, 9), range(7)),
+        ("last:0", range(9), []),
+        ("last:1", range(8), [8]),
+        ("last:8", [0], range(1, 9)),
+    ],
+)
+def test_first_or_last_images_validate(split, train, validation):
+    images = np.arange(9)
+    for rows, expected in zip(partition(split, 9), (train, validation), strict=True):
+        assert isinstance(rows, slice)  # nothing is copied
+        assert images[rows].tolist() == list(expected)
+
+
+@pytest.mark.parametrize("size", [0, 1, 4, 8])
+def test_random_split_takes_each_image_once_in_ascending_order(size):
+    train, validation = partition(f"torch:{size}:5", 9)
+    assert (len(train), len(validation)) == (9 - size, size)
+    assert sorted([*train, *validation]) == list(range(9))
+    assert sorted(train) == list(train)
+    assert sorted(validation) == list(validation)
+    assert not train.flags.writeable
+    assert not validation.flags.writeable
+
+
+def test_random_split_follows_its_seed():
+    splits = {tuple(partition(f"torch:4:{seed}", 20)[1].tolist()) for seed in range(10)}
+    assert len(splits) > 5
+    np.testing.assert_array_equal(partition("torch:4:3", 20)[1], partition("torch:04:3", 20)[1])
+
+
+@pytest.mark.parametrize("rule", ["first:9", "last:9", "torch:9:0", "first:10", "last:5000", "torch:9999999999:1"])
+def test_split_that_leaves_nothing_to_train_on_is_refused(rule):
+    with pytest.raises(UsageError, match=rf"data\.split is '{rule}'.* 9 training images"):
+        partition(rule, 9)
 
 
 @pytest.mark.parametrize(
@@ -89,25 +134,31 @@ def test_split_says_how_many_validate(split, size):
         "first:5.0",
         "first:5_000",
         "first: 5",
-        "last:5",
+        "first:5\n",
+        "first:5:1",
+        "first:१",
+        "last",
+        "last:-1",
+        "torch:5",
+        "torch:5:",
+        "torch:5:-1",
+        f"torch:5:{2**32}",
+        "torch:5:1:2",
+        "middle:5",
         "5000",
         "none",
         pytest.param("first:" + "9" * 5000, id="too many digits"),
     ],
 )
 def test_bad_split_is_refused(split):
-    with pytest.raises(UsageError, match=r"data\.split"):
-        validation_size(split)
+    with pytest.raises(UsageError, match=r"data\.split is"):
+        partition(split, 10**6)
 
 
 @pytest.mark.parametrize("field", ["split", "scaling", "selection"])
 def test_protocol_refuses_bad_parts_when_it_is_made(field):
     with pytest.raises(UsageError, match=rf"data\.{field}"):
         dataclasses.replace(PROTOCOLS["seqmnist"], **{field: "nonsense"})
-
-
-def test_our_protocol_holds_out_5000_and_never_selects_on_the_test_set():
-    assert PROTOCOLS["seqmnist"] == Protocol("none", "first:5000", "unit", "validation")
 
 
 # Views.
@@ -130,14 +181,31 @@ def test_view_gives_the_sequences_that_it_promises(name, shape):
     assert sequences.dtype == jnp.float32
 
 
+REFERENCES = {
+    "unit": lambda x: x / 255,
+    "standard": lambda x: (x / 255 - 0.1307) / 0.3081,
+    "symmetric": lambda x: (x / 255 - 0.5) / 0.5,
+    "signed": lambda x: (x / 256 - 0.5) * 2,
+}
+ENDS = {"unit": (0.0, 1.0), "standard": (-0.424213, 2.821487), "symmetric": (-1.0, 1.0), "signed": (-1.0, 0.9921875)}
+
+
+def test_every_scaling_has_a_reference():
+    assert REFERENCES.keys() == ENDS.keys() == SCALINGS.keys()
+
+
+@pytest.mark.parametrize("name", REFERENCES)
 @pytest.mark.parametrize("jitted", [False, True])
-def test_scaling_is_exact_for_every_pixel_value(jitted):
+def test_scaling_is_exact_for_every_pixel_value(jitted, name):
     values = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
-    view = SequenceView("pixel", (16, 16), "unit")
+    view = SequenceView("pixel", (16, 16), name)
     scaled = np.asarray((jax.jit(view) if jitted else view)(jnp.asarray(values))).reshape(-1)
-    assert scaled[0] == 0.0
-    assert scaled[255] == 1.0
-    np.testing.assert_allclose(scaled, np.arange(256) / 255, rtol=1.2e-7, atol=0)
+    assert scaled.dtype == np.float32
+    exact = name in ("unit", "signed")
+    np.testing.assert_allclose(scaled[[0, 255]], ENDS[name], rtol=0 if exact else 1e-6)
+    # Where something is subtracted, what counts is the rounding of the values before.
+    atol = 0 if exact else 2.5e-7
+    np.testing.assert_allclose(scaled, REFERENCES[name](np.arange(256)), rtol=1.2e-7, atol=atol)
     assert np.all(np.diff(scaled) > 0)
 
 
@@ -179,15 +247,21 @@ def test_permutation_moves_the_named_pixel_to_each_place():
     [
         [0, 1, 2, 3, 4],
         [0, 1, 2, 3, 4, 5, 6],
-        [0, 0, 1, 2, 3, 4],
         [1, 2, 3, 4, 5, 6],
         [-1, 0, 1, 2, 3, 4],
+        [[0, 1, 2, 3, 4, 5]],
         [],
     ],
 )
 def test_wrong_permutation_is_refused(order):
     with pytest.raises(ValueError, match="permutation"):
         SequenceView("row", (2, 3), "unit", np.array(order, np.int32))
+
+
+def test_order_may_repeat_pixels_and_leave_others_out():
+    images = np.array([[[0, 51, 102], [153, 204, 255]]], np.uint8)
+    view = SequenceView("pixel", (2, 3), "unit", np.array([5, 5, 0, 2, 5, 1], np.int32))
+    np.testing.assert_allclose(view(jnp.asarray(images))[0, :, 0], [1.0, 1.0, 0.0, 0.4, 1.0, 0.2], rtol=1e-6)
 
 
 def test_unknown_view_is_refused():

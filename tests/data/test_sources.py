@@ -184,6 +184,58 @@ def test_idx_without_a_folder_says_how_to_name_one():
         assert words in str(caught.value)
 
 
+# Folders of several data sets, and folders of another than the one asked for.
+
+
+def test_sub_folder_of_the_data_set_s_name_is_read(tmp_path, small_data):
+    clothes, digits = small_data(seed=1), small_data(seed=2)
+    clothes.write(tmp_path / "fashion_mnist")
+    digits.write(tmp_path / "emnist" / "digits", "")
+    assert_holds(sources.load_idx(Request("fashion_mnist", tmp_path)), clothes)
+    assert_holds(sources.load_auto(Request("emnist/digits", tmp_path)), digits)
+    with pytest.raises(DataError, match="fashion_mnist"):  # the message lists what is there
+        sources.load_idx(Request("kmnist", tmp_path))
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_files_of_the_folder_itself_go_before_a_sub_folder(tmp_path, small_data, suffix):
+    mine = small_data(seed=1)
+    mine.write(tmp_path, suffix)
+    small_data(seed=2).write(tmp_path / "mnist")
+    assert_holds(load_idx(tmp_path), mine)
+    # A folder with a file missing is damaged, which a sub-folder must not hide.
+    (tmp_path / f"{FILES['test_labels'][0]}{suffix}").unlink()
+    with pytest.raises(DataError, match=FILES["test_labels"][0]):
+        load_idx(tmp_path)
+
+
+@pytest.fixture
+def known_folder(tmp_path, small_data, monkeypatch):
+    """A folder whose content is known to be fashion_mnist."""
+    folder = small_data().write(tmp_path / "clothes")
+    monkeypatch.setitem(sources.KNOWN_CONTENT, load_idx(folder).content_hash, "fashion_mnist")
+    return folder
+
+
+def test_another_well_known_data_set_than_asked_for_is_refused(known_folder):
+    config = row_lstm.get_config()
+    config.runtime.data_dir = str(known_folder)
+    config.data.split = "first:2"
+    config.train.batch_size = 2
+    with pytest.raises(DataError) as caught:
+        task.build_task(config)
+    for words in (str(known_folder), "holds fashion_mnist", "asks for mnist", "--config.data.name=fashion_mnist"):
+        assert words in str(caught.value)
+    config.data.name = "fashion_mnist"
+    assert task.build_task(config).dataset.name == "fashion_mnist"
+
+
+def test_data_of_no_known_content_go_by_any_name(tmp_path, small_data):
+    folder = small_data().write(tmp_path / "d")
+    request = Request("kmnist", folder)
+    sources.check_name(sources.load_idx(request), request)
+
+
 # The choice between sources.
 
 

@@ -1,0 +1,178 @@
+"""A minGRU: a GRU whose gate and candidate read x alone, so that all steps can be taken at once.
+
+Feng et al. 2024, "Were RNNs All We Needed?", the plain form (no logarithms, no activation of the
+candidate):
+
+  z = sigmoid(x W_z + b_z);  n = x W_n + b_n;  h' = (1 - z) n + z h.
+
+z is the gate that KEEPS, as in this package's GRU; the paper's z is 1 minus ours, so its weights of
+that gate are ours with the other sign. Gate order: z, n. Carry: h [batch, hidden].
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from seqmnist_jax.rnn import cells, initializers, layers
+from seqmnist_jax.rnn.scan import check_inputs, is_real, running_tm
+
+Array = jax.Array
+Params = cells.Params
+
+GATES = 2
+
+# The rules of `initializers.KERNELS` where there is no recurrent kernel: Glorot's limit is then that of
+# the input kernel alone.
+KERNELS: dict[str, Callable[[Array, int, int, Any], Array]] = {
+    "glorot_uniform": lambda key, features, hidden_size, dtype: jax.nn.initializers.glorot_uniform()(
+        key, (features, GATES * hidden_size), dtype
+    ),
+    "orthogonal": lambda key, features, hidden_size, dtype: initializers.orthogonal(
+        key, features, hidden_size, GATES, dtype
+    )[0],
+}
+
+
+def init_min_gru(
+    key: Array,
+    features: int,
+    hidden_size: int,
+    *,
+    kernel_init: str = "glorot_uniform",
+    time_scales: initializers.Initializer | None = None,
+    dtype: Any = jnp.float32,
+) -> Params:
+    """Parameters of a minGRU layer.
+
+    Args:
+      key: a PRNG key.
+      features, hidden_size: sizes of the input and of the state.
+      kernel_init: 'glorot_uniform' (over [features, 2 * hidden]) or 'orthogonal' (a block per gate).
+      time_scales: draws the bias of the gate that keeps from a distribution of time scales
+        (see `initializers.log_uniform_time_scales`); zero where None.
+      dtype: of all arrays.
+
+    Returns:
+      kernel [features, 2 * hidden], bias [2 * hidden].
+
+    Raises:
+      ValueError: a size is below 1, or kernel_init is unknown.
+    """
+    cells._check_sizes(features, hidden_size)
+    layers._check_choice("kernel_init", kernel_init, tuple(KERNELS))
+    kernel_key, bias_key = jax.random.split(key)
+    zeros = jnp.zeros((hidden_size,), dtype)
+    keep = zeros if time_scales is None else time_scales(bias_key, (hidden_size,), dtype)
+    return {
+        "kernel": KERNELS[kernel_init](kernel_key, features, hidden_size, dtype),
+        "bias": jnp.concatenate([keep, zeros]),
+    }
+
+
+def _gates(params: Params, x: Array, precision: str) -> tuple[Array, Array]:
+    """z and n, for x [..., features]."""
+    z, n = jnp.split(cells.inputs(params, x, precision), GATES, axis=-1)
+    return cells.sigmoid(z), n
+
+
+def min_gru_step(params: Params, carry: Array, x: Array, precision: str = "float32") -> tuple[Array, Array]:
+    """One minGRU step: carry h [batch, hidden] and x [batch, features]."""
+    z, n = _gates(params, x, precision)
+    h = (1.0 - z) * n + z * carry
+    return h, h
+
+
+def _compose(earlier: tuple[Array, Array], later: tuple[Array, Array]) -> tuple[Array, Array]:
+    """The step h' = a h + b that two such steps make, each given as (a, b)."""
+    return later[0] * earlier[0], later[0] * earlier[1] + later[1]
+
+
+# `jit` so that a call outside any program compiles one program, not one for each operation of the scan.
+@functools.partial(jax.jit, static_argnums=(4, 5, 6), inline=True)
+def _run(
+    params: Params,
+    x: Array,
+    carry: Array,
+    lengths: Array | None,
+    reverse: bool,
+    return_sequences: bool,
+    precision: str,
+) -> tuple[Array, Array]:
+    z, n = _gates(params, jnp.swapaxes(x, 0, 1), precision)
+    a, b = z, (1.0 - z) * n
+    running = running_tm(x, lengths)
+    if running is not None:
+        # A sequence that has ended keeps its state and adds nothing to it.
+        running = running[:, :, None]
+        a, b = jnp.where(running, a, 1.0), jnp.where(running, b, 0.0)
+    first, last = (-1, 0) if reverse else (0, -1)
+    b = b.at[first].add(a[first] * carry)
+    _, h = jax.lax.associative_scan(_compose, (a, b), reverse=reverse)
+    end = h[last]
+    if not return_sequences:
+        return end, end
+    return end, jnp.swapaxes(h if running is None else jnp.where(running, h, 0.0), 0, 1)
+
+
+def _check_params(params: Params, x: Array) -> int:
+    """Checks that params and x fit together; gives the hidden size."""
+    if set(params) != {"kernel", "bias"}:
+        raise ValueError(f"params has {sorted(params)}; expected ['bias', 'kernel']")
+    for name, value in params.items():
+        if not is_real(value.dtype):
+            raise ValueError(f"params[{name!r}] has dtype {value.dtype}; expected real numbers")
+    shape = params["kernel"].shape
+    if len(shape) != 2 or shape[0] != x.shape[-1] or shape[1] % GATES:
+        raise ValueError(f"params['kernel'] has shape {shape}; expected [features, {GATES} * hidden] for x {x.shape}")
+    if params["bias"].shape != shape[1:]:
+        raise ValueError(
+            f"params['bias'] has shape {params['bias'].shape}; expected {shape[1:]}, as params['kernel'] {shape}"
+        )
+    return shape[1] // GATES
+
+
+def min_gru(
+    params: Params,
+    x: Array,
+    carry: Array | None = None,
+    *,
+    lengths: Array | None = None,
+    reverse: bool = False,
+    return_sequences: bool = True,
+    precision: str = "float32",
+    backend: str = "auto",
+) -> tuple[Array, Array]:
+    """A minGRU layer over a whole sequence, parallel in time.
+
+    A step is h' = a h + b, with a = z and b = (1 - z) n known for all steps beforehand, and two such
+    steps make one of the same kind. So `jax.lax.associative_scan` takes T steps in about 2 log2 T rounds
+    (Blelloch 1990). `min_gru_step` is the serial form.
+
+    Args:
+      params: as `init_min_gru` makes them.
+      x: [batch, time, features].
+      carry: h [batch, hidden]; zeros where None.
+      lengths, reverse, return_sequences, precision: as in `lstm`.
+      backend: 'auto'; there is one implementation.
+
+    Returns:
+      (h, outputs): outputs [batch, time, hidden], or the last one [batch, hidden].
+
+    Raises:
+      ValueError: as in `lstm`.
+    """
+    layers._check_choice("backend", backend, ("auto",))
+    layers._check_choice("precision", precision, layers.PRECISIONS)
+    x, lengths = check_inputs(x, lengths)
+    hidden = _check_params(params, x)
+    dtype = layers._common_dtype(params, x)
+    # The carry has the form of a GRU's.
+    carry = layers._check_carry("gru", carry, (x.shape[0], hidden), dtype)
+    layers._check_finite(x)
+    dtype = jnp.result_type(dtype, carry)
+    layers._check_dtypes("gru", precision, backend, dtype)
+    params, x, carry = jax.tree.map(lambda array: jnp.asarray(array, dtype), (params, x, carry))
+    return _run(params, x, carry, lengths, reverse, return_sequences, precision)

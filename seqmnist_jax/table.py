@@ -1,0 +1,266 @@
+"""A table of results from work directories: one row for each recipe, over its seeds.
+
+Only summary.json is read, so that a run's result can be kept without its checkpoints.
+"""
+
+import csv
+import glob
+import re
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from seqmnist_jax import config as configs
+from seqmnist_jax import workdir as files
+from seqmnist_jax.errors import UsageError
+from seqmnist_jax.scores import over_seeds
+
+Json = dict[str, Any]
+# What tells runs of one recipe apart.
+SEED = "seed"
+
+
+class Result(NamedTuple):
+    """The result of one finished run.
+
+    Attributes:
+      folder: its work directory.
+      summary: its summary.json.
+      recipe: its identity without the seed, and the number of steps.
+    """
+
+    folder: Path
+    summary: Json
+    recipe: configs.FlatConfig
+
+
+def find(patterns: Sequence[str]) -> list[Result]:
+    """The results of all runs in and under the folders that match.
+
+    Args:
+      patterns: folders, as in a shell: 'runs/*'.
+
+    Raises:
+      UsageError: a pattern matches no run, or a run is not finished; the message names them.
+      WorkdirError: a summary can't be read.
+    """
+    summaries: set[Path] = set()
+    unfinished: set[Path] = set()
+    for pattern in patterns:
+        roots = [Path(name) for name in glob.glob(str(Path(pattern).expanduser()))]
+        found = {path for root in roots for path in root.rglob(files.SUMMARY)}
+        started = {path.parent for root in roots for path in root.rglob(files.CONFIG)}
+        if not found and not started:
+            raise UsageError(f"--workdirs: {pattern!r} matches no folder with a run, that is, with a {files.SUMMARY}.")
+        summaries |= found
+        unfinished |= started - {path.parent for path in found}
+    if unfinished:
+        raise UsageError(
+            "These runs are not finished; the command that began each resumes it, or leave them out:\n  "
+            + "\n  ".join(map(str, sorted(unfinished)))
+        )
+    return [_read(path) for path in sorted(summaries)]
+
+
+def _read(path: Path) -> Result:
+    summary = files.read_json(path, needed=("test_accuracy", "steps", "seed", "dataset", "device"))
+    identity = summary.get("identity") or _identity_of_config(path.parent)
+    recipe = {name: value for name, value in identity.items() if name != SEED} | {"train.steps": summary["steps"]}
+    return Result(path.parent, summary, recipe)
+
+
+def _identity_of_config(folder: Path) -> configs.FlatConfig:
+    """The identity of a run whose summary, by an earlier version, does not hold it."""
+    config = configs.from_json(files.read_config(folder))
+    return configs.identity(config, files.read_facts(folder)["content_hash"])
+
+
+def rows(results: Sequence[Result]) -> list[Json]:
+    """One row, as JSON values, for each recipe and device; means over seeds, times in seconds.
+
+    Raises:
+      UsageError: two runs of one recipe have the same seed.
+    """
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        key = repr(sorted(result.recipe.items())) + str(result.summary["device"])
+        groups.setdefault(key, []).append(result)
+    return sorted((_row(group) for group in groups.values()), key=lambda row: (row["task"], -row["test_accuracy"]))
+
+
+def _row(group: list[Result]) -> Json:
+    by_seed: dict[int, Path] = {}
+    for result in group:
+        seed = result.summary["seed"]
+        if seed in by_seed:
+            raise UsageError(
+                f"{by_seed[seed]} and {result.folder} are the same recipe with the same seed, {seed}, on the same "
+                "device; leave one out, since a repeated seed is no further evidence."
+            )
+        by_seed[seed] = result.folder
+    recipe, summaries = group[0].recipe, [result.summary for result in group]
+    first = summaries[0]
+    test = over_seeds([summary["test_accuracy"] for summary in summaries])
+    validated = [s["validation_accuracy"] for s in summaries if s["validation_accuracy"] is not None]
+    validation = over_seeds(validated) if validated else None
+    seconds = statistics.fmean(summary["train_seconds"] for summary in summaries)
+    epochs = first["steps"] * recipe["train.batch_size"] / first["dataset"]["sizes"]["train"]
+    dataset = first["dataset"]
+    return {
+        "task": _task(recipe, dataset),
+        "model": _model(recipe),
+        "protocol": _protocol(recipe, dataset),
+        "selected_on": first["selected_on"],
+        "parameters": first["parameters"],
+        "steps": first["steps"],
+        "batch_size": recipe["train.batch_size"],
+        "epochs": epochs,
+        "seeds": sorted(by_seed),
+        "validation_accuracy": validation and validation["mean"],
+        "validation_std": validation and validation["std"],
+        "test_accuracy": test["mean"],
+        "test_std": test["std"],
+        "test_interval": test["interval"],
+        "train_seconds": seconds,
+        "seconds_per_epoch": seconds / epochs,
+        "device": first["device"],
+        "command": _command(summaries),
+    }
+
+
+def _task(recipe: configs.FlatConfig, dataset: Json) -> str:
+    order = "" if dataset["permutation"] == "none" else f", permuted by {dataset['permutation']}"
+    return f"{dataset['name']}, {recipe['data.view']}s{order}"
+
+
+def _model(recipe: configs.FlatConfig) -> str:
+    if recipe.get("model.name", "rnn") == "tcn":
+        return f"TCN, {recipe['model.num_layers']} levels of {recipe['model.hidden_size']}"
+    layers = "" if recipe["model.num_layers"] == 1 else f"{recipe['model.num_layers']} x "
+    both = " both ways" if recipe["model.bidirectional"] else ""
+    precision = "" if recipe.get("model.precision", "float32") == "float32" else f", {recipe['model.precision']}"
+    cell = CELL_NAMES.get(recipe["model.cell"], recipe["model.cell"])
+    return f"{cell} {layers}{recipe['model.hidden_size']}{both}{precision}"
+
+
+CELL_NAMES = {"lstm": "LSTM", "gru": "GRU", "gru_reset_before": "GRU (reset before)", "min_gru": "minGRU"}
+
+
+def _protocol(recipe: configs.FlatConfig, dataset: Json) -> str:
+    """The protocol's name, and where the run departs from it."""
+    own = [f"{name} {dataset[name]}" for name in dataset.get("overrides", ())]
+    return recipe["data.protocol"] + (f" but {', '.join(own)}" if own else "")
+
+
+def _command(summaries: Sequence[Json]) -> str | None:
+    """The command of these runs, with SEED for the seed; None where they don't have one."""
+    commands = {
+        re.sub(rf"(--config\.seed[= ]){summary['seed']}\b", r"\1SEED", summary["command"])
+        for summary in summaries
+        if summary.get("command")
+    }
+    if not commands:
+        return None
+    # The config's own seed needs no flag, so the command that names one stands for all.
+    return max(commands, key=lambda command: "SEED" in command)
+
+
+HEADER = (
+    "Task",
+    "Model",
+    "Protocol",
+    "Parameters",
+    "Epochs",
+    "Seeds",
+    "Validation, %",
+    "Test, %",
+    "Training time",
+    "Seconds an epoch",
+    "Device",
+)
+
+
+def _cells(row: Json) -> list[str]:
+    selected = " **(selected on test)**" if row["selected_on"].startswith("test") else ""
+    return [
+        row["task"],
+        row["model"],
+        row["protocol"] + selected,
+        f"{row['parameters']:,}",
+        f"{row['epochs']:.3g}",
+        ", ".join(map(str, row["seeds"])),
+        _percent(row["validation_accuracy"], row["validation_std"]),
+        _percent(row["test_accuracy"], row["test_std"], row["test_interval"]),
+        _duration(row["train_seconds"]),
+        f"{row['seconds_per_epoch']:.3g}",
+        row["device"],
+    ]
+
+
+def _percent(mean: float | None, std: float | None, interval: Sequence[float] | None = None) -> str:
+    if mean is None:
+        return "-"
+    spread = "" if std is None else f" ± {100 * std:.2f}"
+    bounds = "" if interval is None else f" ({100 * interval[0]:.2f} to {100 * interval[1]:.2f})"
+    return f"{100 * mean:.2f}{spread}{bounds}"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
+
+
+def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header), *lines))
+
+
+def as_markdown(rows: Sequence[Json], published: Sequence[dict[str, str]] = ()) -> str:
+    """The table for people, the command of each row, and what others have published.
+
+    Args:
+      rows: as `rows` makes them.
+      published: figures of others, as `read_published` reads them.
+    """
+    text = [
+        _markdown(HEADER, [_cells(row) for row in rows]),
+        "",
+        "Test and validation: mean ± standard deviation over the seeds, in brackets the 95 % t interval of the "
+        "mean. Training time: a run's mean, without compilation, evaluation and checkpoints.",
+    ]
+    commands = dict.fromkeys(f"{row['model']}, {row['task']}: `{row['command']}`" for row in rows if row["command"])
+    if commands:
+        text += ["", "The command of each:", "", *(f"- {command}" for command in commands)]
+    if published:
+        header = list(published[0])
+        text += [
+            "",
+            "Published by others:",
+            "",
+            _markdown(header, [[row[name] for name in header] for row in published]),
+        ]
+    return "\n".join(text)
+
+
+def write_csv(rows: Sequence[Json], path: Path) -> None:
+    """Writes the rows with full precision; lists are separated by spaces."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(rows[0])
+        for row in rows:
+            writer.writerow(" ".join(map(str, v)) if isinstance(v, list) else v for v in row.values())
+
+
+def read_published(path: Path) -> list[dict[str, str]]:
+    """Figures of others from a CSV file with a header.
+
+    Raises:
+      UsageError: it is missing, or has no rows.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            found = list(csv.DictReader(file))
+    except OSError as e:
+        raise UsageError(f"--published: {path} can't be read ({e.strerror}).") from e
+    if not found:
+        raise UsageError(f"--published: {path} has no rows; expected a CSV file with a header.")
+    return found
