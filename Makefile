@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 
 WORKDIR ?= pretrained/row_lstm
 
-.PHONY: setup run evaluate test check bench format pretrained clean
+.PHONY: setup run evaluate test check bench results format pretrained clean
 
 setup: $(VENV)/installed
 
@@ -27,6 +27,11 @@ pretrained: setup
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n auto $(ARGS)
+
+# RESULTS.md, from the summaries under results/.
+results: $(VENV)/installed
+	@{ cat results/introduction.md; $(BIN)/python launch.py --mode=table --workdirs results \
+	  --csv results/table.csv --published results/published.csv; } > RESULTS.md
 
 # All measurements against other libraries, into runs/bench and docs/: hours on two cores with FULL=--full.
 bench: $(VENV)/installed-bench

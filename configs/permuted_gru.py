@@ -2,7 +2,7 @@
 
 The permutation is the tutorial's, `RandomState(100)`; the recipe is `pixel_gru`'s.
 
-Result on MNIST, test accuracy, seed 10: 93.4 % (the tutorial printed 82 to 84 on 128 images).
+Result on MNIST, test accuracy, seeds 10 to 12: 93.3, 93.3, 92.8 % (the tutorial printed 82 to 84 on 128 images).
 """
 
 import ml_collections

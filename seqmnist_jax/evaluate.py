@@ -230,8 +230,8 @@ def as_text(result: Json) -> str:
     counts = result["confusion"]
     width = max(len(str(count)) for row in counts for count in row) + 1
     heading = "".join(f"{name:>{width}}" for name in range(len(counts)))
-    lines += ["", f"true \\ predicted {heading}   accuracy"]
-    for name, (row, accuracy) in enumerate(zip(counts, result["per_class_accuracy"], strict=True)):
-        share = "-" if accuracy is None else f"{accuracy:.2%}"
-        lines.append(f"{name:>16} {''.join(f'{count:>{width}}' for count in row)}   {share:>8}")
+    lines += ["", f"true \\ predicted{heading}   accuracy"]
+    for name, (row, one) in enumerate(zip(counts, result["per_class"], strict=True)):
+        share = "-" if one["accuracy"] is None else f"{one['accuracy']:.2%}"
+        lines.append(f"{name:>16}{''.join(f'{count:>{width}}' for count in row)}   {share:>8}")
     return "\n".join(lines + [f"WARNING: {warning}" for warning in result["warnings"]])

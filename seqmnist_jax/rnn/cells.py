@@ -26,7 +26,8 @@ LSTM_GATES = 4
 GRU_GATES = 3
 
 
-def _check_sizes(features: int, hidden_size: int) -> None:
+def check_sizes(features: int, hidden_size: int) -> None:
+    """Refuses a layer without inputs or units."""
     for name, size in (("features", features), ("hidden_size", hidden_size)):
         if size < 1:
             raise ValueError(f"{name} is {size}; expected at least 1")
@@ -64,7 +65,7 @@ def init_lstm(
     Returns:
       kernel [features, 4 * hidden], recurrent_kernel [hidden, 4 * hidden], bias [4 * hidden].
     """
-    _check_sizes(features, hidden_size)
+    check_sizes(features, hidden_size)
     kernel_key, bias_key = jax.random.split(key)
     kernel, recurrent_kernel = _kernels(kernel_init)(kernel_key, features, hidden_size, LSTM_GATES, dtype)
     zeros = jnp.zeros((hidden_size,), dtype)
@@ -161,7 +162,7 @@ def init_gru(
       kernel [features, 3 * hidden], recurrent_kernel [hidden, 3 * hidden],
       bias [3 * hidden] and, where reset_after, recurrent_bias [3 * hidden].
     """
-    _check_sizes(features, hidden_size)
+    check_sizes(features, hidden_size)
     kernel_key, bias_key = jax.random.split(key)
     kernel, recurrent_kernel = _kernels(kernel_init)(kernel_key, features, hidden_size, GRU_GATES, dtype)
     zeros = jnp.zeros((hidden_size,), dtype)

@@ -77,13 +77,13 @@ def _check_params(cell: str, params: cells.Params, x: Any) -> int:
     return hidden
 
 
-def _common_dtype(params: cells.Params, x: Any) -> Any:
+def common_dtype(params: cells.Params, x: Any) -> Any:
     """The floating dtype in which params and x meet."""
     dtype = jnp.result_type(x, *params.values())
     return dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.result_type(float)
 
 
-def _check_carry(cell: str, carry: Any, shape: tuple[int, int], dtype: Any) -> Any:
+def check_carry(cell: str, carry: Any, shape: tuple[int, int], dtype: Any) -> Any:
     """Checks the carry; gives it, zeros where it is None."""
     parts = _KINDS[cell].carries
     blank = (jnp.zeros(shape, dtype),) * parts if parts > 1 else jnp.zeros(shape, dtype)
@@ -103,12 +103,14 @@ def _check_carry(cell: str, carry: Any, shape: tuple[int, int], dtype: Any) -> A
     return carry
 
 
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuses a value that is none of the choices."""
     if value not in choices:
         raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, choices))}")
 
 
-def _check_dtypes(cell: str, precision: str, backend: str, dtype: Any) -> None:
+def check_dtypes(cell: str, precision: str, backend: str, dtype: Any) -> None:
+    """Refuses what a backend or a precision can't do with arrays of this dtype."""
     if precision != "float32" and dtype != jnp.float32:
         raise ValueError(f"precision is {precision!r}, but x, params and carry are {dtype}; expected float32 arrays")
     if backend in ("fused", "native") and cell not in fused.RULES:
@@ -120,7 +122,7 @@ def _check_dtypes(cell: str, precision: str, backend: str, dtype: Any) -> None:
             raise ValueError(f"backend is 'native', but {native.problem()}; 'fused' runs everywhere")
 
 
-def _check_finite(x: Array) -> None:
+def check_finite(x: Array) -> None:
     """A NaN makes a sequence's whole result NaN, so where the numbers are known it is an error."""
     if is_known(x) and jnp.issubdtype(x.dtype, jnp.floating) and np.isnan(np.asarray(x)).any():
         raise ValueError(f"x {x.shape} holds NaN; expected numbers (past a sequence's end anything may stand)")
@@ -211,15 +213,15 @@ def _layer(
     backend: str,
 ) -> tuple[Any, Array]:
     """Checks everything, brings it to one dtype and runs it."""
-    _check_choice("backend", backend, BACKENDS)
-    _check_choice("precision", precision, PRECISIONS)
+    check_choice("backend", backend, BACKENDS)
+    check_choice("precision", precision, PRECISIONS)
     x, lengths = check_inputs(x, lengths)
     hidden = _check_params(cell, params, x)
-    dtype = _common_dtype(params, x)
-    carry = _check_carry(cell, carry, (x.shape[0], hidden), dtype)
-    _check_finite(x)
+    dtype = common_dtype(params, x)
+    carry = check_carry(cell, carry, (x.shape[0], hidden), dtype)
+    check_finite(x)
     dtype = jnp.result_type(dtype, *jax.tree.leaves(carry))
-    _check_dtypes(cell, precision, backend, dtype)
+    check_dtypes(cell, precision, backend, dtype)
     params, x, carry = jax.tree.map(lambda array: jnp.asarray(array, dtype), (params, x, carry))
     if backend == "auto" and cell not in fused.RULES:
         backend = "scan"
@@ -330,7 +332,7 @@ def explain(
     Raises:
       ValueError: as in `gru`.
     """
-    _check_choice("backend", backend, BACKENDS)
+    check_choice("backend", backend, BACKENDS)
     check_x(x)
     shape = params["recurrent_kernel"].shape if "recurrent_kernel" in params else ()
     is_lstm = len(shape) == 2 and shape[1] == cells.LSTM_GATES * shape[0] and "recurrent_bias" not in params
@@ -338,8 +340,8 @@ def explain(
     hidden = _check_params(cell, params, x)
     if hidden < 1:
         raise ValueError(f"params['recurrent_kernel'] has shape {shape}; expected hidden units")
-    dtype = _common_dtype(params, x)
-    _check_dtypes(cell, "float32", backend, dtype)
+    dtype = common_dtype(params, x)
+    check_dtypes(cell, "float32", backend, dtype)
     why = "named by the caller"
     if backend == "auto":
         on_cpu = (platform or jax.default_backend()) == "cpu"
@@ -356,7 +358,7 @@ def remat(layer: Callable[..., tuple[Any, Array]], steps: int) -> Callable[..., 
     a time only, beside a carry for each segment (Chen et al. 2016, checkpoints over time).
 
     Args:
-      layer: `lstm` or `gru`.
+      layer: `lstm`, `gru` or another with their arguments.
       steps: in a segment; the square root of the sequence's length saves most.
 
     Returns:
@@ -380,7 +382,7 @@ def remat(layer: Callable[..., tuple[Any, Array]], steps: int) -> Callable[..., 
         **options: Any,
     ) -> tuple[Any, Array]:
         x, lengths = check_inputs(x, lengths)
-        _check_finite(x)
+        check_finite(x)
         batch, time, features = x.shape
         # Checks all arguments, and gives the carry's form.
         end, _ = jax.eval_shape(lambda params, x: layer(params, x, carry, reverse=reverse, **options), params, x)

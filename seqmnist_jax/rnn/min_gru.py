@@ -61,8 +61,8 @@ def init_min_gru(
     Raises:
       ValueError: a size is below 1, or kernel_init is unknown.
     """
-    cells._check_sizes(features, hidden_size)
-    layers._check_choice("kernel_init", kernel_init, tuple(KERNELS))
+    cells.check_sizes(features, hidden_size)
+    layers.check_choice("kernel_init", kernel_init, tuple(KERNELS))
     kernel_key, bias_key = jax.random.split(key)
     zeros = jnp.zeros((hidden_size,), dtype)
     keep = zeros if time_scales is None else time_scales(bias_key, (hidden_size,), dtype)
@@ -164,15 +164,15 @@ def min_gru(
     Raises:
       ValueError: as in `lstm`.
     """
-    layers._check_choice("backend", backend, ("auto",))
-    layers._check_choice("precision", precision, layers.PRECISIONS)
+    layers.check_choice("backend", backend, ("auto",))
+    layers.check_choice("precision", precision, layers.PRECISIONS)
     x, lengths = check_inputs(x, lengths)
     hidden = _check_params(params, x)
-    dtype = layers._common_dtype(params, x)
+    dtype = layers.common_dtype(params, x)
     # The carry has the form of a GRU's.
-    carry = layers._check_carry("gru", carry, (x.shape[0], hidden), dtype)
-    layers._check_finite(x)
+    carry = layers.check_carry("gru", carry, (x.shape[0], hidden), dtype)
+    layers.check_finite(x)
     dtype = jnp.result_type(dtype, carry)
-    layers._check_dtypes("gru", precision, backend, dtype)
+    layers.check_dtypes("gru", precision, backend, dtype)
     params, x, carry = jax.tree.map(lambda array: jnp.asarray(array, dtype), (params, x, carry))
     return _run(params, x, carry, lengths, reverse, return_sequences, precision)

@@ -1,0 +1,133 @@
+"""Tables of results: which runs make a row, what a row says, what is refused."""
+
+import csv
+import json
+import statistics
+
+import pytest
+
+from seqmnist_jax import table
+from seqmnist_jax.errors import UsageError
+from seqmnist_jax.workdir import WorkdirError
+
+IDENTITY = {
+    "seed": 0,
+    "data.view": "pixel",
+    "data.protocol": "seqmnist",
+    "model.name": "rnn",
+    "model.cell": "gru",
+    "model.hidden_size": 128,
+    "model.num_layers": 1,
+    "model.bidirectional": False,
+    "model.precision": "bfloat16",
+    "optimizer.learning_rate": 0.008,
+    "train.batch_size": 32,
+    "train.steps": 5000,
+    "content hash of the data": "ab",
+}
+
+
+def make_run(folder, seed, accuracy, identity=(), **changes):
+    folder.mkdir(parents=True)
+    summary = {
+        "test_accuracy": accuracy,
+        "validation_accuracy": accuracy - 0.001,
+        "selected_on": "validation",
+        "steps": 5000,
+        "seed": seed,
+        "parameters": 50_000,
+        "train_seconds": 120.0,
+        "device": "2 CPU cores",
+        "dataset": {"name": "mnist", "permutation": "none", "sizes": {"train": 55_000}, "overrides": []},
+        "identity": {**IDENTITY, "seed": seed, **dict(identity)},
+        "command": f"python launch.py --config configs/pixel_gru.py --config.seed={seed}",
+        **changes,
+    }
+    (folder / "summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path):
+    for seed, accuracy in ((1, 0.98), (2, 0.99), (3, 0.985)):
+        make_run(tmp_path / "runs" / f"gru{seed}", seed, accuracy)
+    return tmp_path / "runs"
+
+
+def test_seeds_of_one_recipe_make_one_row(runs):
+    make_run(runs / "other" / "deep", 1, 0.97, identity={"optimizer.learning_rate": 0.001})
+    rows = table.rows(table.find([str(runs / "*")]))
+    assert [row["seeds"] for row in rows] == [[1, 2, 3], [1]]
+    row = rows[0]
+    assert row["test_accuracy"] == pytest.approx(0.985)
+    assert row["test_std"] == pytest.approx(statistics.stdev([0.98, 0.99, 0.985]))
+    # Student's t with two degrees of freedom: 4.3027 standard errors.
+    half = 4.30265 * statistics.stdev([0.98, 0.99, 0.985]) / 3**0.5
+    assert row["test_interval"] == pytest.approx([0.985 - half, 0.985 + half], abs=1e-6)
+    assert row["epochs"] == pytest.approx(5000 * 32 / 55_000)
+    assert row["seconds_per_epoch"] == pytest.approx(120 * 55_000 / (5000 * 32))
+    assert row["command"] == "python launch.py --config configs/pixel_gru.py --config.seed=SEED"
+    assert rows[1]["test_interval"] is None
+
+
+def test_devices_are_kept_apart(runs):
+    make_run(runs / "gpu", 1, 0.98, device="1 x GPU")
+    assert [len(row["seeds"]) for row in table.rows(table.find([str(runs)]))] == [3, 1]
+
+
+def test_markdown_says_what_it_must(runs):
+    make_run(runs / "literal", 1, 0.999, selected_on="test:128", identity={"data.protocol": "tutorial2018"})
+    text = table.as_markdown(table.rows(table.find([str(runs)])), [{"Model": "S4", "Pixels %": "99.63"}])
+    assert "GRU 128, bfloat16" in text
+    assert "98.50 ± 0.50" in text
+    assert "tutorial2018 **(selected on test)**" in text
+    assert "--config.seed=SEED" in text
+    assert "| S4 | 99.63 |" in text
+    columns = {line.count("|") for line in text.splitlines()[:4]}
+    assert len(columns) == 1
+
+
+def test_csv_has_full_precision(runs, tmp_path):
+    rows = table.rows(table.find([str(runs)]))
+    table.write_csv(rows, tmp_path / "table.csv")
+    with (tmp_path / "table.csv").open() as file:
+        (read,) = csv.DictReader(file)
+    assert float(read["test_std"]) == rows[0]["test_std"]
+    assert read["seeds"] == "1 2 3"
+
+
+def test_a_repeated_seed_is_refused(runs):
+    make_run(runs / "again", 2, 0.99)
+    with pytest.raises(UsageError, match=r"again and .*gru2 are the same recipe with the same seed, 2"):
+        table.rows(table.find([str(runs)]))
+
+
+def test_more_steps_are_another_recipe(runs):
+    make_run(runs / "longer", 2, 0.99, steps=9000)
+    assert len(table.rows(table.find([str(runs)]))) == 2
+
+
+def test_unfinished_runs_are_named(runs):
+    (runs / "begun").mkdir()
+    (runs / "begun" / "config.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"not finished.*\n.*begun"):
+        table.find([str(runs / "*")])
+
+
+def test_no_runs_at_all(tmp_path):
+    with pytest.raises(UsageError, match="matches no folder with a run"):
+        table.find([str(tmp_path / "nothing*")])
+
+
+def test_a_damaged_summary_is_named(runs):
+    (runs / "gru1" / "summary.json").write_text('{"test_accuracy": 0.9')
+    with pytest.raises(WorkdirError, match="gru1"):
+        table.find([str(runs)])
+
+
+def test_published_figures_must_be_there(tmp_path):
+    with pytest.raises(UsageError, match="--published"):
+        table.read_published(tmp_path / "none.csv")
+    (tmp_path / "empty.csv").write_text("Model\n")
+    with pytest.raises(UsageError, match="no rows"):
+        table.read_published(tmp_path / "empty.csv")
