@@ -14,7 +14,7 @@ Json = dict[str, Any]
 
 SIGNIFICANCE = 0.05
 # What of the data decides whether two results can be compared, in the names of data.json.
-COMPARABLE = ("view", "split", "scaling", "selection", "permutation", "permutation_indices")
+COMPARABLE = ("protocol", "view", "split", "scaling", "selection", "permutation", "permutation_indices")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,14 +142,16 @@ def _warnings(a: Measured, b: Measured) -> list[str]:
         for run in (a, b)
         if str(run.summary["selected_on"]).startswith("test")
     ]
-    differing = [name for name in COMPARABLE if a.facts.get(name) != b.facts.get(name)]
+    # Runs of earlier versions don't know all of these.
+    known = [name for name in COMPARABLE if name in a.facts and name in b.facts]
+    differing = [name for name in known if a.facts[name] != b.facts[name]]
     if "permutation" in differing and "permutation_indices" in differing:
         differing.remove("permutation_indices")  # the name says it
     if differing:
         fields = ", ".join(
             name
             if name == "permutation_indices"  # hundreds of numbers
-            else f"{name} ({a.facts.get(name)!r} against {b.facts.get(name)!r})"
+            else f"{name} ({a.facts[name]!r} against {b.facts[name]!r})"
             for name in differing
         )
         warnings.append(f"The two runs were not set the same task; they differ in {fields}.")
