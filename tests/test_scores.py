@@ -24,7 +24,7 @@ def logits_with(right, count):
 )
 def test_accuracy_interval_is_the_published_one(right, count, low, high):
     result = score(logits_with(right, count), np.zeros(count, int))
-    assert result["accuracy"] == right / count
+    assert (result["count"], result["accuracy"]) == (count, right / count)
     assert result["accuracy_interval"] == pytest.approx([low, high], abs=5e-5)
 
 
@@ -87,8 +87,8 @@ def test_confusion_is_true_by_predicted_and_absent_classes_have_no_accuracy():
     logits = np.eye(4)[[0, 1, 0, 2, 0]]
     result = score(logits, labels)
     assert result["confusion"] == [[2, 1, 0, 0], [0, 0, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]]
-    assert result["per_class_count"] == [3, 0, 2, 0]
-    assert result["per_class_accuracy"] == [pytest.approx(2 / 3), None, 0.5, None]
+    assert [one["count"] for one in result["per_class"]] == [3, 0, 2, 0]
+    assert [one["accuracy"] for one in result["per_class"]] == [pytest.approx(2 / 3), None, 0.5, None]
 
 
 def test_small_integer_labels_do_not_overflow_with_many_classes():
