@@ -1,6 +1,6 @@
 """The command line: flags and modes, nothing else. Each mode is one call.
 
-python launch.py --config configs/pixel_gru.py [--workdir DIR] [--config.FIELD=VALUE ...]
+python launch.py --config configs/pixel_gru.py [--workdir DIR] [--seeds=1-8] [--config.FIELD=VALUE ...]
 python launch.py --mode=evaluate --workdir DIR [--split=test] [--data_dir=DIR]
 python launch.py --mode=describe --config configs/pixel_gru.py [--json]
 python launch.py --mode=compare --workdirs DIR,DIR [--json]
@@ -16,6 +16,7 @@ import sys
 import traceback
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import ml_collections
 from absl import app, flags, logging
@@ -36,6 +37,9 @@ flags.DEFINE_enum(
     "table: the results of many runs, over their seeds.",
 )
 flags.DEFINE_string("workdir", None, "The run's folder. Default: runs/<config name>/<timestamp>.")
+flags.DEFINE_string(
+    "seeds", "", "train: one run for each seed, together: 1,2,3 or 1-8. For other fields see config.sweep."
+)
 flags.DEFINE_string("split", "test", "evaluate: which examples to measure, train, validation or test.")
 flags.DEFINE_string("data_dir", "", "evaluate: a folder of IDX files. Default: the one the run was trained from.")
 flags.DEFINE_boolean("allow_other_data", False, "evaluate: accept data that are not those of the run.")
@@ -49,25 +53,38 @@ flags.DEFINE_boolean("debug", False, "Show the traceback of an error.")
 
 def train() -> None:
     """Trains, or resumes, and prints the result and what to do next."""
-    from seqmnist_jax import compile_cache
+    from seqmnist_jax import compile_cache, sweep
     from seqmnist_jax.run import build_run
     from seqmnist_jax.terminal import Terminal
     from seqmnist_jax.train import Stopped
     from seqmnist_jax.train import train as run_training
 
-    run = build_run(_config())
-    compile_cache.enable(run.config["runtime"]["compilation_cache"])
+    config = _config()
+    swept = sweep.parse(config, FLAGS.seeds)
+    members = sweep.build_members(config, swept) if swept else []
+    run = members[0].run if members else build_run(config)
+    compile_cache.enable(config.runtime.compilation_cache)
     # Only now, with everything checked, is a folder made.
     workdir = Path(FLAGS.workdir) if FLAGS.workdir else _new_workdir()
     stop = StopOnSignal()
     try:
         with Terminal(run.steps, quiet=FLAGS.quiet) as terminal:
-            summary = run_training(
-                run, workdir, say=terminal.say, tick=terminal.tick, should_stop=stop, command=_command(sys.argv)
-            )
+            watch: dict[str, Any] = {"say": terminal.say, "tick": terminal.tick, "should_stop": stop}
+            if swept:
+                summary = sweep.train_sweep(config, swept, members, workdir, command=_command_with, **watch)
+            else:
+                summary = run_training(run, workdir, command=_command(sys.argv), **watch)
     except Stopped as e:
         print(e, file=sys.stderr)
         sys.exit(128 + stop.number)  # as a shell reports a process that the signal ended
+    if swept:
+        print(f"\n{sweep.as_text(summary)}\n\nNext:\n  {_python()} launch.py --mode=table --workdirs {workdir}")
+    else:
+        _tell(summary, workdir)
+
+
+def _tell(summary: dict[str, Any], workdir: Path) -> None:
+    """Prints the result of a run, and what to do next."""
     dataset = summary["dataset"]
     print(
         f"\ntest accuracy        {summary['test_accuracy']:.2%}{_interval(summary['test_accuracy_interval'])}"
@@ -83,10 +100,8 @@ def train() -> None:
         print("\nWARNING: the checkpoint was chosen on test images: this result can't be compared with an honest one.")
     if dataset["warning"]:
         print(f"\nWARNING: {dataset['warning']}")
-    python = Path(sys.executable)
-    python = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else Path("python")
     print(
-        f"\nNext:\n  {python} launch.py --mode=evaluate --workdir {workdir}\n"
+        f"\nNext:\n  {_python()} launch.py --mode=evaluate --workdir {workdir}\n"
         f"  tensorboard --logdir {workdir}      (pip install tensorboard)"
     )
 
@@ -144,7 +159,7 @@ def table() -> None:
 
 # Each mode, and the flags beside --mode, --debug and absl's own that it reads.
 MODES = {
-    "train": (train, {"config", "workdir", "quiet"}),
+    "train": (train, {"config", "workdir", "seeds", "quiet"}),
     "evaluate": (evaluate, {"workdir", "split", "data_dir", "allow_other_data", "json"}),
     "describe": (describe, {"config", "workdir", "json"}),
     "compare": (compare, {"workdirs", "json"}),
@@ -175,6 +190,17 @@ def _command(arguments: list[str]) -> str:
         if is_config or before in ("--config", "-config"):
             told.append(argument)
     return shlex.join(["python", "launch.py", *told])
+
+
+def _command_with(changes: dict[str, Any]) -> str:
+    """The command of one run of a sweep."""
+    alone = [argument for argument in sys.argv if not re.match(r"--?(seeds|config\.sweep)\b", argument)]
+    return _command([*alone, *(f"--config.{field}={value}" for field, value in changes.items())])
+
+
+def _python() -> Path:
+    python = Path(sys.executable)
+    return python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else Path("python")
 
 
 def _interval(bounds: list[float]) -> str:

@@ -13,6 +13,9 @@ def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     # All randomness of a run (initialisation, order of examples) follows from this.
     config.seed = 0
+    # '', or several runs: a mapping from fields to values, of which all combinations are trained,
+    # "{'seed': (1, 2, 3), 'optimizer.learning_rate': (1e-3, 4e-3)}".
+    config.sweep = ""
 
     data = config.data = ml_collections.ConfigDict()
     # 'idx': IDX files in runtime.data_dir; 'tfds': by name, through tensorflow_datasets;

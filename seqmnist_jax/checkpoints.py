@@ -70,6 +70,16 @@ class Checkpoints:
         )
         self._manager.wait_until_finished()
 
+    def steps(self) -> list[int]:
+        """The steps of all checkpoints."""
+        return list(self._manager.all_steps())
+
+    def drop_after(self, step: int) -> None:
+        """Removes the checkpoints of later steps."""
+        for later in self.steps():
+            if later > step:
+                self._manager.delete(later)
+
     def last_step(self) -> int | None:
         """The newest checkpoint's step; None where there is none."""
         return self._manager.latest_step()

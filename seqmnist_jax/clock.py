@@ -31,6 +31,15 @@ class Clock:
         setattr(self, what, getattr(self, what) + time.perf_counter() - start)
         return result
 
+    def add(self, other: "Clock") -> None:
+        """Adds another's seconds."""
+        for name, seconds in dataclasses.asdict(other).items():
+            setattr(self, name, getattr(self, name) + seconds)
+
+    def divided(self, count: int) -> "Clock":
+        """The share of one of `count` runs that were timed together."""
+        return Clock(**{name: seconds / count for name, seconds in dataclasses.asdict(self).items()})
+
 
 class Progress:
     """How far a run is and how fast it goes: sizes the dispatches and words the progress lines."""

@@ -89,6 +89,7 @@ def identity(config: ml_collections.ConfigDict, content_hash: str) -> FlatConfig
     is the same run, continued.
     """
     flat = {name: value for name, value in flatten(to_json(config)).items() if not name.startswith("runtime.")}
+    flat.pop("sweep", None)
     # Which data these are is told by their content, not by how they were found.
     del flat["data.source"], flat["data.name"]
     if not schedule_depends_on_steps(config):

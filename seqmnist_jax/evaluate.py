@@ -98,6 +98,8 @@ def load(workdir: str | Path) -> TrainedModel:
       CheckpointError: it has no checkpoint, or the checkpoint can't be read.
     """
     workdir = Path(workdir)
+    if (workdir / files.SWEEP).exists():
+        raise files.WorkdirError(f"{workdir} holds a sweep; name one of its runs, in {workdir / files.REPLICAS}.")
     config = configs.from_json(files.read_config(workdir))
     facts = files.read_facts(workdir)
     try:

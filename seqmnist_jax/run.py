@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -42,13 +43,17 @@ class Learner:
 
     def init(self) -> steps.TrainState:
         """The state before the first step."""
+        return self.init_from(self.seed, self.hyper)
+
+    def init_from(self, seed: Array | int, hyper: Hyperparameters) -> steps.TrainState:
+        """The same from another seed and other numbers, which may be traced."""
         example = jnp.zeros((1, self.view.sequence_length, self.view.features))
         learning = self.learning
         return steps.init_state(
-            self.seed,
+            seed,
             learning.model,
             learning.make_optimizer,
-            self.hyper,
+            hyper,
             example,
             window=self.window,
             averages=self.averages,
@@ -132,16 +137,45 @@ class Run:
     eval_batch_size: int
     dispatch_seconds: float
 
+    @property
+    def program(self) -> str:
+        """What the compiled program depends on: runs of which it is the same can be its replicas."""
+        traced = dict.fromkeys(TRACED)
+        learning = self.learner.learning
+        switches = [sorted(learning.drops), self.learner.averages, learning.smooths]
+        return json.dumps([{**self.identity, **traced}, self.config["runtime"], self.steps, switches], sort_keys=True)
 
-def build_run(config: ml_collections.ConfigDict) -> Run:
+
+# The fields of which replicas of one program may have different values: the seed and the hyperparameters.
+TRACED = (
+    "seed",
+    "optimizer.learning_rate",
+    "optimizer.rmsprop_decay",
+    "optimizer.adam_beta1",
+    "optimizer.adam_beta2",
+    "optimizer.weight_decay",
+    "optimizer.ema_decay",
+    "optimizer.clip.norm",
+    "train.label_smoothing",
+    "model.dropout.input_keep",
+    "model.dropout.output_keep",
+    "model.dropout.state_keep",
+)
+
+
+def build_run(config: ml_collections.ConfigDict, task: Task | None = None) -> Run:
     """Everything a config asks for, checked before anything is written.
+
+    Args:
+      config: of one run.
+      task: the task that config.data asks for, where it is at hand already.
 
     Raises:
       UsageError: an unknown name or an impossible value in the config.
       DataError: the data can't be read.
     """
     configs.check(config)
-    task = build_task(config)
+    task = task or build_task(config)
     stored = configs.to_json(config)
     # The folder in force, whoever named it, so that evaluation finds the data again.
     stored["runtime"]["data_dir"] = str(find_data_dir(config.runtime.data_dir) or "")

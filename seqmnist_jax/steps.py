@@ -241,7 +241,12 @@ def _moved_average(hyper: Hyperparameters, average: Any, params: Any, step: Arra
 
 
 def train_step(
-    learning: Learning, state: TrainState, hyper: Hyperparameters, x: Array, labels: Array
+    learning: Learning,
+    state: TrainState,
+    hyper: Hyperparameters,
+    x: Array,
+    labels: Array,
+    alive: Array | bool = True,
 ) -> tuple[TrainState, Array]:
     """One step on one batch.
 
@@ -250,18 +255,20 @@ def train_step(
       state, hyper: where training stands, and the numbers that may be swept.
       x: [batch, time, features].
       labels: integers [batch].
+      alive: whether this run has not diverged before.
 
     Returns:
-      The new state, and whether the loss, the gradient and what they lead to are finite.
-      Where not, the state is the old one, step count included: a run that diverges stands
-      still.
+      The new state, and whether the run is alive still: whether the loss, the gradient and what
+      they lead to are finite. Where not, the state is the old one, step count included: a run
+      that diverges stands still.
     """
     loss, logits, batch_stats, gradients = _gradients(learning, state, hyper, x, labels)
     updates, opt_state = learning.make_optimizer(hyper).update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     norms = clip_state(opt_state)
     gradient_norm = jnp.sqrt(jnp.sum(jnp.square(norms.raw)))
-    finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm) & jnp.isfinite(optax.tree.norm((params, batch_stats)))
+    sizes = jnp.stack([loss, gradient_norm, optax.tree.norm((params, batch_stats))])
+    alive = jnp.isfinite(sizes).all() & alive
     metrics = TrainMetrics.single_from_model_output(
         loss=loss,
         logits=logits,
@@ -279,7 +286,7 @@ def train_step(
         gradient_norms=state.gradient_norms.at[row].set(jnp.stack(norms)),
         ema_params=None if state.ema_params is None else _moved_average(hyper, state.ema_params, params, state.step),
     )
-    return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, state), finite
+    return jax.tree.map(lambda n, o: jnp.where(alive, n, o), new, state), alive
 
 
 def train_steps(
@@ -291,8 +298,9 @@ def train_steps(
     orders: Array,
     offset: Array,
     count: Array,
+    alive: Array | bool = True,
 ) -> tuple[TrainState, Array]:
-    """Up to `count` steps as one loop on the device.
+    """`count` steps as one loop on the device, the same for each of several runs under ``vmap``.
 
     Args:
       learning: what is trained and how (static).
@@ -300,26 +308,21 @@ def train_steps(
       images, labels: the whole training set, uint8 [size, height, width] and [size].
       orders, offset: as `ExampleStream.window` gives them for ``state.step``.
       count: how many steps; traced, so one program serves all counts.
+      alive: as in `train_step`.
 
     Returns:
-      The state after `count` steps, or before the first step that was not finite; and
-      whether all were finite.
+      The state after `count` steps, or before the first step that was not finite; and whether
+      the run is alive. A run that diverges takes the time of the others.
     """
 
-    def more(loop: tuple[Array, TrainState, Array]) -> Array:
-        done, _, finite = loop
-        return (done < count) & finite
-
-    def one(loop: tuple[Array, TrainState, Array]) -> tuple[Array, TrainState, Array]:
-        done, state, _ = loop
+    def one(done: Array, loop: tuple[TrainState, Array]) -> tuple[TrainState, Array]:
+        state, alive = loop
         size = learning.batch_size
         batch = jax.lax.dynamic_slice(orders, (offset + done * size,), (size,))
         x = learning.preprocess(images[batch])
-        state, finite = train_step(learning, state, hyper, x, labels[batch].astype(jnp.int32))
-        return done + 1, state, finite
+        return train_step(learning, state, hyper, x, labels[batch].astype(jnp.int32), alive)
 
-    _, state, finite = jax.lax.while_loop(more, one, (jnp.int32(0), state, jnp.bool_(True)))
-    return state, finite
+    return jax.lax.fori_loop(0, count, one, (state, jnp.asarray(alive)))
 
 
 def _in_batches(images: Array, batch_size: int) -> Array:

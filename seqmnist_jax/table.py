@@ -51,6 +51,7 @@ def find(patterns: Sequence[str]) -> list[Result]:
         roots = [Path(name) for name in glob.glob(str(Path(pattern).expanduser()))]
         found = {path for root in roots for path in root.rglob(files.SUMMARY)}
         started = {path.parent for root in roots for path in root.rglob(files.CONFIG)}
+        started -= {path.parent for root in roots for path in root.rglob(files.DIVERGED)}
         if not found and not started:
             raise UsageError(f"--workdirs: {pattern!r} matches no folder with a run, that is, with a {files.SUMMARY}.")
         summaries |= found
@@ -60,7 +61,8 @@ def find(patterns: Sequence[str]) -> list[Result]:
             "These runs are not finished; the command that began each resumes it, or leave them out:\n  "
             + "\n  ".join(map(str, sorted(unfinished)))
         )
-    return [_read(path) for path in sorted(summaries)]
+    # A sweep's own summary is beside those of its runs, not one of them.
+    return [_read(path) for path in sorted(summaries) if not (path.parent / files.SWEEP).exists()]
 
 
 def _read(path: Path) -> Result:

@@ -1,14 +1,15 @@
-"""Training: from a run to a work directory with a result. Read it top to bottom."""
+"""Training: from a run, or several of one program, to work directories with results. Read it top to bottom."""
 
 import dataclasses
 import math
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import clu.parameter_overview
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -18,7 +19,7 @@ from seqmnist_jax import workdir as files
 from seqmnist_jax.checkpoints import Checkpoints
 from seqmnist_jax.clock import Clock, Progress
 from seqmnist_jax.errors import SeqMnistError, UsageError
-from seqmnist_jax.programs import Programs
+from seqmnist_jax.programs import Programs, Scores, divide, join
 from seqmnist_jax.run import Run
 from seqmnist_jax.scores import score
 from seqmnist_jax.task import SPLITS
@@ -75,167 +76,280 @@ def _check_identity(run: Run, config: ml_collections.ConfigDict, content_hash: s
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class Sitting:
-    """What a run works with from its start, or its resumption, to its end."""
+@dataclasses.dataclass
+class Seat:
+    """One run in a sitting.
+
+    Attributes:
+      run, workdir, checkpoints: what is trained, where it goes, what of it is saved.
+      command: how a user would start this run alone, for the record.
+      diverged: why training of it ended early; None while all is well.
+    """
 
     run: Run
     workdir: Path
-    clock: Clock
     checkpoints: Checkpoints
+    command: str | None
+    diverged: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Sitting:
+    """What runs that are trained together work with from their start, or resumption, to their end."""
+
+    seats: Sequence[Seat]
+    clock: Clock
     say: Say
     tick: Callable[[int], None]
     should_stop: Callable[[], bool]
-    command: str | None
 
-    def save(self, state: steps.TrainState, validated: dict[str, float] | None) -> None:
-        """Makes a checkpoint; what was measured of it where it was evaluated."""
-        facts = {"config": self.run.config, "data": self.run.task.facts(), "clock": dataclasses.asdict(self.clock)}
-        self.clock.measure("checkpoint", lambda: self.checkpoints.save(state, facts, validated))
+    @property
+    def run(self) -> Run:
+        """Any of the runs, for what all have in common."""
+        return self.seats[0].run
+
+    @property
+    def alive(self) -> np.ndarray:
+        """Which runs have not diverged, bool [runs]."""
+        return np.array([seat.diverged is None for seat in self.seats])
+
+    def share(self) -> Clock:
+        """The time that one run of this sitting accounts for."""
+        return self.clock.divided(len(self.seats))
+
+    def save(self, seat: Seat, state: steps.TrainState, validated: Scores | None) -> None:
+        """Makes a checkpoint of a run; what was measured of it where it was evaluated."""
+        clock = dataclasses.asdict(self.share())
+        facts = {"config": seat.run.config, "data": seat.run.task.facts(), "clock": clock}
+        self.clock.measure("checkpoint", lambda: seat.checkpoints.save(state, facts, validated))
 
 
-def train(
-    run: Run,
-    workdir: Path,
-    *,
-    say: Say = print_at_once,
-    tick: Callable[[int], None] = lambda step: None,
-    should_stop: Callable[[], bool] = lambda: False,
-    command: str | None = None,
-) -> Json:
-    """Trains a run to its end, from the start or from its last checkpoint.
+def train(run: Run, workdir: Path, *, command: str | None = None, **watch: Any) -> Json:
+    """Trains one run to its end, from the start or from its last checkpoint.
 
     Args:
       run: as `build_run` makes it.
       workdir: the run's folder; made, or resumed if it holds this run.
-      say: takes each line meant for the user.
-      tick: told the step after each dispatch.
-      should_stop: asked between dispatches; when true the run saves its state and stops.
       command: how a user would start this run, for the record.
+      **watch: as in `train_replicas`.
 
     Returns:
       The summary, as written to summary.json.
 
     Raises:
-      WorkdirError: the folder holds another run.
+      as `train_replicas`.
+    """
+    (summary,) = train_replicas([run], [workdir], commands=[command], **watch)
+    assert summary is not None
+    return summary
+
+
+def train_replicas(
+    runs: Sequence[Run],
+    workdirs: Sequence[Path],
+    *,
+    commands: Sequence[str | None],
+    say: Say = print_at_once,
+    tick: Callable[[int], None] = lambda step: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> list[Json | None]:
+    """Trains runs of one program together, as replicas, each into its own folder.
+
+    Each run gives what it would give alone, up to the rounding of products that are made together.
+    One that diverges stands still, is reported, and leaves the others as they are.
+
+    Args:
+      runs: of the same `Run.program`.
+      workdirs: their folders; each is made, or resumed if it holds its run.
+      commands: how a user would start each alone, for the record.
+      say: takes each line meant for the user.
+      tick: told the step after each dispatch.
+      should_stop: asked between dispatches; when true the runs save their state and stop.
+
+    Returns:
+      The summary of each, as written to its summary.json; None of one that diverged.
+
+    Raises:
+      WorkdirError: a folder holds another run.
       CheckpointError: a checkpoint can't be read.
-      Diverged: the loss, a gradient or a parameter is not finite.
+      Diverged: of all runs the loss, a gradient or a parameter is not finite.
       Stopped: `should_stop` said so.
     """
-    open_workdir(run, workdir)
-    with Checkpoints(workdir / files.CHECKPOINTS) as checkpoints:
-        sitting = Sitting(run, workdir, Clock(), checkpoints, say, tick, should_stop, command)
-        state, step = _begin(sitting)
-        summary = _finished(sitting, step)
-        if summary is not None:
-            say(f"{workdir} is finished: all its {step} steps are done.")
-            return summary
-        record(run, workdir)  # a resumed run may have more steps, or its data in another place
-        _announce(sitting, state, step)
-        with closing(
-            MultiWriter([JsonLinesWriter(workdir / files.METRICS), TensorBoardWriter(workdir, first_step=step + 1)])
-        ) as writer:
-            compiled_before = sitting.clock.compile
-            if step == 0:
-                text = "\n".join(f"    {name} = {value!r}" for name, value in configs.flatten(run.config).items())
-                writer.write_texts(0, {"config": text})
-            programs = Programs(run, state, sitting.clock)
-            say(f"Compiled the training step in {sitting.clock.compile - compiled_before:.1f} s.")
-            state = _train_loop(sitting, programs, writer, state, step)
-            return _test(sitting, programs, writer, state)
+    for run, workdir in zip(runs, workdirs, strict=True):
+        open_workdir(run, workdir)
+    with ExitStack() as stack:
+        seats = [
+            Seat(run, workdir, stack.enter_context(Checkpoints(workdir / files.CHECKPOINTS)), command)
+            for run, workdir, command in zip(runs, workdirs, commands, strict=True)
+        ]
+        sitting = Sitting(seats, Clock(), say, tick, should_stop)
+        step = _common_step(sitting)
+        summaries = [_finished(seat, step) for seat in seats]
+        if all(summaries):
+            where = workdirs[0] if len(workdirs) == 1 else workdirs[0].parent
+            say(f"{where} is finished: all its {step} steps are done.")
+            return list(summaries)
+        states = join([_begin(sitting, seat, step) for seat in seats])
+        for seat in seats:
+            record(seat.run, seat.workdir)  # a resumed run may have more steps, or its data in another place
+        _announce(sitting, states, step)
+        writers = [stack.enter_context(closing(_writer(seat, step))) for seat in seats]
+        compiled_before = sitting.clock.compile
+        programs = Programs(runs, states, sitting.clock)
+        say(f"Compiled the training step in {sitting.clock.compile - compiled_before:.1f} s.")
+        states = _train_loop(sitting, programs, writers, states, step)
+        return list(_test(sitting, programs, writers, states))
 
 
-def _begin(sitting: Sitting) -> tuple[steps.TrainState, int]:
-    """The state to start from and its step: the last checkpoint's, with its clock, or a new one."""
-    run, checkpoints = sitting.run, sitting.checkpoints
-    step = checkpoints.last_step()
-    if step is None:
-        return jax.jit(run.learner.init)(), 0
-    if step > run.steps:
-        raise UsageError(f"{sitting.workdir} has done {step} steps already, but train.steps is {run.steps}.")
+def _writer(seat: Seat, step: int) -> MetricWriter:
+    writer = MultiWriter(
+        [JsonLinesWriter(seat.workdir / files.METRICS), TensorBoardWriter(seat.workdir, first_step=step + 1)]
+    )
+    if step == 0:
+        text = "\n".join(f"    {name} = {value!r}" for name, value in configs.flatten(seat.run.config).items())
+        writer.write_texts(0, {"config": text})
+    return writer
+
+
+def _common_step(sitting: Sitting) -> int:
+    """The step to go on from: the last of which every run has a checkpoint; 0 where there is none.
+
+    What any run has beyond it, after the process died among their checkpoints, is made again.
+    """
+    step = max(set.intersection(*(set(seat.checkpoints.steps()) for seat in sitting.seats)), default=0)
+    for seat in sitting.seats:
+        last = seat.checkpoints.last_step() or 0
+        if last > seat.run.steps:
+            raise UsageError(f"{seat.workdir} has done {last} steps already, but train.steps is {seat.run.steps}.")
+        seat.checkpoints.drop_after(step)
+    return step
+
+
+def _begin(sitting: Sitting, seat: Seat, step: int) -> steps.TrainState:
+    """The state to start from: a checkpoint's, with its clock, or a new one."""
+    run, checkpoints = seat.run, seat.checkpoints
+    if step == 0:
+        return jax.jit(run.learner.init_from)(run.learner.seed, run.learner.hyper)
     metadata = checkpoints.metadata(step)
     _check_identity(
         run,
         configs.from_json(metadata["config"]),
         metadata["data"]["content_hash"],
-        f"{sitting.workdir}, checkpoint {step},",
+        f"{seat.workdir}, checkpoint {step},",
     )
-    for name, seconds in metadata["clock"].items():
-        setattr(sitting.clock, name, seconds)
-    return checkpoints.restore(step, run.learner.template()), step
+    sitting.clock.add(Clock(**metadata["clock"]))
+    return checkpoints.restore(step, run.learner.template())
 
 
-def _finished(sitting: Sitting, step: int) -> Json | None:
+def _finished(seat: Seat, step: int) -> Json | None:
     """The summary, if this very run is finished; else what an earlier, shorter one left as its result is removed."""
-    path = sitting.workdir / files.SUMMARY
-    if path.exists() and step == sitting.run.steps:
+    path = seat.workdir / files.SUMMARY
+    if path.exists() and step == seat.run.steps:
         summary = files.read_json(path)
         if summary.get("steps") == step:
             return summary
     for name in (files.SUMMARY, files.PREDICTIONS):
-        (sitting.workdir / name).unlink(missing_ok=True)
+        (seat.workdir / name).unlink(missing_ok=True)
     # What was recorded after the checkpoint will be recorded again.
-    files.keep_events(sitting.workdir, lambda event: event["step"] <= step and event["split"] != "test")
+    files.keep_events(seat.workdir, lambda event: event["step"] <= step and event["split"] != "test")
     return None
 
 
-def _announce(sitting: Sitting, state: steps.TrainState, step: int) -> None:
+def _announce(sitting: Sitting, states: steps.TrainState, step: int) -> None:
     """The first lines: the parameters, the data, where it all goes."""
-    run, task, say = sitting.run, sitting.run.task, sitting.say
+    run, task, say, count = sitting.run, sitting.run.task, sitting.say, len(sitting.seats)
     if task.dataset.warning:
         say(f"\n{'!' * 78}\nWARNING: {task.dataset.warning}\n{'!' * 78}\n")
-    say(clu.parameter_overview.get_parameter_overview(state.params, include_stats=False))
+    say(clu.parameter_overview.get_parameter_overview(divide(states, count)[0].params, include_stats=False))
     sizes = ", ".join(f"{len(task.part(split)):,} {split}" for split in SPLITS)
     say(f"Data: {task.dataset.name} ({task.dataset.source}): {sizes}; permutation {task.protocol.permutation}.")
     start = f"Resuming at step {step}" if step else "Training"
-    say(f"{start}: {run.steps} steps of {run.batch_size}, in {sitting.workdir}")
+    where = sitting.seats[0].workdir if count == 1 else f"{count} replicas of {sitting.seats[0].workdir.parent}"
+    say(f"{start}: {run.steps} steps of {run.batch_size}, in {where}")
 
 
 def _train_loop(
-    sitting: Sitting, programs: Programs, writer: MetricWriter, state: steps.TrainState, step: int
+    sitting: Sitting, programs: Programs, writers: Sequence[MetricWriter], states: steps.TrainState, step: int
 ) -> steps.TrainState:
     """Dispatch steps up to the next point where the host has something to do; do it; repeat."""
-    run, clock, checkpoints = sitting.run, sitting.clock, sitting.checkpoints
+    run, clock, seats = sitting.run, sitting.clock, sitting.seats
     progress = Progress(step, run.steps, clock)
     while step < run.steps:
         # 1. Steps, as many as may pass without the host, in a dispatch of bounded time.
         ends = [step + progress.steps_within(run.dispatch_seconds), run.steps]
         ends += [step + every - step % every for every in (run.eval_every, run.checkpoint_every)]
         before = clock.train
-        state, step, finite = programs.train(state, step, min(ends) - step)
-        if not finite:
-            raise _diverged(step + 1, programs.divergence(state, step), checkpoints.last_step())
+        states, step, alive = programs.train(states, step, min(ends) - step, sitting.alive)
+        apart = divide(states, len(seats))
+        for index, seat in enumerate(seats):
+            if seat.diverged is None and not alive[index]:
+                _retire(sitting, seat, int(apart[index].step) + 1, programs.divergence(index, apart[index]))
         progress.advance(step, clock.train - before)
         sitting.tick(step)
 
         # 2. Metrics.
-        validated = None
+        validated: list[Scores | None] = [None] * len(seats)
         is_end = step == run.steps
-        if step % run.eval_every == 0 or is_end:
-            times = {"steps_per_second": progress.close_window(), "seconds": clock.train}
-            scores = {f"train/{name}": value for name, value in (steps.as_numbers(state.metrics) | times).items()}
+        is_report = step % run.eval_every == 0 or is_end
+        trained = [steps.as_numbers(state.metrics) for state in apart] if is_report or progress.is_due() else []
+        if is_report:
+            times = {"steps_per_second": progress.close_window(), "seconds": sitting.share().train}
+            scores = [{f"train/{name}": value for name, value in (one | times).items()} for one in trained]
             split = run.task.measured_split
             if run.task.part(split):
-                validated, _ = programs.evaluate(state.variables, split)
-                scores |= {f"{split}/{name}": value for name, value in (validated | times).items()}
-                if not math.isfinite(validated["loss"]):
-                    raise _diverged(step, f"the loss on {split} is {validated['loss']}", checkpoints.last_step())
-            writer.write_scalars(step, scores)
-            writer.write_histograms(step, _norm_histograms(state, since=run.eval_every))
+                for index, (found, _) in enumerate(programs.evaluate(states.variables, split)):
+                    if seats[index].diverged is None and not math.isfinite(found["loss"]):
+                        _retire(sitting, seats[index], step, f"the loss on {split} is {found['loss']}")
+                    validated[index] = found
+                    scores[index] |= {f"{split}/{name}": value for name, value in (found | times).items()}
+            for seat, writer, state, told in zip(seats, writers, apart, scores, strict=True):
+                if seat.diverged is None:
+                    writer.write_scalars(step, told)
+                    writer.write_histograms(step, _norm_histograms(state, since=run.eval_every))
             if step % run.eval_every == 0:  # not at an end between evaluations, which more steps may pass over
-                state = state.replace(metrics=steps.TrainMetrics.empty())
-            sitting.say(progress.line(scores))
-        elif progress.is_due():
-            sitting.say(progress.line({f"train/{name}": v for name, v in steps.as_numbers(state.metrics).items()}))
+                states = states.replace(metrics=jax.tree.map(jnp.zeros_like, states.metrics))
+                apart = divide(states, len(seats))
+            sitting.say(progress.line(_mean(sitting, scores)))
+        elif trained:
+            scores = [{f"train/{name}": value for name, value in one.items()} for one in trained]
+            sitting.say(progress.line(_mean(sitting, scores)))
 
         # 3. A checkpoint: wherever a model was measured that may turn out the best, and when it is time.
         stopping = sitting.should_stop() and not is_end
-        if validated or step % run.checkpoint_every == 0 or is_end or stopping:
-            writer.flush()  # what a checkpoint follows must be on record before it
-            sitting.save(state, validated)
+        if any(validated) or step % run.checkpoint_every == 0 or is_end or stopping:
+            for seat, writer, state, measured in zip(seats, writers, apart, validated, strict=True):
+                if seat.diverged is None:
+                    writer.flush()  # what a checkpoint follows must be on record before it
+                    sitting.save(seat, state, measured)
         if stopping:
-            raise Stopped(f"Stopped at step {step} of {run.steps}; saved. The same command resumes {sitting.workdir}.")
-    return state
+            where = seats[0].workdir if len(seats) == 1 else seats[0].workdir.parent
+            raise Stopped(f"Stopped at step {step} of {run.steps}; saved. The same command resumes {where}.")
+    return states
+
+
+def _mean(sitting: Sitting, scores: Sequence[Scores]) -> Scores:
+    """The mean of each score over the runs that are alive."""
+    alive = [one for one, is_alive in zip(scores, sitting.alive, strict=True) if is_alive]
+    return {name: float(np.mean([one[name] for one in alive])) for name in alive[0]}
+
+
+def _retire(sitting: Sitting, seat: Seat, step: int, reason: str) -> None:
+    """Ends a run that has diverged.
+
+    Raises:
+      Diverged: no run is left.
+    """
+    last = seat.checkpoints.last_step()
+    good = "There is no checkpoint before it" if last is None else f"The last good checkpoint is of step {last}"
+    seat.diverged = (
+        f"Training diverged at step {step}: {reason}. {good}. "
+        "Try a lower optimizer.learning_rate or optimizer.clip.norm, in a new work directory."
+    )
+    if len(sitting.seats) > 1:
+        files.write_json(seat.workdir / files.DIVERGED, {"reason": seat.diverged})
+        sitting.say(f"{seat.workdir.name}: {seat.diverged}")
+    if not sitting.alive.any():
+        raise Diverged(seat.diverged if len(sitting.seats) == 1 else "All replicas have diverged; see above.")
 
 
 def _norm_histograms(state: steps.TrainState, since: int) -> dict[str, np.ndarray]:
@@ -248,29 +362,46 @@ def _norm_histograms(state: steps.TrainState, since: int) -> dict[str, np.ndarra
     }
 
 
-def _diverged(step: int, reason: str, last_step: int | None) -> Diverged:
-    last = (
-        "There is no checkpoint before it" if last_step is None else f"The last good checkpoint is of step {last_step}"
-    )
-    return Diverged(
-        f"Training diverged at step {step}: {reason}. {last}. "
-        "Try a lower optimizer.learning_rate or optimizer.clip.norm, in a new work directory."
-    )
+def _test(
+    sitting: Sitting, programs: Programs, writers: Sequence[MetricWriter], states: steps.TrainState
+) -> Iterator[Json | None]:
+    """The results: the one use of the test set, by each run's selected checkpoint (and, beside it, the last)."""
+    run, seats = sitting.run, sitting.seats
+    apart = divide(states, len(seats))
+    selects = run.task.protocol.selection != "last"
+    best_steps = [(seat.checkpoints.best_step() if selects else None) or run.steps for seat in seats]
+    last = programs.evaluate(states.variables, "test")
+    best = last
+    if any(step != run.steps for step in best_steps):
+        variables = [
+            state.variables
+            if step == run.steps or seat.diverged
+            else seat.checkpoints.restore_variables(step, seat.run.learner.template())
+            for seat, state, step in zip(seats, apart, best_steps, strict=True)
+        ]
+        best = programs.evaluate(join(variables), "test")
+    for index, (seat, writer) in enumerate(zip(seats, writers, strict=True)):
+        if seat.diverged is not None:
+            yield None
+        else:
+            both = {"last_logits": last[index][1], "logits": best[index][1]}
+            yield _summarize(sitting, seat, writer, apart[index], best_steps[index], **both)
 
 
-def _test(sitting: Sitting, programs: Programs, writer: MetricWriter, state: steps.TrainState) -> Json:
-    """The result: the one use of the test set, by the selected checkpoint (and, beside it, the last)."""
-    run, clock, checkpoints, workdir = sitting.run, sitting.clock, sitting.checkpoints, sitting.workdir
-    best_step = None if run.task.protocol.selection == "last" else checkpoints.best_step()
-    selected_on = "last" if best_step is None else run.task.measured_split
-    best_step = run.steps if best_step is None else best_step
+def _summarize(
+    sitting: Sitting,
+    seat: Seat,
+    writer: MetricWriter,
+    state: steps.TrainState,
+    best_step: int,
+    *,
+    last_logits: np.ndarray,
+    logits: np.ndarray,
+) -> Json:
+    """Writes the result of a run: its metrics, predictions and summary, and gives the summary."""
+    run, workdir, clock = seat.run, seat.workdir, sitting.share()
     labels = run.task.part("test").labels
-    _, logits = programs.evaluate(state.variables, "test")
-    last = scores = score(logits, labels)
-    if best_step != run.steps:
-        best = checkpoints.restore_variables(best_step, run.learner.template())
-        _, logits = programs.evaluate(best, "test")
-        scores = score(logits, labels)
+    last, scores = score(last_logits, labels), score(logits, labels)
     told = {name: scores[name] for name in ("loss", "accuracy", "calibration_error")}
     times = {"steps_per_second": run.steps / clock.train, "seconds": clock.train}
     writer.write_scalars(run.steps, {f"test/{name}": value for name, value in (told | times).items()})
@@ -279,7 +410,9 @@ def _test(sitting: Sitting, programs: Programs, writer: MetricWriter, state: ste
     files.write_arrays(workdir / files.PREDICTIONS, labels=labels, predictions=predictions, logits=logits)
     dataset = run.task.facts()
     del dataset["permutation_indices"]
-    validated = checkpoints.validation(best_step) if run.task.measured_split == "validation" else None
+    measured = seat.checkpoints.validation(best_step)
+    selects = run.task.protocol.selection != "last" and measured is not None
+    validated = measured if run.task.measured_split == "validation" else None
     summary = {
         "test_accuracy": scores["accuracy"],
         "test_accuracy_interval": scores["accuracy_interval"],
@@ -287,9 +420,11 @@ def _test(sitting: Sitting, programs: Programs, writer: MetricWriter, state: ste
         "test_calibration_error": scores["calibration_error"],
         "last_test_accuracy": last["accuracy"],
         "validation_accuracy": None if validated is None else validated["accuracy"],
-        "selected_on": selected_on,
+        "selected_on": run.task.measured_split if selects else "last",
         "best_step": best_step,
         "steps": run.steps,
+        # Of a run among replicas: its share of what they took together.
+        "replicas": len(sitting.seats),
         "train_seconds": clock.train,
         "compile_seconds": clock.compile,
         "evaluate_seconds": clock.evaluate,
@@ -299,7 +434,7 @@ def _test(sitting: Sitting, programs: Programs, writer: MetricWriter, state: ste
         "dataset": dataset,
         "seed": run.learner.seed,
         "identity": run.identity,
-        "command": sitting.command,
+        "command": seat.command,
         "versions": provenance.versions(),
         "device": provenance.device(),
         "git_commit": provenance.git_commit(),

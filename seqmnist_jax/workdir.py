@@ -17,6 +17,10 @@ DATA = "data.json"
 METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
 PREDICTIONS = "predictions.npz"
+DIVERGED = "diverged.json"
+# Of a sweep: what it is, and the folder of its runs.
+SWEEP = "sweep.json"
+REPLICAS = "replicas"
 CHECKPOINTS = "checkpoints"
 
 

@@ -20,6 +20,7 @@ LAYERS = [
     {"run", "checkpoints"},
     {"programs"},
     {"train", "evaluate", "describe", "compare", "table"},
+    {"sweep"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
