@@ -25,6 +25,7 @@ def score(logits: npt.ArrayLike, labels: npt.ArrayLike) -> Json:
       labels: integers [count], 0 to classes - 1.
 
     Returns:
+      count: the number of examples.
       accuracy: the fraction whose largest logit is the label's (of equal ones the first, as ``numpy.argmax``).
       accuracy_interval: [low, high], 95 %, Wilson's score interval (Wilson 1927, "Probable inference, the
         law of succession, and statistical inference", JASA 22), by ``scipy.stats``. It covers the choice of
@@ -35,8 +36,7 @@ def score(logits: npt.ArrayLike, labels: npt.ArrayLike) -> Json:
         networks", ICML, equation 3).
       calibration_bins: of each bin low, high, count, and the mean confidence and accuracy, None where it is empty.
       confusion: counts [true class][predicted class].
-      per_class_count: of each true class the number of examples.
-      per_class_accuracy: of each true class the fraction that is right, None where no example has it.
+      per_class: of each class its count and accuracy, None where no example has it.
 
     Raises:
       ValueError: wrong shapes, a logit that is not finite, or a label that is no class.
@@ -57,6 +57,7 @@ def score(logits: npt.ArrayLike, labels: npt.ArrayLike) -> Json:
     calibration_error, bins = _calibration(np.exp(log_probabilities.max(-1)), right)
     confusion = np.bincount(labels * classes + predictions, minlength=classes**2).reshape(classes, classes)
     return {
+        "count": count,
         "accuracy": float(right.mean()),
         "accuracy_interval": _wilson(int(right.sum()), count),
         # 0.0 - ...: a loss of nothing is 0, not -0.
@@ -64,8 +65,9 @@ def score(logits: npt.ArrayLike, labels: npt.ArrayLike) -> Json:
         "calibration_error": calibration_error,
         "calibration_bins": bins,
         "confusion": confusion.tolist(),
-        "per_class_count": confusion.sum(-1).tolist(),
-        "per_class_accuracy": [_ratio(row[true], row.sum()) for true, row in enumerate(confusion)],
+        "per_class": [
+            {"count": int(row.sum()), "accuracy": _ratio(row[true], row.sum())} for true, row in enumerate(confusion)
+        ],
     }
 
 
