@@ -46,20 +46,22 @@ class OurTrainer:
         run = build_run(config)
         self.clock = Clock()
         self._state = jax.jit(run.learner.init)()
-        self._programs = Programs(run, self._state, self.clock)
+        self._programs = Programs([run], self._state, self.clock)
         self._step = 0
 
     def advance(self, count: int) -> None:
         """Trains so many steps more, in as few dispatches as the stream of examples allows."""
         end = self._step + count
         while self._step < end:
-            self._state, self._step, finite = self._programs.train(self._state, self._step, end - self._step)
-            if not finite:
+            self._state, self._step, alive = self._programs.train(
+                self._state, self._step, end - self._step, np.array([True])
+            )
+            if not alive.all():
                 raise FloatingPointError(f"Training diverged at step {self._step + 1}.")
 
     def validate(self) -> float:
         """The accuracy on the validation images."""
-        scores, _ = self._programs.evaluate(self._state.variables, "validation")
+        ((scores, _),) = self._programs.evaluate(self._state.variables, "validation")
         return scores["accuracy"]
 
     def tensors(self) -> dict[str, np.ndarray]:

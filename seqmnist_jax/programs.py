@@ -97,8 +97,8 @@ class Programs:
         """
         orders, offset, most = self._window(step)
         count = min(count, most)
-        bounds = jax.device_put((np.int32(offset), np.int32(count)))
-        arguments = (self._hyper, *self._part("train"), orders, *bounds, self._flags(alive))
+        bounds = jax.device_put((np.int32(offset), np.int32(count), self._flags(alive)))
+        arguments = (self._hyper, *self._part("train"), orders, *bounds)
         states, still = self._clock.measure("train", lambda: self._train(states, *arguments))
         return states, step + count, np.atleast_1d(jax.device_get(still))
 

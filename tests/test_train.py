@@ -366,8 +366,9 @@ def test_training_makes_no_hidden_copies_between_host_and_device(tmp_path):
     run = build_run(small_config())
     clock = training.Clock()
     state = jax.jit(run.learner.init)()
-    programs = training.Programs(run, state, clock)
-    state, step, _ = programs.train(state, 0, 3)
+    programs = training.Programs([run], state, clock)
+    alive = np.array([True])
+    state, step, _ = programs.train(state, 0, 3, alive)
     with jax.transfer_guard("disallow"):
-        state, step, finite = programs.train(state, step, 3)
-    assert (step, finite) == (6, True)
+        state, step, alive = programs.train(state, step, 3, alive)
+    assert (step, alive.tolist()) == (6, [True])
