@@ -1,0 +1,204 @@
+"""Many runs by one command: which there are, that each is what it would be alone, divergence, bad requests."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from configs import row_lstm
+from seqmnist_jax import sweep, table
+from seqmnist_jax.checkpoints import Checkpoints
+from seqmnist_jax.errors import UsageError
+from seqmnist_jax.evaluate import evaluate
+from seqmnist_jax.train import Stopped, train
+from seqmnist_jax.workdir import WorkdirError
+
+
+def small_config(**changes):
+    config = row_lstm.get_config()
+    config.update_from_flattened_dict(
+        {
+            "data.source": "embedded",
+            "model.hidden_size": 8,
+            "train.batch_size": 16,
+            "train.steps": 40,
+            "train.eval_every": 10,
+            **changes,
+        }
+    )
+    return config
+
+
+def run_sweep(folder, seeds="", **changes):
+    config = small_config(**changes)
+    swept = sweep.parse(config, seeds)
+    lines = []
+    members = sweep.build_members(config, swept)
+    summary = sweep.train_sweep(config, swept, members, folder, say=lines.append)
+    return summary, members, lines
+
+
+def final_params(folder, run):
+    with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
+        return checkpoints.restore(checkpoints.last_step(), run.learner.template()).params
+
+
+def assert_close(a, b, tolerance):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol=tolerance * np.abs(np.asarray(y)).max())
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory, cache_dir):
+    """Two rates, three seeds: a folder, its summary and members."""
+    folder = tmp_path_factory.mktemp("swept")
+    rates = {"sweep": "{'optimizer.learning_rate': (0.01, 0.002)}", "optimizer.ema_decay": 0.9}
+    return folder, *run_sweep(folder, "1-3", **rates)
+
+
+def test_one_program_and_one_folder_each(swept):
+    folder, summary, members, lines = swept
+    assert lines[0].startswith("6 runs in 1 program,")
+    assert len(members) == 6
+    names = {path.name for path in (folder / "replicas").iterdir()}
+    assert names == {f"seed={seed},learning_rate={rate}" for seed in (1, 2, 3) for rate in (0.01, 0.002)}
+    assert json.loads((folder / "summary.json").read_text()) == summary
+
+
+def test_each_is_what_it_is_alone(swept, tmp_path):
+    folder, _, members, _ = swept
+    for member in (members[0], members[3], members[5]):
+        alone = train(member.run, tmp_path / member.name, say=lambda line: None)
+        together = json.loads((folder / "replicas" / member.name / "summary.json").read_text())
+        params = final_params(folder / "replicas" / member.name, member.run)
+        assert_close(params, final_params(tmp_path / member.name, member.run), 1e-4)
+        assert together["test_loss"] == pytest.approx(alone["test_loss"], rel=1e-3)
+        assert together["identity"] == alone["identity"]
+        assert (together["replicas"], alone["replicas"]) == (6, 1)
+
+
+def test_replicas_are_runs_like_any(swept):
+    folder, _, members, _ = swept
+    result = evaluate(folder / "replicas" / members[1].name)
+    stored = json.loads((folder / "replicas" / members[1].name / "summary.json").read_text())
+    assert result["accuracy"] == stored["test_accuracy"]
+    rows = table.rows(table.find([str(folder)]))
+    assert sorted(row["seeds"] for row in rows) == [[1, 2, 3], [1, 2, 3]]
+    with pytest.raises(WorkdirError, match="holds a sweep; name one of its runs"):
+        evaluate(folder)
+
+
+def test_ranking_is_by_validation(swept):
+    _, summary, _, _ = swept
+    means = [entry["validation"]["mean"] for entry in summary["ranking"]]
+    assert means == sorted(means, reverse=True)
+    assert [entry["test"]["n"] for entry in summary["ranking"]] == [3, 3]
+    assert "optimizer.learning_rate=0.01" in sweep.as_text(summary)
+
+
+def test_finished_sweeps_are_passed_over(swept):
+    folder, summary, _, _ = swept
+    rates = {"sweep": "{'optimizer.learning_rate': (0.01, 0.002)}", "optimizer.ema_decay": 0.9}
+    again, _, lines = run_sweep(folder, "1-3", **rates)
+    assert again == summary
+    assert any("is finished" in line for line in lines)
+    assert not any("Compiled" in line for line in lines)
+
+
+def test_what_changes_the_program_makes_groups(tmp_path):
+    changes = {"sweep": "{'model.hidden_size': (4, 6), 'model.dropout.output_keep': (1.0, 0.9, 0.8)}"}
+    _, members, lines = run_sweep(tmp_path, **changes, **{"train.steps": 10})
+    # Nothing dropped is another program than something dropped.
+    assert lines[0].startswith("6 runs in 4 programs")
+    assert [member.run.config["model"]["hidden_size"] for member in members] == [4, 4, 4, 6, 6, 6]
+
+
+def test_a_diverged_replica_hurts_no_other(tmp_path):
+    changes = {"sweep": "{'optimizer.learning_rate': (0.01, 3e38)}", "optimizer.name": "sgd"}
+    summary, members, lines = run_sweep(tmp_path / "sweep", **changes)
+    ((name, reason),) = [(one["name"], one["reason"]) for one in summary["diverged"]]
+    assert name == members[1].name
+    assert "diverged at step" in reason
+    assert any(line.startswith(name) for line in lines)
+    alone = train(members[0].run, tmp_path / "alone", say=lambda line: None)
+    together = json.loads((tmp_path / "sweep" / "replicas" / members[0].name / "summary.json").read_text())
+    assert together["test_loss"] == pytest.approx(alone["test_loss"], rel=1e-3)
+    assert not (tmp_path / "sweep" / "replicas" / name / "summary.json").exists()
+    # Again: what diverged is not tried again, and the table leaves it out.
+    assert run_sweep(tmp_path / "sweep", **changes)[0] == summary
+    assert len(table.rows(table.find([str(tmp_path / "sweep")]))) == 1
+
+
+def test_a_stopped_sweep_goes_on_where_it_was(swept, tmp_path):
+    folder, summary, members, _ = swept
+    config = small_config(**{"optimizer.ema_decay": 0.9, "sweep": "{'optimizer.learning_rate': (0.01, 0.002)}"})
+    values = sweep.parse(config, "1-3")
+    seen = []
+    with pytest.raises(Stopped, match="Stopped at step"):
+        sweep.train_sweep(
+            config,
+            values,
+            sweep.build_members(config, values),
+            tmp_path,
+            say=lambda line: None,
+            tick=seen.append,
+            should_stop=lambda: seen[-1] >= 20,
+        )
+    # One of them loses its last checkpoint, as if the process had died among them.
+    replica = tmp_path / "replicas" / members[2].name / "checkpoints"
+    newest = max(int(path.name) for path in replica.iterdir() if path.name.isdigit())
+    for path in sorted((replica / str(newest)).rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    (replica / str(newest)).rmdir()
+    resumed = sweep.train_sweep(config, values, sweep.build_members(config, values), tmp_path, say=lambda line: None)
+    for member in members:
+        params = (final_params(where / "replicas" / member.name, member.run) for where in (tmp_path, folder))
+        assert_close(*params, tolerance=0.0)
+    assert [entry["test"] for entry in resumed["ranking"]] == [entry["test"] for entry in summary["ranking"]]
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"), [("1", (1,)), ("1,2,5", (1, 2, 5)), ("1-4", (1, 2, 3, 4)), ("7, 1-2", (7, 1, 2))]
+)
+def test_seeds(text, seeds):
+    assert sweep.parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["a", "1-", "4-1", "1,1", "1-3,2", "1.5", "-1", "1,,2", "1-99999"])
+def test_impossible_seeds(text):
+    with pytest.raises(UsageError, match="--seeds"):
+        sweep.parse_seeds(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{'optimizer.learning_rat': (1, 2)}", "Did you mean 'optimizer.learning_rate'"),
+        ("{'runtime.backend': ('scan', 'fused')}", "no field that makes a run another"),
+        ("{'seed': 3}", "expected a tuple of values"),
+        ("{'seed': ()}", "expected a tuple of values"),
+        ("{'seed': (1, 1)}", "has 1 of seed twice"),
+        ("{'seed': (1,", "expected a mapping"),
+        ("[1, 2]", "expected a mapping"),
+        (
+            "{'optimizer.learning_rate': ('fast',)}",
+            "'fast' for optimizer.learning_rate; expected a value of type float",
+        ),
+        ("{'model.cell': ('lstm', 'gur')}", "Did you mean 'gru'"),
+        ("{'optimizer.learning_rate': (0.1, -1.0)}", "optimizer.learning_rate is -1.0"),
+        (
+            f"{{'seed': {tuple(range(200))}, 'optimizer.learning_rate': {tuple(i / 1000 for i in range(1, 100))}}}",
+            "at most",
+        ),
+    ],
+)
+def test_impossible_sweeps(text, message):
+    config = small_config(sweep=text)
+    with pytest.raises(UsageError, match=message):
+        sweep.build_members(config, sweep.parse(config))
+
+
+def test_seeds_are_named_once():
+    with pytest.raises(UsageError, match="both name seeds"):
+        sweep.parse(small_config(sweep="{'seed': (1, 2)}"), "1-2")
