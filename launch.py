@@ -60,7 +60,7 @@ def train() -> None:
     from seqmnist_jax.train import train as run_training
 
     config = _config()
-    swept = sweep.parse(config, FLAGS.seeds)
+    swept = sweep.build_sweep(config, FLAGS.seeds)
     members = sweep.build_members(config, swept) if swept else []
     run = members[0].run if members else build_run(config)
     compile_cache.enable(config.runtime.compilation_cache)

@@ -137,6 +137,10 @@ def get_config() -> ml_collections.ConfigDict:
     # What runs the recurrence: 'auto' (the C++ kernel on a CPU, 'fused' elsewhere), 'native',
     # 'fused' (hand-written backward in JAX) or 'scan' (plain `lax.scan`).
     runtime.backend = "auto"
+    # How a run or a sweep spreads over several devices: 'replica:R,data:D' is R groups of D devices;
+    # replicas are divided among the groups, each batch among the devices of one. 'auto': as many groups
+    # as divide the replicas, then as many devices in each as divide the batch.
+    runtime.mesh = "auto"
     # Folder of the IDX files; '' means the environment variable SEQMNIST_DATA_DIR, or none.
     runtime.data_dir = ""
     # Folder of compiled programs, which the next start then need not compile; '' means the

@@ -24,6 +24,7 @@ ADDED = {
     "train.accumulate": 1,
     "train.label_smoothing": 0.0,
     "runtime.backend": "auto",
+    "runtime.mesh": "auto",
     "runtime.compilation_cache": "",
 }
 POSITIVE = (

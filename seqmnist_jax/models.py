@@ -69,6 +69,8 @@ class SequenceClassifier(nn.Module):
         Szegedy 2015); 'frozen', the same with its moving mean and variance left at 0
         and 1, in training too: an affine layer, and what the 2018 tutorial really ran.
       engine: how the recurrent layers run.
+      data_axis: None, or in training the axis of a ``shard_map`` over which batches are divided:
+        statistics are then those of the whole batch, and masks are parts of its masks.
     """
 
     cell: rnn.Cell
@@ -78,6 +80,7 @@ class SequenceClassifier(nn.Module):
     dense_init: str
     norm: str
     engine: rnn.Engine = rnn.Engine()
+    data_axis: str | None = None
 
     @nn.compact
     def __call__(
@@ -112,6 +115,7 @@ class SequenceClassifier(nn.Module):
                 use_running_average=self.norm == "frozen" or not train,
                 momentum=NORM_MOMENTUM,
                 epsilon=NORM_EPSILON,
+                axis_name=self.data_axis,
                 name="norm",
             )(read)
         kernel_init, bias_init = DENSE_INITS[self.dense_init]
@@ -119,13 +123,18 @@ class SequenceClassifier(nn.Module):
 
     def _masks(self, layers: rnn.Layers, x: Array, keep: rnn.Keep) -> dict[str, dict[str, rnn.Masks]]:
         """Fresh masks for every layer and direction."""
+        batch = x.shape[0]
+        whole = batch if self.data_axis is None else batch * jax.lax.axis_size(self.data_axis)
+
+        def draw(features: int) -> rnn.Masks:
+            masks = rnn.draw_masks(self.make_rng("dropout"), keep, whole, features, self.hidden_size, x.dtype)
+            if self.data_axis is None:
+                return masks
+            start = jax.lax.axis_index(self.data_axis) * batch
+            return jax.tree.map(lambda mask: jax.lax.dynamic_slice_in_dim(mask, start, batch), masks)
+
         return {
-            name: {
-                direction: rnn.draw_masks(
-                    self.make_rng("dropout"), keep, x.shape[0], params["kernel"].shape[0], self.hidden_size, x.dtype
-                )
-                for direction, params in directions.items()
-            }
+            name: {direction: draw(params["kernel"].shape[0]) for direction, params in directions.items()}
             for name, directions in layers.items()
         }
 

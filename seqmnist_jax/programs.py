@@ -7,10 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from seqmnist_jax import steps
 from seqmnist_jax.clock import Clock
 from seqmnist_jax.data.batches import ExampleStream
+from seqmnist_jax.mesh import DATA, REPLICA, make_mesh
 from seqmnist_jax.run import Run
 
 Scores = dict[str, float]
@@ -30,11 +32,12 @@ class Programs:
     """The compiled programs of replicas, runs of one program that differ in seed and hyperparameters alone.
 
     One replica is compiled as it is; several as the ``vmap`` of the same functions, their states
-    joined. The images are shared.
+    joined. On several devices both run in a ``shard_map`` over the mesh: each device has its share
+    of the replicas, and of each batch, and all images.
     """
 
     def __init__(self, runs: Sequence[Run], states: steps.TrainState, clock: Clock):
-        """Compiles the training step.
+        """Puts the data in place and compiles the training step.
 
         Args:
           runs: the replicas.
@@ -45,37 +48,77 @@ class Programs:
         self._clock = clock
         self._parts: dict[str, tuple[jax.Array, jax.Array]] = {}
         self._predict: dict[tuple[int, ...], Callable[..., jax.Array]] = {}
-        self._hyper = join([run.learner.hyper for run in runs])
+        run = runs[0]
+        self._mesh = make_mesh(run.mesh, len(runs), run.batch_size // run.learner.learning.accumulate)
+        self._hyper = self._place(join([run.learner.hyper for run in runs]), each=True)
         images, labels = self._part("train")
         keys = [steps.data_key(state) for state in divide(states, len(runs))]
-        self._streams = [ExampleStream(key, len(labels), runs[0].batch_size) for key in keys]
-        train = jax.jit(
-            self._each(runs[0].learner.train_steps(), (0, 0, None, None, 0, None, None, 0)), donate_argnums=0
-        )
+        self._streams = [ExampleStream(key, len(labels), run.batch_size) for key in keys]
+        axis = DATA if self._mesh is not None else None
+        each = self._each(run.learner.train_steps(axis), (0, 0, None, None, 0, None, None, 0), (0, 0))
+        train = jax.jit(each, donate_argnums=0)
         orders, offset, _ = self._window(0)
-        arguments = (states, self._hyper, images, labels, orders, *map(np.int32, (offset, 0)))
-        arguments += (self._flags(np.ones(len(runs), bool)),)
+        bounds = self._bounds(offset, 0, np.ones(len(runs), bool))
+        arguments = (self.place(states), self._hyper, images, labels, orders, *bounds)
         self._train = clock.measure("compile", lambda: train.lower(*arguments).compile())
 
-    def _each(self, function: Callable[..., Any], axes: tuple[int | None, ...]) -> Callable[..., Any]:
-        return function if len(self._runs) == 1 else jax.vmap(function, in_axes=axes)
+    def _each(
+        self, function: Callable[..., Any], axes: tuple[int | None, ...], out: int | tuple[int, ...], data: int = -1
+    ) -> Callable[..., Any]:
+        """The function for all replicas, on all devices.
 
-    def _flags(self, alive: np.ndarray) -> Any:
-        """One flag for each replica, as the program takes them."""
-        return alive if len(self._runs) > 1 else alive[0]
+        Args:
+          function: of one replica on one device.
+          axes: 0 for arguments that each replica has, None for what they share, as in ``vmap``.
+          out: the same of the results.
+          data: the place of an argument, and of the results then, whose next axis is divided among devices.
+        """
+        several = len(self._runs) > 1
+        if several:
+            function = jax.vmap(function, in_axes=axes)
+        if self._mesh is None:
+            return function
+        of_each = PartitionSpec(REPLICA) if several else PartitionSpec()
+        wanted = [PartitionSpec() if axis is None else of_each for axis in axes]
+        results = jax.tree.map(lambda _: of_each, out)
+        if data >= 0:
+            wanted[data] = PartitionSpec(DATA)
+            results = PartitionSpec(REPLICA, DATA) if several else PartitionSpec(DATA)
+        # What varies over which axis is not declared by the kernel's calls, so it can't be checked.
+        return jax.shard_map(function, mesh=self._mesh, in_specs=tuple(wanted), out_specs=results, check_vma=False)
+
+    def _place(self, tree: Any, each: bool) -> Any:
+        """The tree on the mesh, each device with its replicas, or with all of it."""
+        if self._mesh is None:
+            return tree
+        spec = PartitionSpec(REPLICA) if each and len(self._runs) > 1 else PartitionSpec()
+        return jax.device_put(tree, NamedSharding(self._mesh, spec))
+
+    def place(self, tree: Any) -> Any:
+        """What `join` made, states or variables, where the programs take it."""
+        return self._place(tree, each=True)
+
+    def _bounds(self, offset: int, count: int, alive: np.ndarray) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """The numbers of a dispatch, moved to the device explicitly."""
+        flags = alive if len(self._runs) > 1 else alive[0]
+        if self._mesh is None:
+            return jax.device_put((np.int32(offset), np.int32(count), flags))
+        return (*self._place((np.int32(offset), np.int32(count)), each=False), self._place(flags, each=True))
 
     def _part(self, split: str) -> tuple[jax.Array, jax.Array]:
         """Images and labels of a split, put on the device at first use."""
         if split not in self._parts:
             part = self._runs[0].task.part(split)
-            self._parts[split] = (jnp.asarray(part.images), jnp.asarray(part.labels))
+            arrays = (jnp.asarray(part.images), jnp.asarray(part.labels))
+            self._parts[split] = self._place(arrays, each=False)
         return self._parts[split]
 
     def _window(self, step: int) -> tuple[jax.Array, int, int]:
         windows = [stream.window(step) for stream in self._streams]
         _, offset, most = windows[0]
         if self._joined is None or self._joined[0] is not windows[0][0]:
-            self._joined = windows[0][0], join([orders for orders, _, _ in windows])
+            orders = self._place(join([orders for orders, _, _ in windows]), each=True)
+            self._joined = windows[0][0], orders
         return self._joined[1], offset, most
 
     # The first stream's orders, and all of them joined, which is made once an epoch.
@@ -97,19 +140,25 @@ class Programs:
         """
         orders, offset, most = self._window(step)
         count = min(count, most)
-        bounds = jax.device_put((np.int32(offset), np.int32(count), self._flags(alive)))
-        arguments = (self._hyper, *self._part("train"), orders, *bounds)
+        arguments = (self._hyper, *self._part("train"), orders, *self._bounds(offset, count, alive))
         states, still = self._clock.measure("train", lambda: self._train(states, *arguments))
         return states, step + count, np.atleast_1d(jax.device_get(still))
 
     def evaluate(self, variables: steps.Variables, split: str) -> list[tuple[Scores, np.ndarray]]:
         """Loss and accuracy of each replica's model on a split, and its logits [count, classes]."""
         images, labels = self._part(split)
+        shards = 1 if self._mesh is None else self._mesh.shape[DATA]
+        count, padding = len(images), -len(images) % shards
         if images.shape not in self._predict:
             run = self._runs[0]
-            predict = jax.jit(self._each(run.learner.predict_logits(run.eval_batch_size), (0, None)))
+            each = self._each(run.learner.predict_logits(run.eval_batch_size), (0, None), 0, data=1)
+
+            def predict(variables: steps.Variables, images: jax.Array) -> jax.Array:
+                logits = each(variables, jnp.pad(images, ((0, padding), (0, 0), (0, 0))))
+                return logits[..., :count, :]
+
             self._predict[images.shape] = self._clock.measure(
-                "compile", lambda: predict.lower(variables, images).compile()
+                "compile", lambda: jax.jit(predict).lower(variables, images).compile()
             )
 
         def score() -> list[tuple[Scores, np.ndarray]]:

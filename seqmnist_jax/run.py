@@ -63,9 +63,16 @@ class Learner:
         """The shapes of a state, without making one."""
         return jax.eval_shape(self.init)
 
-    def train_steps(self) -> Callable[..., tuple[steps.TrainState, Array]]:
-        """The pure function ``(state, hyper, images, labels, orders, offset, count) -> (state, finite)``."""
-        return functools.partial(steps.train_steps, self.learning)
+    def train_steps(self, data_axis: str | None = None) -> Callable[..., tuple[steps.TrainState, Array]]:
+        """The pure function ``(state, hyper, images, labels, orders, offset, count, alive) -> (state, alive)``.
+
+        Args:
+          data_axis: the axis of a ``shard_map``, in which alone it then runs, over which batches are divided.
+        """
+        learning = self.learning
+        if data_axis is not None:
+            learning = learning._replace(model=learning.model.clone(data_axis=data_axis), data_axis=data_axis)
+        return functools.partial(steps.train_steps, learning)
 
     def gradient_report(self) -> Callable[..., tuple[Array, dict[str, Array]]]:
         """The pure function ``(state, hyper, images, labels) -> (loss, largest gradients)``."""
@@ -123,7 +130,7 @@ class Run:
       config: as given, for the record.
       identity: what makes it this run and no other, as `config.identity`.
       batch_size, steps, eval_every, checkpoint_every: as in the config; in steps.
-      eval_batch_size, dispatch_seconds: as in the config.
+      eval_batch_size, dispatch_seconds, mesh: as in the config.
     """
 
     config: dict[str, Any]
@@ -136,6 +143,7 @@ class Run:
     checkpoint_every: int
     eval_batch_size: int
     dispatch_seconds: float
+    mesh: str
 
     @property
     def program(self) -> str:
@@ -190,4 +198,5 @@ def build_run(config: ml_collections.ConfigDict, task: Task | None = None) -> Ru
         checkpoint_every=config.runtime.checkpoint_every or config.train.eval_every,
         eval_batch_size=config.runtime.eval_batch_size,
         dispatch_seconds=config.runtime.dispatch_seconds,
+        mesh=config.runtime.mesh,
     )

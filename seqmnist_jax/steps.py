@@ -131,6 +131,7 @@ class Learning(NamedTuple):
       min_length: None, or: each training sequence ends at random, after at least so many steps.
       accumulate: into how many parts, one after the other, a batch is divided.
       smooths: whether labels are smoothed.
+      data_axis: None, or the axis of a ``shard_map`` over which each batch is divided.
     """
 
     model: nn.Module
@@ -141,6 +142,19 @@ class Learning(NamedTuple):
     min_length: int | None = None
     accumulate: int = 1
     smooths: bool = False
+    data_axis: str | None = None
+
+    @property
+    def shards(self) -> int:
+        """Among how many devices a batch is divided; inside a ``shard_map`` alone where there is a `data_axis`."""
+        return 1 if self.data_axis is None else jax.lax.axis_size(self.data_axis)
+
+    def own(self, whole: Array) -> Array:
+        """This device's share of what all devices have of a batch, [batch, ...]."""
+        if self.data_axis is None:
+            return whole
+        size = whole.shape[0] // self.shards
+        return jax.lax.dynamic_slice_in_dim(whole, jax.lax.axis_index(self.data_axis) * size, size)
 
 
 def _step_key(state: TrainState, stream: int) -> Array:
@@ -170,7 +184,9 @@ def _draw_batch(learning: Learning, state: TrainState, x: Array, labels: Array) 
     if learning.min_length is None:
         return Batch(x, labels, None)
     key = _step_key(state, LENGTH_STREAM)
-    return Batch(x, labels, jax.random.randint(key, x.shape[:1], learning.min_length, x.shape[1] + 1))
+    # For the whole batch, so that a sequence's length does not depend on how many devices share it.
+    lengths = jax.random.randint(key, (len(x) * learning.shards,), learning.min_length, x.shape[1] + 1)
+    return Batch(x, labels, learning.own(lengths))
 
 
 def _cross_entropy(learning: Learning, hyper: Hyperparameters, logits: Array, labels: Array) -> Array:
@@ -263,6 +279,9 @@ def train_step(
       that diverges stands still.
     """
     loss, logits, batch_stats, gradients = _gradients(learning, state, hyper, x, labels)
+    if learning.data_axis is not None:
+        loss, gradients = jax.lax.pmean((loss, gradients), learning.data_axis)
+        logits, labels = jax.lax.all_gather((logits, labels), learning.data_axis, tiled=True)
     updates, opt_state = learning.make_optimizer(hyper).update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     norms = clip_state(opt_state)
@@ -318,7 +337,7 @@ def train_steps(
     def one(done: Array, loop: tuple[TrainState, Array]) -> tuple[TrainState, Array]:
         state, alive = loop
         size = learning.batch_size
-        batch = jax.lax.dynamic_slice(orders, (offset + done * size,), (size,))
+        batch = learning.own(jax.lax.dynamic_slice(orders, (offset + done * size,), (size,)))
         x = learning.preprocess(images[batch])
         return train_step(learning, state, hyper, x, labels[batch].astype(jnp.int32), alive)
 

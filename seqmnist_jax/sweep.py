@@ -66,7 +66,7 @@ def _check_values(field: str, values: Sequence[Any], where: str) -> None:
             raise UsageError(f"{where} has {value!r} of {field} twice; expected different values.")
 
 
-def parse(config: ml_collections.ConfigDict, seeds: str = "") -> dict[str, tuple[Any, ...]]:
+def build_sweep(config: ml_collections.ConfigDict, seeds: str = "") -> dict[str, tuple[Any, ...]]:
     """The swept fields and their values, from config.sweep and the short form for seeds.
 
     Raises:
@@ -161,7 +161,7 @@ def train_sweep(
 
     Args:
       config: what all runs have in common.
-      swept: as `parse` gives it.
+      swept: as `build_sweep` gives it.
       members: as `build_members` makes them.
       workdir: the sweep's folder; made, or resumed: groups that are finished are passed over.
       command: how a user would start the run with these changes alone.

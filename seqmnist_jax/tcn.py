@@ -51,12 +51,14 @@ class TemporalBlock(nn.Module):
     Attributes:
       channels, kernel_size, dilation: of both convolutions.
       stride: steps between two outputs, of which the last is at the last step.
+      data_axis: as of `TCN`.
     """
 
     channels: int
     kernel_size: int
     dilation: int = 1
     stride: int = 1
+    data_axis: str | None = None
 
     @nn.compact
     def __call__(self, x: Array, started: Array | None, keep: Probability) -> Array:
@@ -86,7 +88,10 @@ class TemporalBlock(nn.Module):
             if index == 0:
                 h = _zero_unless(started, h)
             if keep is not None:
-                h = jnp.where(jax.random.bernoulli(self.make_rng("dropout"), keep, h.shape), h / keep, 0.0)
+                key = self.make_rng("dropout")
+                if self.data_axis is not None:
+                    key = jax.random.fold_in(key, jax.lax.axis_index(self.data_axis))
+                h = jnp.where(jax.random.bernoulli(key, keep, h.shape), h / keep, 0.0)
         x = _strided(x, self.stride)
         if x.shape[-1] != self.channels:
             x = nn.Dense(
@@ -107,19 +112,21 @@ class TemporalConvNet(nn.Module):
     """The levels, one above the other.
 
     Attributes:
-      channels, levels, kernel_size: as in `TCN`.
+      channels, levels, kernel_size, data_axis: as in `TCN`.
     """
 
     channels: int
     levels: int
     kernel_size: int
+    data_axis: str | None
 
     @nn.compact
     def __call__(self, x: Array, started: Array | None, keep: Probability, every_step: bool) -> Array:
         """Features [batch, time, channels] of every step, or [batch, channels] of the last; arguments as a block's."""
         for level in range(self.levels):
             dilation, stride = (2**level, 1) if every_step else (1, 2)
-            block = TemporalBlock(self.channels, self.kernel_size, dilation, stride, name=f"level_{level}")
+            sizes = (self.channels, self.kernel_size, dilation, stride)
+            block = TemporalBlock(*sizes, self.data_axis, name=f"level_{level}")
             x = block(x, started, keep)
             started = None if started is None else _strided(started, stride)
         return x if every_step else x[:, -1]
@@ -138,12 +145,15 @@ class TCN(nn.Module):
       channels: features of each level.
       levels: blocks of two convolutions; level i has dilation 2**i.
       kernel_size: taps of a convolution.
+      data_axis: None, or in training the axis of a ``shard_map`` over which batches are divided. What
+        is dropped then depends on the number of devices.
     """
 
     num_classes: int
     channels: int = 25
     levels: int = 8
     kernel_size: int = 7
+    data_axis: str | None = None
 
     @property
     def receptive_field(self) -> int:
@@ -185,7 +195,7 @@ class TCN(nn.Module):
                 started = steps >= time - lengths
                 x = jnp.take_along_axis(x, ((steps - time + lengths) % time)[..., None], axis=1)
         output_keep = keep[1] if train and keep is not None else None
-        net = TemporalConvNet(self.channels, self.levels, self.kernel_size, name="tcn")
+        net = TemporalConvNet(self.channels, self.levels, self.kernel_size, self.data_axis, name="tcn")
         features = net(x, started, output_keep, every_step)
         if every_step:
             features = _zero_unless(running, features)

@@ -197,7 +197,7 @@ def train_replicas(
         compiled_before = sitting.clock.compile
         programs = Programs(runs, states, sitting.clock)
         say(f"Compiled the training step in {sitting.clock.compile - compiled_before:.1f} s.")
-        states = _train_loop(sitting, programs, writers, states, step)
+        states = _train_loop(sitting, programs, writers, programs.place(states), step)
         return list(_test(sitting, programs, writers, states))
 
 
@@ -307,7 +307,7 @@ def _train_loop(
                     writer.write_scalars(step, told)
                     writer.write_histograms(step, _norm_histograms(state, since=run.eval_every))
             if step % run.eval_every == 0:  # not at an end between evaluations, which more steps may pass over
-                states = states.replace(metrics=jax.tree.map(jnp.zeros_like, states.metrics))
+                states = programs.place(states.replace(metrics=jax.tree.map(jnp.zeros_like, states.metrics)))
                 apart = divide(states, len(seats))
             sitting.say(progress.line(_mean(sitting, scores)))
         elif trained:
@@ -379,7 +379,7 @@ def _test(
             else seat.checkpoints.restore_variables(step, seat.run.learner.template())
             for seat, state, step in zip(seats, apart, best_steps, strict=True)
         ]
-        best = programs.evaluate(join(variables), "test")
+        best = programs.evaluate(programs.place(join(variables)), "test")
     for index, (seat, writer) in enumerate(zip(seats, writers, strict=True)):
         if seat.diverged is not None:
             yield None

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "seqmnist_jax"
 LAYERS = [
     {"errors"},
     {"rnn", "data", "tcn"},  # none knows another
-    {"models", "task", "workdir", "provenance", "writers", "terminal", "clock", "compile_cache", "scores"},
+    {"models", "task", "workdir", "provenance", "writers", "terminal", "clock", "compile_cache", "scores", "mesh"},
     {"optimizers"},
     {"config", "steps"},
     {"run", "checkpoints"},

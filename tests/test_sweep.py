@@ -32,7 +32,7 @@ def small_config(**changes):
 
 def run_sweep(folder, seeds="", **changes):
     config = small_config(**changes)
-    swept = sweep.parse(config, seeds)
+    swept = sweep.build_sweep(config, seeds)
     lines = []
     members = sweep.build_members(config, swept)
     summary = sweep.train_sweep(config, swept, members, folder, say=lines.append)
@@ -133,7 +133,7 @@ def test_a_diverged_replica_hurts_no_other(tmp_path):
 def test_a_stopped_sweep_goes_on_where_it_was(swept, tmp_path):
     folder, summary, members, _ = swept
     config = small_config(**{"optimizer.ema_decay": 0.9, "sweep": "{'optimizer.learning_rate': (0.01, 0.002)}"})
-    values = sweep.parse(config, "1-3")
+    values = sweep.build_sweep(config, "1-3")
     seen = []
     with pytest.raises(Stopped, match="Stopped at step"):
         sweep.train_sweep(
@@ -196,9 +196,9 @@ def test_impossible_seeds(text):
 def test_impossible_sweeps(text, message):
     config = small_config(sweep=text)
     with pytest.raises(UsageError, match=message):
-        sweep.build_members(config, sweep.parse(config))
+        sweep.build_members(config, sweep.build_sweep(config))
 
 
 def test_seeds_are_named_once():
     with pytest.raises(UsageError, match="both name seeds"):
-        sweep.parse(small_config(sweep="{'seed': (1, 2)}"), "1-2")
+        sweep.build_sweep(small_config(sweep="{'seed': (1, 2)}"), "1-2")

@@ -1,0 +1,57 @@
+"""How runs spread over devices: one mesh with an axis of replicas and one of data.
+
+Replicas never communicate. A batch that is divided among devices is made whole again by the mean of
+the gradients.
+"""
+
+import re
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from seqmnist_jax.errors import UsageError
+
+REPLICA, DATA = "replica", "data"
+AUTO = "auto"
+
+
+def largest_divisor(number: int, most: int, *others: int) -> int:
+    """The largest divisor of `number`, at most `most`, that divides each of `others` too."""
+    return max(d for d in range(1, most + 1) if number % d == 0 and all(other % d == 0 for other in others))
+
+
+def make_mesh(spec: str, replicas: int, batch_size: int) -> Mesh | None:
+    """The mesh that a config's runtime.mesh means for so many replicas.
+
+    Args:
+      spec: 'auto', or 'replica:R,data:D'.
+      replicas: how many runs train together.
+      batch_size: of each.
+
+    Returns:
+      The mesh, over the first R * D devices; None for a single device.
+
+    Raises:
+      UsageError: another form, more devices than there are, or R or D that does not divide replicas or batch.
+    """
+    devices = jax.devices()
+    if spec == AUTO:
+        groups = largest_divisor(replicas, len(devices))
+        shards = largest_divisor(batch_size, len(devices) // groups)
+    else:
+        found = re.fullmatch(r"replica:(\d+),data:(\d+)", spec)
+        if not found or "0" in found.groups():
+            raise UsageError(f"runtime.mesh is {spec!r}; expected 'auto' or 'replica:R,data:D', as 'replica:2,data:4'.")
+        groups, shards = map(int, found.groups())
+        if groups * shards > len(devices):
+            raise UsageError(f"runtime.mesh is {spec!r}, {groups * shards} devices, but there are {len(devices)}.")
+        if replicas % groups:
+            raise UsageError(f"runtime.mesh is {spec!r}, but {replicas} replicas are no multiple of {groups}.")
+        if batch_size % shards:
+            raise UsageError(
+                f"runtime.mesh is {spec!r}, but batches of {batch_size} (train.batch_size) are no multiple of {shards}."
+            )
+    if groups * shards == 1:
+        return None
+    return Mesh(np.asarray(devices[: groups * shards]).reshape(groups, shards), (REPLICA, DATA))

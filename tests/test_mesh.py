@@ -1,0 +1,156 @@
+"""Several devices: the same results on 1, 2 and 4, replicas apart, bad meshes. Devices are made of CPU cores."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from seqmnist_jax.errors import UsageError
+from seqmnist_jax.mesh import largest_divisor, make_mesh
+
+ROOT = Path(__file__).parent.parent
+DEVICES = 4
+
+# Trains in a process with several devices, and leaves the final parameters and metrics.
+SCRIPT = """
+import json, sys
+from pathlib import Path
+import jax, numpy as np
+from configs import row_lstm
+from seqmnist_jax import sweep
+from seqmnist_jax.checkpoints import Checkpoints
+from seqmnist_jax.train import train_replicas
+
+jax.config.update("jax_compilation_cache_dir", None)
+jobs = json.loads(sys.argv[1])
+assert len(jax.devices()) == int(sys.argv[2])
+for job in jobs:
+    config = row_lstm.get_config()
+    config.update_from_flattened_dict({"data.source": "embedded", "model.hidden_size": 8, "train.batch_size": 16,
+        "train.steps": 50, "train.eval_every": 25, **job["changes"]})
+    members = sweep.build_members(config, {"seed": tuple(job["seeds"])})
+    folders = [Path(job["folder"]) / str(seed) for seed in job["seeds"]]
+    train_replicas([m.run for m in members], folders, commands=[None] * len(folders), say=lambda line: None)
+    for member, folder in zip(members, folders):
+        with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
+            params = checkpoints.restore(50, member.run.learner.template()).params
+        np.savez(folder / "params.npz", *jax.tree.leaves(params))
+"""
+
+
+def train_jobs(jobs, devices=DEVICES):
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(ROOT),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, json.dumps(jobs), str(devices)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def params_of(folder, seed=1):
+    with np.load(folder / str(seed) / "params.npz") as saved:
+        return [saved[name] for name in saved.files]
+
+
+def summary_of(folder, seed=1):
+    return json.loads((folder / str(seed) / "summary.json").read_text())
+
+
+def assert_close(a, b, tolerance=1e-5):
+    for x, y in zip(a, b, strict=True):
+        assert np.abs(x - y).max() <= tolerance * np.abs(y).max()
+
+
+# All that a batch's division could change: its statistics, masks, lengths and parts.
+HARD = {
+    "model.norm": "batch",
+    "model.dropout.output_keep": 0.8,
+    "model.dropout.input_keep": 0.9,
+    "data.min_length": 10,
+    "optimizer.learning_rate": 0.002,
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mesh")
+
+    def job(name, seeds, mesh, **changes):
+        return {"folder": str(folder / name), "seeds": seeds, "changes": {"runtime.mesh": mesh, **changes}}
+
+    easy = {"optimizer.learning_rate": 0.002}
+    train_jobs(
+        [
+            job("one", [1], "replica:1,data:1", **easy),
+            job("two", [1], "replica:1,data:2", **easy),
+            job("four", [1], "auto", **easy),
+            job("hard_one", [1], "replica:1,data:1", **HARD),
+            job("hard_four", [1], "replica:1,data:4", **HARD),
+            job("replicas_one", [1, 2, 3, 4], "replica:1,data:1", **easy),
+            job("replicas_four", [1, 2, 3, 4], "auto", **easy),
+            job("replicas_both", [1, 2, 3, 4], "replica:2,data:2", **easy),
+            job("parts", [1], "replica:1,data:2", **easy, **{"train.accumulate": 4}),
+        ]
+    )
+    return folder
+
+
+@pytest.mark.parametrize("name", ["two", "four", "parts", "replicas_one", "replicas_four", "replicas_both"])
+def test_same_batch_same_result(trained, name):
+    assert_close(params_of(trained / name), params_of(trained / "one"))
+    assert summary_of(trained / name)["test_loss"] == pytest.approx(summary_of(trained / "one")["test_loss"], rel=1e-5)
+
+
+def test_statistics_masks_and_lengths_are_those_of_the_whole_batch(trained):
+    assert_close(params_of(trained / "hard_four"), params_of(trained / "hard_one"))
+
+
+def test_replicas_on_devices_of_their_own(trained):
+    for seed in (1, 2, 3, 4):
+        assert_close(params_of(trained / "replicas_four", seed), params_of(trained / "replicas_one", seed))
+    events = [
+        (trained / name / "3" / "metrics.jsonl").read_text().splitlines() for name in ("replicas_four", "replicas_one")
+    ]
+    for four, one in zip(*events, strict=True):
+        assert json.loads(four)["loss"] == pytest.approx(json.loads(one)["loss"], rel=1e-5)
+
+
+def test_divisors():
+    assert largest_divisor(6, 4) == 3
+    assert largest_divisor(8, 4) == 4
+    assert largest_divisor(7, 4) == 1
+    assert largest_divisor(12, 8, 8) == 4
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("2x2", "expected 'auto' or 'replica:R,data:D'"),
+        ("replica:0,data:1", "expected 'auto'"),
+        (f"replica:{len(jax.devices()) + 1},data:1", r"devices, but there are"),
+    ],
+)
+def test_impossible_meshes(spec, message):
+    with pytest.raises(UsageError, match=message):
+        make_mesh(spec, 4, 16)
+
+
+def test_a_mesh_must_divide(monkeypatch):
+    monkeypatch.setattr(jax, "devices", lambda: [None] * 8)
+    with pytest.raises(UsageError, match="4 replicas are no multiple of 3"):
+        make_mesh("replica:3,data:1", 4, 16)
+    with pytest.raises(UsageError, match=r"batches of 16 .* no multiple of 3"):
+        make_mesh("replica:1,data:3", 4, 16)
