@@ -24,8 +24,11 @@ def join(trees: Sequence[Any]) -> Any:
 
 
 def divide(tree: Any, count: int) -> list[Any]:
-    """The trees that `join` made one."""
-    return [tree] if count == 1 else [jax.tree.map(lambda leaf, i=i: leaf[i], tree) for i in range(count)]
+    """The trees that `join` made one; those of several replicas on one device, wherever the whole is."""
+    if count == 1:
+        return [tree]
+    here = jax.device_put(tree, jax.local_devices()[0])
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], here) for i in range(count)]
 
 
 class Programs:
@@ -146,7 +149,8 @@ class Programs:
 
     def evaluate(self, variables: steps.Variables, split: str) -> list[tuple[Scores, np.ndarray]]:
         """Loss and accuracy of each replica's model on a split, and its logits [count, classes]."""
-        images, labels = self._part(split)
+        images, _ = self._part(split)
+        labels = jnp.asarray(self._runs[0].task.part(split).labels)
         shards = 1 if self._mesh is None else self._mesh.shape[DATA]
         count, padding = len(images), -len(images) % shards
         if images.shape not in self._predict:
@@ -171,11 +175,11 @@ class Programs:
         """What went wrong at a replica's step after its state: its loss and its largest gradient, by tensor."""
         run = self._runs[replica]
         orders, offset, _ = self._streams[replica].window(int(state.step))
-        batch = orders[offset : offset + run.batch_size]
-        images, labels = self._part("train")
-        loss, gradients = jax.jit(run.learner.gradient_report())(state, run.learner.hyper, images[batch], labels[batch])
+        batch = run.task.part("train")[np.asarray(orders[offset : offset + run.batch_size])]
+        report = jax.jit(run.learner.gradient_report())
+        loss, gradients = report(state, run.learner.hyper, batch.images, batch.labels)
         largest = {name: math.inf if math.isnan(value) else float(value) for name, value in gradients.items()}
         name = max(largest, key=lambda n: largest[n])
-        report = f"the loss is {float(loss):.4g} and the largest gradient {float(gradients[name]):.4g}, of {name}"
+        text = f"the loss is {float(loss):.4g} and the largest gradient {float(gradients[name]):.4g}, of {name}"
         finite = math.isfinite(loss) and math.isfinite(largest[name])
-        return f"{report}, but the step from there leads out of the finite numbers" if finite else report
+        return f"{text}, but the step from there leads out of the finite numbers" if finite else text
