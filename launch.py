@@ -71,7 +71,7 @@ def train() -> None:
         with Terminal(run.steps, quiet=FLAGS.quiet) as terminal:
             watch: dict[str, Any] = {"say": terminal.say, "tick": terminal.tick, "should_stop": stop}
             if swept:
-                summary = sweep.train_sweep(config, swept, members, workdir, command=_command_with, **watch)
+                summary = sweep.train_sweep(swept, members, workdir, command=_command_with, **watch)
             else:
                 summary = run_training(run, workdir, command=_command(sys.argv), **watch)
     except Stopped as e:

@@ -148,7 +148,6 @@ def build_members(config: ml_collections.ConfigDict, swept: Mapping[str, tuple[A
 
 
 def train_sweep(
-    config: ml_collections.ConfigDict,
     swept: Mapping[str, tuple[Any, ...]],
     members: Sequence[Member],
     workdir: Path,
@@ -160,7 +159,6 @@ def train_sweep(
     """Trains all runs of a sweep, each into its own folder under `workdir`/replicas.
 
     Args:
-      config: what all runs have in common.
       swept: as `build_sweep` gives it.
       members: as `build_members` makes them.
       workdir: the sweep's folder; made, or resumed: groups that are finished are passed over.
@@ -182,7 +180,7 @@ def train_sweep(
         + "; ".join(f"{field} {', '.join(map(str, values))}" for field, values in swept.items())
     )
     workdir.mkdir(parents=True, exist_ok=True)
-    files.write_json(workdir / files.SWEEP, {"config": configs.to_json(config), "sweep": dict(swept)})
+    files.write_json(workdir / files.SWEEP, {"sweep": dict(swept), "config of one run": members[0].run.config})
     for group in groups.values():
         # What has diverged would only do so again.
         going = [member for member in group if not (folders[member.name] / files.DIVERGED).exists()]

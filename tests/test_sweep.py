@@ -35,7 +35,7 @@ def run_sweep(folder, seeds="", **changes):
     swept = sweep.build_sweep(config, seeds)
     lines = []
     members = sweep.build_members(config, swept)
-    summary = sweep.train_sweep(config, swept, members, folder, say=lines.append)
+    summary = sweep.train_sweep(swept, members, folder, say=lines.append)
     return summary, members, lines
 
 
@@ -137,7 +137,6 @@ def test_a_stopped_sweep_goes_on_where_it_was(swept, tmp_path):
     seen = []
     with pytest.raises(Stopped, match="Stopped at step"):
         sweep.train_sweep(
-            config,
             values,
             sweep.build_members(config, values),
             tmp_path,
@@ -151,7 +150,7 @@ def test_a_stopped_sweep_goes_on_where_it_was(swept, tmp_path):
     for path in sorted((replica / str(newest)).rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     (replica / str(newest)).rmdir()
-    resumed = sweep.train_sweep(config, values, sweep.build_members(config, values), tmp_path, say=lambda line: None)
+    resumed = sweep.train_sweep(values, sweep.build_members(config, values), tmp_path, say=lambda line: None)
     for member in members:
         params = (final_params(where / "replicas" / member.name, member.run) for where in (tmp_path, folder))
         assert_close(*params, tolerance=0.0)
