@@ -18,13 +18,13 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from absl import app, flags
 
 from benchmarks import floor, peers, timing
 from benchmarks.peers import Case
+from seqmnist_jax.memory import available_bytes
 
 FLAGS = flags.FLAGS
 Row = dict[str, Any]
@@ -55,15 +55,6 @@ def cases(cells: Sequence[str], hidden: Sequence[int], steps: Sequence[int], bat
     return [case(cell, *size) for cell in cells for size in sizes]
 
 
-def free_bytes() -> float:
-    """Memory that programs may still take; unlimited where the system does not say."""
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.exists():
-        return math.inf
-    lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-    return 1024.0 * int(lines["MemAvailable"].split()[0])
-
-
 def torch_bytes(case: Case) -> int:
     """About what PyTorch keeps for the way back: some 16 numbers a unit and step."""
     return 16 * 4 * case.steps * case.batch * case.hidden
@@ -72,7 +63,8 @@ def torch_bytes(case: Case) -> int:
 def fits(library: str, measurable: peers.Measurable, case: Case) -> bool:
     """Whether a program's buffers fit into the memory that is free; says so where not."""
     needed = torch_bytes(case) if measurable.temp_bytes is None else measurable.temp_bytes
-    if needed <= 0.8 * free_bytes():
+    available = available_bytes()
+    if available is None or needed <= 0.8 * available:
         return True
     print(f"  {library} left out: it needs {needed / 2**30:.1f} GiB, more than is free")
     return False

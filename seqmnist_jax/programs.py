@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from seqmnist_jax import steps
+from seqmnist_jax import memory, steps
 from seqmnist_jax.clock import Clock
 from seqmnist_jax.data.batches import ExampleStream
 from seqmnist_jax.mesh import DATA, REPLICA, make_mesh
@@ -37,6 +37,9 @@ class Programs:
     One replica is compiled as it is; several as the ``vmap`` of the same functions, their states
     joined. On several devices both run in a ``shard_map`` over the mesh: each device has its share
     of the replicas, and of each batch, and all images.
+
+    Attributes:
+      memory_plan: what the training step needs and what there is, in one line.
     """
 
     def __init__(self, runs: Sequence[Run], states: steps.TrainState, clock: Clock):
@@ -46,6 +49,9 @@ class Programs:
           runs: the replicas.
           states: as `join` makes them.
           clock: takes the time of all that is done here.
+
+        Raises:
+          TooLarge: the training step needs more memory than there is.
         """
         self._runs = runs
         self._clock = clock
@@ -64,6 +70,7 @@ class Programs:
         bounds = self._bounds(offset, 0, np.ones(len(runs), bool))
         arguments = (self.place(states), self._hyper, images, labels, orders, *bounds)
         self._train = clock.measure("compile", lambda: train.lower(*arguments).compile())
+        self.memory_plan = memory.plan(self._train)
 
     def _each(
         self, function: Callable[..., Any], axes: tuple[int | None, ...], out: int | tuple[int, ...], data: int = -1

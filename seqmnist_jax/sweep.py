@@ -17,9 +17,10 @@ import ml_collections
 from seqmnist_jax import config as configs
 from seqmnist_jax import workdir as files
 from seqmnist_jax.errors import UsageError, did_you_mean
+from seqmnist_jax.memory import TooLarge
 from seqmnist_jax.run import Run, build_run
 from seqmnist_jax.scores import over_seeds
-from seqmnist_jax.train import Say, print_at_once, train_replicas
+from seqmnist_jax.train import Diverged, Say, print_at_once, train_replicas
 
 Json = dict[str, Any]
 Changes = dict[str, Any]
@@ -181,17 +182,33 @@ def train_sweep(
     )
     workdir.mkdir(parents=True, exist_ok=True)
     files.write_json(workdir / files.SWEEP, {"sweep": dict(swept), "config of one run": members[0].run.config})
-    for group in groups.values():
+    waiting = [
         # What has diverged would only do so again.
-        going = [member for member in group if not (folders[member.name] / files.DIVERGED).exists()]
-        if going:
-            train_replicas(
-                [member.run for member in going],
-                [folders[member.name] for member in going],
-                commands=[command(member.changes) for member in going],
-                say=say,
-                **watch,
-            )
+        [member for member in group if not (folders[member.name] / files.DIVERGED).exists()]
+        for group in groups.values()
+    ]
+    while waiting:
+        group = waiting.pop(0)
+        try:
+            if group:
+                train_replicas(
+                    [member.run for member in group],
+                    [folders[member.name] for member in group],
+                    commands=[command(member.changes) for member in group],
+                    say=say,
+                    **watch,
+                )
+        except TooLarge as e:
+            if len(group) == 1:
+                raise
+            half = len(group) // 2
+            say(f"{e} So these {len(group)} replicas train in chunks, of {len(group) - half} and {half}.")
+            waiting[:0] = [group[:-half], group[-half:]]
+        except Diverged as e:
+            # A run alone in its program; of several each has said so itself.
+            if len(group) == 1:
+                files.write_json(folders[group[0].name] / files.DIVERGED, {"reason": str(e)})
+            say(str(e))
     summary = _summarize(members, folders, swept)
     files.write_json(workdir / files.SUMMARY, summary)
     return summary

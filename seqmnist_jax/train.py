@@ -172,6 +172,7 @@ def train_replicas(
     Raises:
       WorkdirError: a folder holds another run.
       CheckpointError: a checkpoint can't be read.
+      TooLarge: the program needs more memory than there is.
       Diverged: of all runs the loss, a gradient or a parameter is not finite.
       Stopped: `should_stop` said so.
     """
@@ -196,7 +197,7 @@ def train_replicas(
         writers = [stack.enter_context(closing(_writer(seat, step))) for seat in seats]
         compiled_before = sitting.clock.compile
         programs = Programs(runs, states, sitting.clock)
-        say(f"Compiled the training step in {sitting.clock.compile - compiled_before:.1f} s.")
+        say(f"Compiled the training step in {sitting.clock.compile - compiled_before:.1f} s. {programs.memory_plan}")
         states = _train_loop(sitting, programs, writers, programs.place(states), step)
         return list(_test(sitting, programs, writers, states))
 

@@ -14,7 +14,19 @@ PACKAGE = ROOT / "seqmnist_jax"
 LAYERS = [
     {"errors"},
     {"rnn", "data", "tcn"},  # none knows another
-    {"models", "task", "workdir", "provenance", "writers", "terminal", "clock", "compile_cache", "scores", "mesh"},
+    {
+        "models",
+        "task",
+        "workdir",
+        "provenance",
+        "writers",
+        "terminal",
+        "clock",
+        "compile_cache",
+        "scores",
+        "mesh",
+        "memory",
+    },
     {"optimizers"},
     {"config", "steps"},
     {"run", "checkpoints"},

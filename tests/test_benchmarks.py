@@ -105,7 +105,7 @@ def test_the_default_cases_are_the_headline():
 
 
 def test_scaling_knows_memory_where_it_can_not_run(monkeypatch):
-    monkeypatch.setattr(recurrence, "free_bytes", lambda: 60_000)
+    monkeypatch.setattr(recurrence, "available_bytes", lambda: 60_000)
     rows = scaling.measure(CASE, "steps", (6, 600), ["ours_scan"], rounds=1, seconds=1e-3)
     assert [row["steps"] for row in rows] == [6, 600]
     assert rows[0]["milliseconds"] > 0

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import row_lstm
-from seqmnist_jax import sweep, table
+from seqmnist_jax import memory, sweep, table
 from seqmnist_jax.checkpoints import Checkpoints
 from seqmnist_jax.errors import UsageError
 from seqmnist_jax.evaluate import evaluate
@@ -128,6 +128,35 @@ def test_a_diverged_replica_hurts_no_other(tmp_path):
     # Again: what diverged is not tried again, and the table leaves it out.
     assert run_sweep(tmp_path / "sweep", **changes)[0] == summary
     assert len(table.rows(table.find([str(tmp_path / "sweep")]))) == 1
+
+
+def test_runs_that_all_diverge_are_reported(tmp_path):
+    changes = {"optimizer.learning_rate": 3e38, "optimizer.name": "sgd", "sweep": "{'model.hidden_size': (4, 5)}"}
+    summary, members, _ = run_sweep(tmp_path, "1-2", **changes)
+    assert [one["name"] for one in summary["diverged"]] == [member.name for member in members]
+    assert summary["ranking"] == []
+    assert sweep.as_text(summary).count("DIVERGED") == 4
+
+
+def test_replicas_that_do_not_fit_train_in_chunks(swept, tmp_path, monkeypatch):
+    _, whole, _, _ = swept
+    needed = []
+
+    def few(compiled, measure=memory.needed_bytes):
+        needed.append(measure(compiled))
+        return needed[-1]
+
+    monkeypatch.setattr(memory, "needed_bytes", few)
+    monkeypatch.setattr(memory, "available_bytes", lambda: needed[0] - 1)
+    rates = {"sweep": "{'optimizer.learning_rate': (0.01, 0.002)}", "optimizer.ema_decay": 0.9}
+    summary, _, lines = run_sweep(tmp_path, "1-3", **rates)
+    assert any("these 6 replicas train in chunks, of 3 and 3" in line for line in lines)
+    assert len(needed) == 3
+    for one, other in zip(summary["ranking"], whole["ranking"], strict=True):
+        assert one["test"]["mean"] == pytest.approx(other["test"]["mean"], abs=0.01)
+    monkeypatch.setattr(memory, "available_bytes", lambda: 1000)
+    with pytest.raises(memory.TooLarge, match="Out of memory before it begins"):
+        run_sweep(tmp_path / "none", "1-3", **rates)
 
 
 def test_a_stopped_sweep_goes_on_where_it_was(swept, tmp_path):
