@@ -35,7 +35,7 @@ def device() -> str:
         ]
         model = names[0] if names else model
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{cores} CPU cores, {model}"
+    return f"{cores} CPU core{'' if cores == 1 else 's'}, {model}"
 
 
 def git_commit() -> str | None:

@@ -79,15 +79,16 @@ def _identity_of_config(folder: Path) -> configs.FlatConfig:
 
 
 def rows(results: Sequence[Result]) -> list[Json]:
-    """One row, as JSON values, for each recipe and device; means over seeds, times in seconds.
+    """One row, as JSON values, for each recipe: means over seeds, and times in seconds.
+
+    Times are those of the runs on one device, that on which they were shortest.
 
     Raises:
       UsageError: two runs of one recipe have the same seed.
     """
     groups: dict[str, list[Result]] = {}
     for result in results:
-        key = repr(sorted(result.recipe.items())) + str(result.summary["device"])
-        groups.setdefault(key, []).append(result)
+        groups.setdefault(repr(sorted(result.recipe.items())), []).append(result)
     return sorted((_row(group) for group in groups.values()), key=lambda row: (row["task"], -row["test_accuracy"]))
 
 
@@ -97,8 +98,8 @@ def _row(group: list[Result]) -> Json:
         seed = result.summary["seed"]
         if seed in by_seed:
             raise UsageError(
-                f"{by_seed[seed]} and {result.folder} are the same recipe with the same seed, {seed}, on the same "
-                "device; leave one out, since a repeated seed is no further evidence."
+                f"{by_seed[seed]} and {result.folder} are the same recipe with the same seed, {seed}; "
+                "leave one out, since a repeated seed is no further evidence."
             )
         by_seed[seed] = result.folder
     recipe, summaries = group[0].recipe, [result.summary for result in group]
@@ -106,7 +107,7 @@ def _row(group: list[Result]) -> Json:
     test = over_seeds([summary["test_accuracy"] for summary in summaries])
     validated = [s["validation_accuracy"] for s in summaries if s["validation_accuracy"] is not None]
     validation = over_seeds(validated) if validated else None
-    seconds = statistics.fmean(summary["train_seconds"] for summary in summaries)
+    seconds, device = _fastest(summaries)
     epochs = first["steps"] * recipe["train.batch_size"] / first["dataset"]["sizes"]["train"]
     dataset = first["dataset"]
     return {
@@ -126,9 +127,17 @@ def _row(group: list[Result]) -> Json:
         "test_interval": test["interval"],
         "train_seconds": seconds,
         "seconds_per_epoch": seconds / epochs,
-        "device": first["device"],
+        "device": device,
         "command": _command(summaries),
     }
+
+
+def _fastest(summaries: Sequence[Json]) -> tuple[float, str]:
+    """The mean training time on the device where that is shortest, and the device."""
+    by_device: dict[str, list[float]] = {}
+    for summary in summaries:
+        by_device.setdefault(summary["device"], []).append(summary["train_seconds"])
+    return min((statistics.fmean(seconds), device) for device, seconds in by_device.items())
 
 
 def _task(recipe: configs.FlatConfig, dataset: Json) -> str:
@@ -227,7 +236,8 @@ def as_markdown(rows: Sequence[Json], published: Sequence[dict[str, str]] = ()) 
         _markdown(HEADER, [_cells(row) for row in rows]),
         "",
         "Test and validation: mean ± standard deviation over the seeds, in brackets the 95 % t interval of the "
-        "mean. Training time: a run's mean, without compilation, evaluation and checkpoints.",
+        "mean. Training time: a run's mean on the device named, without compilation, evaluation and checkpoints; of "
+        "replicas trained together, a run's share.",
     ]
     commands = dict.fromkeys(f"{row['model']}, {row['task']}: `{row['command']}`" for row in rows if row["command"])
     if commands:

@@ -70,9 +70,11 @@ def test_seeds_of_one_recipe_make_one_row(runs):
     assert rows[1]["test_interval"] is None
 
 
-def test_devices_are_kept_apart(runs):
-    make_run(runs / "gpu", 1, 0.98, device="1 x GPU")
-    assert [len(row["seeds"]) for row in table.rows(table.find([str(runs)]))] == [3, 1]
+def test_times_are_those_of_the_fastest_device(runs):
+    make_run(runs / "gpu", 4, 0.98, device="1 x GPU", train_seconds=9.0)
+    (row,) = table.rows(table.find([str(runs)]))
+    assert row["seeds"] == [1, 2, 3, 4]
+    assert (row["train_seconds"], row["device"]) == (9.0, "1 x GPU")
 
 
 def test_markdown_says_what_it_must(runs):
