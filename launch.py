@@ -62,6 +62,8 @@ def train() -> None:
     config = _config()
     swept = sweep.build_sweep(config, FLAGS.seeds)
     members = sweep.build_members(config, swept) if swept else []
+    if config.runtime.executor and not swept:
+        raise UsageError("runtime.executor runs the groups of a sweep, but there is neither --seeds nor config.sweep.")
     run = members[0].run if members else build_run(config)
     compile_cache.enable(config.runtime.compilation_cache)
     # Only now, with everything checked, is a folder made.
@@ -71,7 +73,8 @@ def train() -> None:
         with Terminal(run.steps, quiet=FLAGS.quiet) as terminal:
             watch: dict[str, Any] = {"say": terminal.say, "tick": terminal.tick, "should_stop": stop}
             if swept:
-                summary = sweep.train_sweep(swept, members, workdir, command=_command_with, **watch)
+                executor = _executor(workdir)
+                summary = sweep.train_sweep(swept, members, workdir, command=_command_with, executor=executor, **watch)
             else:
                 summary = run_training(run, workdir, command=_command(sys.argv), **watch)
     except Stopped as e:
@@ -81,6 +84,17 @@ def train() -> None:
         print(f"\n{sweep.as_text(summary)}\n\nNext:\n  {_python()} launch.py --mode=table --workdirs {workdir}")
     else:
         _tell(summary, workdir)
+
+
+def _executor(workdir: Path) -> Any:
+    """What runs a sweep's groups as jobs; None for this process."""
+    from seqmnist_jax import executors
+
+    runtime = _config().runtime
+    options = executors.parse_options(runtime.executor_options)
+    if runtime.executor == executors.HERE:
+        return None
+    return executors.make_executor(runtime.executor, options, workdir.absolute() / "jobs")
 
 
 def _tell(summary: dict[str, Any], workdir: Path) -> None:

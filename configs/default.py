@@ -141,6 +141,11 @@ def get_config() -> ml_collections.ConfigDict:
     # replicas are divided among the groups, each batch among the devices of one. 'auto': as many groups
     # as divide the replicas, then as many devices in each as divide the batch.
     runtime.mesh = "auto"
+    # Where the groups of a sweep run: '' one after another in this process; 'local', each as a process;
+    # 'slurm', each as a job. The last two by submitit, whose parameters the options are, as
+    # "{'timeout_min': 60, 'slurm_partition': 'gpu'}".
+    runtime.executor = ""
+    runtime.executor_options = ""
     # Folder of the IDX files; '' means the environment variable SEQMNIST_DATA_DIR, or none.
     runtime.data_dir = ""
     # Folder of compiled programs, which the next start then need not compile; '' means the

@@ -25,6 +25,8 @@ ADDED = {
     "train.label_smoothing": 0.0,
     "runtime.backend": "auto",
     "runtime.mesh": "auto",
+    "runtime.executor": "",
+    "runtime.executor_options": "",
     "runtime.compilation_cache": "",
 }
 POSITIVE = (

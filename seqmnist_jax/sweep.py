@@ -17,6 +17,7 @@ import ml_collections
 from seqmnist_jax import config as configs
 from seqmnist_jax import workdir as files
 from seqmnist_jax.errors import UsageError, did_you_mean
+from seqmnist_jax.executors import run_jobs
 from seqmnist_jax.memory import TooLarge
 from seqmnist_jax.run import Run, build_run
 from seqmnist_jax.scores import over_seeds
@@ -154,6 +155,7 @@ def train_sweep(
     workdir: Path,
     *,
     command: Callable[[Changes], str | None] = lambda changes: None,
+    executor: Any = None,
     say: Say = print_at_once,
     **watch: Any,
 ) -> Json:
@@ -164,6 +166,7 @@ def train_sweep(
       members: as `build_members` makes them.
       workdir: the sweep's folder; made, or resumed: groups that are finished are passed over.
       command: how a user would start the run with these changes alone.
+      executor: runs the groups as jobs, as `executors.make_executor` makes it; None for this process.
       say, **watch: as in `train.train_replicas`.
 
     Returns:
@@ -171,6 +174,7 @@ def train_sweep(
 
     Raises:
       UsageError, WorkdirError, CheckpointError, Stopped: as in `train.train_replicas`.
+      JobsFailed: jobs of the executor failed; the message names their logs.
     """
     folders = {member.name: workdir / files.REPLICAS / member.name for member in members}
     groups: dict[str, list[Member]] = {}
@@ -182,36 +186,81 @@ def train_sweep(
     )
     workdir.mkdir(parents=True, exist_ok=True)
     files.write_json(workdir / files.SWEEP, {"sweep": dict(swept), "config of one run": members[0].run.config})
+    places = {member.name: Place(folders[member.name], command(member.changes)) for member in members}
     waiting = [
         # What has diverged would only do so again.
         [member for member in group if not (folders[member.name] / files.DIVERGED).exists()]
         for group in groups.values()
     ]
-    while waiting:
-        group = waiting.pop(0)
-        try:
-            if group:
-                train_replicas(
-                    [member.run for member in group],
-                    [folders[member.name] for member in group],
-                    commands=[command(member.changes) for member in group],
-                    say=say,
-                    **watch,
-                )
-        except TooLarge as e:
-            if len(group) == 1:
-                raise
-            half = len(group) // 2
-            say(f"{e} So these {len(group)} replicas train in chunks, of {len(group) - half} and {half}.")
-            waiting[:0] = [group[:-half], group[-half:]]
-        except Diverged as e:
-            # A run alone in its program; of several each has said so itself.
-            if len(group) == 1:
-                files.write_json(folders[group[0].name] / files.DIVERGED, {"reason": str(e)})
-            say(str(e))
+    waiting = [group for group in waiting if group]
+    if executor is None:
+        for group in waiting:
+            _train_group(group, places, say, **watch)
+    else:
+        left = [group for group in waiting if not all(_is_finished(member, places) for member in group)]
+        say(f"{len(left)} of {len(groups)} groups go to the executor, their logs to {executor.folder}.")
+        jobs = [
+            (
+                ", ".join(member.name for member in group),
+                ([member.run.config for member in group], [tuple(places[member.name]) for member in group]),
+            )
+            for group in left
+        ]
+        run_jobs(executor, train_job, jobs)
     summary = _summarize(members, folders, swept)
     files.write_json(workdir / files.SUMMARY, summary)
     return summary
+
+
+class Place(NamedTuple):
+    """Where a run goes, and the command that would start it alone."""
+
+    folder: Path
+    command: str | None
+
+
+def _is_finished(member: Member, places: Mapping[str, Place]) -> bool:
+    path = places[member.name].folder / files.SUMMARY
+    return path.exists() and files.read_json(path).get("steps") == member.run.steps
+
+
+def train_job(stored: Sequence[Json], places: Sequence[tuple[Path, str | None]]) -> None:
+    """Trains the runs of one group, in a process of their own.
+
+    Args:
+      stored: their configs as JSON values.
+      places: where each goes, as `Place`.
+    """
+    runs: list[Run] = []
+    for values in stored:
+        same_data = runs and runs[0].config["data"] == values["data"]
+        runs.append(build_run(configs.from_json(values), runs[0].task if same_data else None))
+    members = [Member(Path(folder).name, {}, run) for run, (folder, _) in zip(runs, places, strict=True)]
+    _train_group(members, {member.name: Place(*place) for member, place in zip(members, places, strict=True)}, print)
+
+
+def _train_group(members: list[Member], places: Mapping[str, Place], say: Say, **watch: Any) -> None:
+    """Trains runs of one program together, in chunks where they don't fit the memory."""
+    try:
+        train_replicas(
+            [member.run for member in members],
+            [places[member.name].folder for member in members],
+            commands=[places[member.name].command for member in members],
+            say=say,
+            **watch,
+        )
+    except TooLarge as e:
+        if len(members) == 1:
+            raise
+        half = len(members) // 2
+        say(f"{e} So these {len(members)} replicas train in chunks, of {len(members) - half} and {half}.")
+        for chunk in (members[:-half], members[-half:]):
+            _train_group(chunk, places, say, **watch)
+    except Diverged as e:
+        # A run alone in its program; of several each has said so itself.
+        if len(members) == 1:
+            files.write_json(places[members[0].name].folder / files.DIVERGED, {"reason": str(e)})
+        say(str(e))
 
 
 def _summarize(members: Sequence[Member], folders: Mapping[str, Path], swept: Mapping[str, tuple[Any, ...]]) -> Json:

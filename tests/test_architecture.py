@@ -26,6 +26,7 @@ LAYERS = [
         "scores",
         "mesh",
         "memory",
+        "executors",
     },
     {"optimizers"},
     {"config", "steps"},
