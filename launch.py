@@ -53,13 +53,16 @@ flags.DEFINE_boolean("debug", False, "Show the traceback of an error.")
 
 def train() -> None:
     """Trains, or resumes, and prints the result and what to do next."""
-    from seqmnist_jax import compile_cache, sweep
+    from seqmnist_jax import compile_cache, distributed, sweep
     from seqmnist_jax.run import build_run
     from seqmnist_jax.terminal import Terminal
     from seqmnist_jax.train import Stopped
     from seqmnist_jax.train import train as run_training
 
     config = _config()
+    if config.runtime.distributed and not FLAGS.workdir:
+        raise UsageError("runtime.distributed needs --workdir, a folder that all processes see.")
+    distributed.initialize(config.runtime.distributed)
     swept = sweep.build_sweep(config, FLAGS.seeds)
     members = sweep.build_members(config, swept) if swept else []
     if config.runtime.executor and not swept:
@@ -70,7 +73,7 @@ def train() -> None:
     workdir = Path(FLAGS.workdir) if FLAGS.workdir else _new_workdir()
     stop = StopOnSignal()
     try:
-        with Terminal(run.steps, quiet=FLAGS.quiet) as terminal:
+        with Terminal(run.steps, quiet=FLAGS.quiet or not distributed.is_main()) as terminal:
             watch: dict[str, Any] = {"say": terminal.say, "tick": terminal.tick, "should_stop": stop}
             if swept:
                 executor = _executor(workdir)
@@ -80,6 +83,8 @@ def train() -> None:
     except Stopped as e:
         print(e, file=sys.stderr)
         sys.exit(128 + stop.number)  # as a shell reports a process that the signal ended
+    if not distributed.is_main():
+        return
     if swept:
         print(f"\n{sweep.as_text(summary)}\n\nNext:\n  {_python()} launch.py --mode=table --workdirs {workdir}")
     else:
@@ -316,11 +321,26 @@ def main(argv: list[str]) -> None:
     try:
         _check_flags()
         MODES[FLAGS.mode][0]()
-    except (SeqMnistError, OSError) as e:
+    except Exception as e:
+        if not isinstance(e, SeqMnistError | OSError) and not _is_of_another_process(e):
+            raise
         if FLAGS.debug:
             traceback.print_exc()
         print(f"error: {e}", file=sys.stderr)
+        if _is_of_another_process(e):
+            print(
+                "Another process of this run has failed; JAX names it within a minute. "
+                "The same command, in all processes, resumes from the last checkpoint.",
+                file=sys.stderr,
+                flush=True,
+            )
         sys.exit(e.exit_code if isinstance(e, SeqMnistError) else SeqMnistError.exit_code)
+
+
+def _is_of_another_process(error: Exception) -> bool:
+    """Whether this is how JAX reports, in a run of several processes, that one of them is gone."""
+    # JaxRuntimeError and ProcessFailureError are RuntimeErrors.
+    return FLAGS.mode == "train" and bool(_config().runtime.distributed) and isinstance(error, RuntimeError)
 
 
 if __name__ == "__main__":

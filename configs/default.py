@@ -141,6 +141,9 @@ def get_config() -> ml_collections.ConfigDict:
     # replicas are divided among the groups, each batch among the devices of one. 'auto': as many groups
     # as divide the replicas, then as many devices in each as divide the batch.
     runtime.mesh = "auto"
+    # '' for a process alone. Several processes: 'auto' under Slurm, Open MPI or Kubernetes, else
+    # 'ADDRESS:PORT,COUNT,INDEX': where the first listens, how many there are, which this is.
+    runtime.distributed = ""
     # Where the groups of a sweep run: '' one after another in this process; 'local', each as a process;
     # 'slurm', each as a job. The last two by submitit, whose parameters the options are, as
     # "{'timeout_min': 60, 'slurm_partition': 'gpu'}".

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
@@ -27,19 +28,31 @@ def _rank(metrics: Json) -> Rank:
 class Checkpoints:
     """The checkpoints under one folder: the last two and the best by validation.
 
-    A save is atomic: a folder appears under its final name when all of it is written.
+    A save is atomic: a folder appears under its final name when all of it is written. Of several
+    processes the first alone saves; each reads for itself.
     """
 
     def __init__(self, folder: Path, *, read_only: bool = False):
         folder = self._folder = folder.absolute()  # orbax takes no relative path
+        process = jax.process_index()
+        self._saves = not read_only and process == 0
+        read_only = not self._saves
+        if self._saves:
+            folder.mkdir(parents=True, exist_ok=True)
         self._manager = ocp.CheckpointManager(
             folder,
             item_names=("model", "training", "metadata"),
             options=ocp.CheckpointManagerOptions(
-                create=not read_only,
+                create=False,
                 read_only=read_only,
                 cleanup_tmp_directories=not read_only,
                 enable_async_checkpointing=False,
+                # A process by itself, as far as orbax is concerned: the state is whole in each.
+                multiprocessing_options=ocp.options.MultiprocessingOptions(
+                    primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"process_{process}"
+                )
+                if jax.process_count() > 1
+                else ocp.options.MultiprocessingOptions(),
                 best_fn=_rank,  # without one, orbax stores no metrics for the policy below
                 preservation_policy=preservation_policy.AnyPreservationPolicy(
                     [
@@ -56,8 +69,13 @@ class Checkpoints:
 
     def save(self, state: TrainState, metadata: Json, validation: dict[str, float] | None) -> None:
         """Saves a state under its step number; `validation` is its accuracy and loss where it was evaluated."""
+        if not self._saves:
+            return
         step = int(state.step)
         model, training = _divide(state)
+        if jax.process_count() > 1:
+            # Orbax takes no array that only this process has, unless it is NumPy's.
+            model, training = jax.tree.map(np.asarray, (model, training))
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -76,9 +94,14 @@ class Checkpoints:
 
     def drop_after(self, step: int) -> None:
         """Removes the checkpoints of later steps."""
-        for later in self.steps():
+        for later in self.steps() if self._saves else ():
             if later > step:
                 self._manager.delete(later)
+
+    def refresh(self) -> None:
+        """Looks again at what is in the folder, where another process saves."""
+        if not self._saves:
+            self._manager.reload()
 
     def last_step(self) -> int | None:
         """The newest checkpoint's step; None where there is none."""

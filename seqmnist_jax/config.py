@@ -25,6 +25,7 @@ ADDED = {
     "train.label_smoothing": 0.0,
     "runtime.backend": "auto",
     "runtime.mesh": "auto",
+    "runtime.distributed": "",
     "runtime.executor": "",
     "runtime.executor_options": "",
     "runtime.compilation_cache": "",

@@ -1,5 +1,6 @@
 """The compiled programs of one run or of several replicas, and their data on the device."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,11 +25,27 @@ def join(trees: Sequence[Any]) -> Any:
 
 
 def divide(tree: Any, count: int) -> list[Any]:
-    """The trees that `join` made one; those of several replicas on one device, wherever the whole is."""
-    if count == 1:
-        return [tree]
-    here = jax.device_put(tree, jax.local_devices()[0])
-    return [jax.tree.map(lambda leaf, i=i: leaf[i], here) for i in range(count)]
+    """The trees that `join` made one, on one device of this process, wherever the whole is."""
+    tree = _here(tree)
+    return [tree] if count == 1 else [jax.tree.map(lambda leaf, i=i: leaf[i], tree) for i in range(count)]
+
+
+def _here(tree: Any) -> Any:
+    """The tree on this process's first device."""
+    sharding = jax.tree.leaves(tree)[0].sharding
+    if len(sharding.device_set) == 1:
+        return tree
+    if jax.process_count() == 1:
+        return jax.device_put(tree, jax.local_devices()[0])
+    # What other processes have must come here first.
+    whole = _move_to(NamedSharding(sharding.mesh, PartitionSpec()))(tree)
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), whole)
+
+
+@functools.cache
+def _move_to(sharding: NamedSharding) -> Callable[[Any], Any]:
+    """Moves a tree on the mesh to another sharding of it, between processes too."""
+    return jax.jit(lambda tree: tree, out_shardings=sharding)
 
 
 class Programs:
@@ -102,7 +119,18 @@ class Programs:
         if self._mesh is None:
             return tree
         spec = PartitionSpec(REPLICA) if each and len(self._runs) > 1 else PartitionSpec()
-        return jax.device_put(tree, NamedSharding(self._mesh, spec))
+        sharding = NamedSharding(self._mesh, spec)
+        if jax.process_count() == 1:
+            return jax.device_put(tree, sharding)
+
+        def put(leaf: Any) -> jax.Array:
+            if isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1:
+                return leaf  # on the mesh already
+            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                return jax.random.wrap_key_data(put(jax.random.key_data(leaf)))
+            return jax.device_put(np.asarray(leaf), sharding)
+
+        return _move_to(sharding)(jax.tree.map(put, tree))
 
     def place(self, tree: Any) -> Any:
         """What `join` made, states or variables, where the programs take it."""
@@ -152,7 +180,7 @@ class Programs:
         count = min(count, most)
         arguments = (self._hyper, *self._part("train"), orders, *self._bounds(offset, count, alive))
         states, still = self._clock.measure("train", lambda: self._train(states, *arguments))
-        return states, step + count, np.atleast_1d(jax.device_get(still))
+        return states, step + count, np.atleast_1d(jax.device_get(_here(still)))
 
     def evaluate(self, variables: steps.Variables, split: str) -> list[tuple[Scores, np.ndarray]]:
         """Loss and accuracy of each replica's model on a split, and its logits [count, classes]."""
@@ -168,8 +196,10 @@ class Programs:
                 logits = each(variables, jnp.pad(images, ((0, padding), (0, 0), (0, 0))))
                 return logits[..., :count, :]
 
+            everywhere = None if self._mesh is None else NamedSharding(self._mesh, PartitionSpec())
+            whole = jax.jit(predict, out_shardings=everywhere)
             self._predict[images.shape] = self._clock.measure(
-                "compile", lambda: jax.jit(predict).lower(variables, images).compile()
+                "compile", lambda: whole.lower(variables, images).compile()
             )
 
         def score() -> list[tuple[Scores, np.ndarray]]:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from seqmnist_jax import config as configs
+from seqmnist_jax import distributed
 from seqmnist_jax import workdir as files
 from seqmnist_jax.errors import UsageError, did_you_mean
 from seqmnist_jax.executors import run_jobs
@@ -184,8 +185,9 @@ def train_sweep(
         f"{len(members)} runs in {len(groups)} program{'s' if len(groups) > 1 else ''}, in {workdir}: "
         + "; ".join(f"{field} {', '.join(map(str, values))}" for field, values in swept.items())
     )
-    workdir.mkdir(parents=True, exist_ok=True)
-    files.write_json(workdir / files.SWEEP, {"sweep": dict(swept), "config of one run": members[0].run.config})
+    if distributed.is_main():
+        workdir.mkdir(parents=True, exist_ok=True)
+        files.write_json(workdir / files.SWEEP, {"sweep": dict(swept), "config of one run": members[0].run.config})
     places = {member.name: Place(folders[member.name], command(member.changes)) for member in members}
     waiting = [
         # What has diverged would only do so again.
@@ -207,8 +209,10 @@ def train_sweep(
             for group in left
         ]
         run_jobs(executor, train_job, jobs)
+    distributed.wait("all runs are done")
     summary = _summarize(members, folders, swept)
-    files.write_json(workdir / files.SUMMARY, summary)
+    if distributed.is_main():
+        files.write_json(workdir / files.SUMMARY, summary)
     return summary
 
 
@@ -258,7 +262,7 @@ def _train_group(members: list[Member], places: Mapping[str, Place], say: Say, *
             _train_group(chunk, places, say, **watch)
     except Diverged as e:
         # A run alone in its program; of several each has said so itself.
-        if len(members) == 1:
+        if len(members) == 1 and distributed.is_main():
             files.write_json(places[members[0].name].folder / files.DIVERGED, {"reason": str(e)})
         say(str(e))
 

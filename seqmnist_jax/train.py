@@ -14,7 +14,7 @@ import ml_collections
 import numpy as np
 
 from seqmnist_jax import config as configs
-from seqmnist_jax import provenance, steps
+from seqmnist_jax import distributed, provenance, steps
 from seqmnist_jax import workdir as files
 from seqmnist_jax.checkpoints import Checkpoints
 from seqmnist_jax.clock import Clock, Progress
@@ -176,8 +176,7 @@ def train_replicas(
       Diverged: of all runs the loss, a gradient or a parameter is not finite.
       Stopped: `should_stop` said so.
     """
-    for run, workdir in zip(runs, workdirs, strict=True):
-        open_workdir(run, workdir)
+    _open(runs, workdirs)
     with ExitStack() as stack:
         seats = [
             Seat(run, workdir, stack.enter_context(Checkpoints(workdir / files.CHECKPOINTS)), command)
@@ -186,13 +185,16 @@ def train_replicas(
         sitting = Sitting(seats, Clock(), say, tick, should_stop)
         step = _common_step(sitting)
         summaries = [_finished(seat, step) for seat in seats]
-        if all(summaries):
+        if distributed.agree(all(summaries)):
             where = workdirs[0] if len(workdirs) == 1 else workdirs[0].parent
             say(f"{where} is finished: all its {step} steps are done.")
             return list(summaries)
         states = join([_begin(sitting, seat, step) for seat in seats])
-        for seat in seats:
-            record(seat.run, seat.workdir)  # a resumed run may have more steps, or its data in another place
+        distributed.wait("all have read what is there")
+        if distributed.is_main():
+            for seat in seats:
+                _clear(seat, step)
+                record(seat.run, seat.workdir)  # a resumed run may have more steps, or its data in another place
         _announce(sitting, states, step)
         writers = [stack.enter_context(closing(_writer(seat, step))) for seat in seats]
         compiled_before = sitting.clock.compile
@@ -202,7 +204,19 @@ def train_replicas(
         return list(_test(sitting, programs, writers, states))
 
 
+def _open(runs: Sequence[Run], workdirs: Sequence[Path]) -> None:
+    """Opens the folders; process 0 first, so that the others find what it makes."""
+    if not distributed.is_main():
+        distributed.wait("folders")
+    for run, workdir in zip(runs, workdirs, strict=True):
+        open_workdir(run, workdir)
+    if distributed.is_main():
+        distributed.wait("folders")
+
+
 def _writer(seat: Seat, step: int) -> MetricWriter:
+    if not distributed.is_main():
+        return MultiWriter([])
     writer = MultiWriter(
         [JsonLinesWriter(seat.workdir / files.METRICS), TensorBoardWriter(seat.workdir, first_step=step + 1)]
     )
@@ -218,6 +232,7 @@ def _common_step(sitting: Sitting) -> int:
     What any run has beyond it, after the process died among their checkpoints, is made again.
     """
     step = max(set.intersection(*(set(seat.checkpoints.steps()) for seat in sitting.seats)), default=0)
+    step = distributed.agree(step)
     for seat in sitting.seats:
         last = seat.checkpoints.last_step() or 0
         if last > seat.run.steps:
@@ -243,17 +258,20 @@ def _begin(sitting: Sitting, seat: Seat, step: int) -> steps.TrainState:
 
 
 def _finished(seat: Seat, step: int) -> Json | None:
-    """The summary, if this very run is finished; else what an earlier, shorter one left as its result is removed."""
+    """The summary, if this very run is finished."""
     path = seat.workdir / files.SUMMARY
     if path.exists() and step == seat.run.steps:
         summary = files.read_json(path)
         if summary.get("steps") == step:
             return summary
+    return None
+
+
+def _clear(seat: Seat, step: int) -> None:
+    """Removes what an earlier, shorter run left as its result, and what it recorded after the checkpoint."""
     for name in (files.SUMMARY, files.PREDICTIONS):
         (seat.workdir / name).unlink(missing_ok=True)
-    # What was recorded after the checkpoint will be recorded again.
     files.keep_events(seat.workdir, lambda event: event["step"] <= step and event["split"] != "test")
-    return None
 
 
 def _announce(sitting: Sitting, states: steps.TrainState, step: int) -> None:
@@ -280,7 +298,7 @@ def _train_loop(
         ends = [step + progress.steps_within(run.dispatch_seconds), run.steps]
         ends += [step + every - step % every for every in (run.eval_every, run.checkpoint_every)]
         before = clock.train
-        states, step, alive = programs.train(states, step, min(ends) - step, sitting.alive)
+        states, step, alive = programs.train(states, step, distributed.agree(min(ends) - step), sitting.alive)
         apart = divide(states, len(seats))
         for index, seat in enumerate(seats):
             if seat.diverged is None and not alive[index]:
@@ -316,7 +334,7 @@ def _train_loop(
             sitting.say(progress.line(_mean(sitting, scores)))
 
         # 3. A checkpoint: wherever a model was measured that may turn out the best, and when it is time.
-        stopping = sitting.should_stop() and not is_end
+        stopping = distributed.any_of(sitting.should_stop()) and not is_end
         if any(validated) or step % run.checkpoint_every == 0 or is_end or stopping:
             for seat, writer, state, measured in zip(seats, writers, apart, validated, strict=True):
                 if seat.diverged is None:
@@ -347,7 +365,8 @@ def _retire(sitting: Sitting, seat: Seat, step: int, reason: str) -> None:
         "Try a lower optimizer.learning_rate or optimizer.clip.norm, in a new work directory."
     )
     if len(sitting.seats) > 1:
-        files.write_json(seat.workdir / files.DIVERGED, {"reason": seat.diverged})
+        if distributed.is_main():
+            files.write_json(seat.workdir / files.DIVERGED, {"reason": seat.diverged})
         sitting.say(f"{seat.workdir.name}: {seat.diverged}")
     if not sitting.alive.any():
         raise Diverged(seat.diverged if len(sitting.seats) == 1 else "All replicas have diverged; see above.")
@@ -370,6 +389,9 @@ def _test(
     run, seats = sitting.run, sitting.seats
     apart = divide(states, len(seats))
     selects = run.task.protocol.selection != "last"
+    distributed.wait("all checkpoints are made")
+    for seat in seats:
+        seat.checkpoints.refresh()
     best_steps = [(seat.checkpoints.best_step() if selects else None) or run.steps for seat in seats]
     last = programs.evaluate(states.variables, "test")
     best = last
@@ -408,7 +430,8 @@ def _summarize(
     writer.write_scalars(run.steps, {f"test/{name}": value for name, value in (told | times).items()})
     writer.flush()
     predictions = logits.argmax(-1).astype(np.uint8)
-    files.write_arrays(workdir / files.PREDICTIONS, labels=labels, predictions=predictions, logits=logits)
+    if distributed.is_main():
+        files.write_arrays(workdir / files.PREDICTIONS, labels=labels, predictions=predictions, logits=logits)
     dataset = run.task.facts()
     del dataset["permutation_indices"]
     measured = seat.checkpoints.validation(best_step)
@@ -426,6 +449,7 @@ def _summarize(
         "steps": run.steps,
         # Of a run among replicas: its share of what they took together.
         "replicas": len(sitting.seats),
+        "processes": jax.process_count(),
         "train_seconds": clock.train,
         "compile_seconds": clock.compile,
         "evaluate_seconds": clock.evaluate,
@@ -440,5 +464,6 @@ def _summarize(
         "device": provenance.device(),
         "git_commit": provenance.git_commit(),
     }
-    files.write_json(workdir / files.SUMMARY, summary)
+    if distributed.is_main():
+        files.write_json(workdir / files.SUMMARY, summary)
     return summary

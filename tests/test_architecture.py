@@ -27,6 +27,7 @@ LAYERS = [
         "mesh",
         "memory",
         "executors",
+        "distributed",
     },
     {"optimizers"},
     {"config", "steps"},
