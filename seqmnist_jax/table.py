@@ -155,12 +155,16 @@ def _model(recipe: configs.FlatConfig) -> str:
     return f"{cell} {layers}{recipe['model.hidden_size']}{both}{precision}"
 
 
+OVERRIDABLE = ("permutation", "split", "scaling", "selection")
 CELL_NAMES = {"lstm": "LSTM", "gru": "GRU", "gru_reset_before": "GRU (reset before)", "min_gru": "minGRU"}
 
 
 def _protocol(recipe: configs.FlatConfig, dataset: Json) -> str:
     """The protocol's name, and where the run departs from it."""
-    own = [f"{name} {dataset[name]}" for name in dataset.get("overrides", ())]
+    overrides = dataset.get("overrides")
+    if overrides is None:  # a run of an earlier version
+        overrides = [name for name in OVERRIDABLE if recipe.get(f"data.{name}") is not None]
+    own = [f"{name} {dataset[name]}" for name in overrides]
     return recipe["data.protocol"] + (f" but {', '.join(own)}" if own else "")
 
 

@@ -89,6 +89,14 @@ def test_markdown_says_what_it_must(runs):
     assert len(columns) == 1
 
 
+def test_departures_from_the_protocol_are_told(runs):
+    dataset = {"name": "mnist", "permutation": "numpy:100", "sizes": {"train": 55_000}}
+    make_run(runs / "new", 5, 0.9, dataset={**dataset, "overrides": ["permutation"]})
+    make_run(runs / "old", 6, 0.9, dataset=dataset, identity={"data.permutation": "numpy:100", "data.split": None})
+    rows = table.rows(table.find([str(runs / "new"), str(runs / "old")]))
+    assert {row["protocol"] for row in rows} == {"seqmnist but permutation numpy:100"}
+
+
 def test_csv_has_full_precision(runs, tmp_path):
     rows = table.rows(table.find([str(runs)]))
     table.write_csv(rows, tmp_path / "table.csv")
