@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import end_to_end, floor, peers, recurrence, scaling, time_to_accuracy, timing, trainers
+from benchmarks import end_to_end, floor, peers, recurrence, replicas, scaling, time_to_accuracy, timing, trainers
 from configs import pixel_gru, row_lstm
 
 ROOT = Path(__file__).parent.parent
@@ -154,6 +154,15 @@ def test_end_to_end():
     rows = end_to_end.measure("row_lstm", small(row_lstm.get_config()), ["ours", "torch"], rounds=1, seconds=0.01)
     assert rows[0]["library"] == "ours"
     assert all(math.isfinite(number) and number > 0 for number in numbers(rows))
+
+
+def test_replicas_train():
+    config = row_lstm.get_config()
+    config.update_from_flattened_dict({"data.source": "embedded", "model.hidden_size": 4, "train.batch_size": 8})
+    advance = replicas.trainer(config, 2)
+    advance(3)
+    # Past the end of an epoch, which is the end of a dispatch.
+    advance(4000 // 8 * 2)
 
 
 def test_time_to_accuracy_stops_at_the_target_or_at_the_end():

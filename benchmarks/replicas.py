@@ -1,0 +1,74 @@
+"""A whole training step of several replicas in one program, beside that of one.
+
+    python -m benchmarks.replicas [--config=configs/row_lstm.py] [--counts=1,2,4,8] [--json=FILE]
+        [--config.FIELD=VALUE ...]
+
+The programs are those of `python launch.py --seeds=...`: data, forward, backward, clip and optimiser,
+many steps in a dispatch. Medians of alternating rounds in one process.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from absl import app, flags
+from ml_collections import config_flags
+
+from benchmarks import timing
+from seqmnist_jax import sweep
+from seqmnist_jax.clock import Clock
+from seqmnist_jax.programs import Programs, join
+
+FLAGS = flags.FLAGS
+Row = dict[str, Any]
+
+
+def trainer(config: ml_collections.ConfigDict, count: int) -> Callable[[int], None]:
+    """What trains `count` replicas, differing in their seeds, so many steps more."""
+    members = sweep.build_members(config, {"seed": tuple(range(1, count + 1))})
+    runs = [member.run for member in members]
+    states = join([jax.jit(run.learner.init_from)(run.learner.seed, run.learner.hyper) for run in runs])
+    programs = Programs(runs, states, Clock())
+    now = {"states": programs.place(states), "step": 0}
+
+    def advance(steps: int) -> None:
+        end = now["step"] + steps
+        while now["step"] < end:
+            now["states"], now["step"], alive = programs.train(
+                now["states"], now["step"], end - now["step"], np.ones(count, bool)
+            )
+            if not alive.all():
+                raise FloatingPointError(f"A replica diverged before step {now['step']}.")
+
+    return advance
+
+
+def define_flags() -> None:
+    """The flags of this module as a command."""
+    config_flags.DEFINE_config_file("config", "configs/row_lstm.py", "What is trained.")
+    flags.DEFINE_list("counts", ["1", "2", "4", "8"], "How many replicas, one measurement each.")
+    timing.define_measuring(rounds=5, seconds=2.0)
+
+
+def main(argv: list[str]) -> None:
+    """Measures and prints a table."""
+    del argv
+    trainers = {count: trainer(FLAGS.config, int(count)) for count in FLAGS.counts}
+    timings = timing.alternate(trainers, rounds=FLAGS.rounds, seconds=FLAGS.seconds)
+    one = timings[FLAGS.counts[0]].facts()["milliseconds"]
+    rows: list[Row] = [{"replicas": int(count), **timings[count].facts()} for count in FLAGS.counts]
+    header = ["replicas", "ms a step of all", f"times as long as {FLAGS.counts[0]}", "ms a step of each"]
+    body = [
+        [row["replicas"], row["milliseconds"], row["milliseconds"] / one, row["milliseconds"] / row["replicas"]]
+        for row in rows
+    ]
+    print(timing.markdown(header, body))
+    if FLAGS.json:
+        timing.write_json(FLAGS.json, {"rows": rows, "config": FLAGS.config.to_dict()})
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)
