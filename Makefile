@@ -40,6 +40,7 @@ bench: $(VENV)/installed-bench
 	$(BIN)/python -m benchmarks.plot --json=runs/bench/recurrence.json
 	$(BIN)/python -m benchmarks.scaling --folder=runs/bench
 	$(BIN)/python -m benchmarks.end_to_end --json=runs/bench/end_to_end.json
+	$(BIN)/python -m benchmarks.replicas --json=runs/bench/replicas.json
 	$(BIN)/python -m benchmarks.time_to_accuracy --json=runs/bench/time_to_accuracy.json
 	$(BIN)/python -m benchmarks.unroll --json=runs/bench/unroll.json
 

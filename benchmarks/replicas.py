@@ -7,42 +7,15 @@ The programs are those of `python launch.py --seeds=...`: data, forward, backwar
 many steps in a dispatch. Medians of alternating rounds in one process.
 """
 
-from collections.abc import Callable
 from typing import Any
 
-import jax
-import ml_collections
-import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
-from benchmarks import timing
-from seqmnist_jax import sweep
-from seqmnist_jax.clock import Clock
-from seqmnist_jax.programs import Programs, join
+from benchmarks import timing, trainers
 
 FLAGS = flags.FLAGS
 Row = dict[str, Any]
-
-
-def trainer(config: ml_collections.ConfigDict, count: int) -> Callable[[int], None]:
-    """What trains `count` replicas, differing in their seeds, so many steps more."""
-    members = sweep.build_members(config, {"seed": tuple(range(1, count + 1))})
-    runs = [member.run for member in members]
-    states = join([jax.jit(run.learner.init_from)(run.learner.seed, run.learner.hyper) for run in runs])
-    programs = Programs(runs, states, Clock())
-    now = {"states": programs.place(states), "step": 0}
-
-    def advance(steps: int) -> None:
-        end = now["step"] + steps
-        while now["step"] < end:
-            now["states"], now["step"], alive = programs.train(
-                now["states"], now["step"], end - now["step"], np.ones(count, bool)
-            )
-            if not alive.all():
-                raise FloatingPointError(f"A replica diverged before step {now['step']}.")
-
-    return advance
 
 
 def define_flags() -> None:
@@ -55,8 +28,8 @@ def define_flags() -> None:
 def main(argv: list[str]) -> None:
     """Measures and prints a table."""
     del argv
-    trainers = {count: trainer(FLAGS.config, int(count)) for count in FLAGS.counts}
-    timings = timing.alternate(trainers, rounds=FLAGS.rounds, seconds=FLAGS.seconds)
+    programs = {count: trainers.OurTrainer(FLAGS.config, int(count)).advance for count in FLAGS.counts}
+    timings = timing.alternate(programs, rounds=FLAGS.rounds, seconds=FLAGS.seconds)
     one = timings[FLAGS.counts[0]].facts()["milliseconds"]
     rows: list[Row] = [{"replicas": int(count), **timings[count].facts()} for count in FLAGS.counts]
     header = ["replicas", "ms a step of all", f"times as long as {FLAGS.counts[0]}", "ms a step of each"]

@@ -13,10 +13,10 @@ import ml_collections
 import numpy as np
 
 from benchmarks import peers
-from seqmnist_jax import models, optimizers, steps
+from seqmnist_jax import models, optimizers, steps, sweep
 from seqmnist_jax.clock import Clock
 from seqmnist_jax.data.batches import ExampleStream
-from seqmnist_jax.programs import Programs
+from seqmnist_jax.programs import Programs, join
 from seqmnist_jax.run import Run, build_run
 
 LAYER = ("rnn", "layer_0", "forward")
@@ -42,19 +42,23 @@ class OurTrainer:
       clock: what it spent on compiling, training and evaluation.
     """
 
-    def __init__(self, config: ml_collections.ConfigDict):
-        run = build_run(config)
+    def __init__(self, config: ml_collections.ConfigDict, replicas: int = 1):
+        """Trains the config; or so many replicas of it, of which only `advance` is for use, from seeds that differ."""
+        seeds = range(config.seed, config.seed + replicas)
+        runs = [member.run for member in sweep.build_members(config, {sweep.SEED: tuple(seeds)})]
         self.clock = Clock()
-        self._state = jax.jit(run.learner.init)()
-        self._programs = Programs([run], self._state, self.clock)
+        state = join([jax.jit(run.learner.init_from)(run.learner.seed, run.learner.hyper) for run in runs])
+        self._programs = Programs(runs, state, self.clock)
+        self._state = self._programs.place(state)
         self._step = 0
+        self._alive = np.ones(replicas, bool)
 
     def advance(self, count: int) -> None:
         """Trains so many steps more, in as few dispatches as the stream of examples allows."""
         end = self._step + count
         while self._step < end:
             self._state, self._step, alive = self._programs.train(
-                self._state, self._step, end - self._step, np.array([True])
+                self._state, self._step, end - self._step, self._alive
             )
             if not alive.all():
                 raise FloatingPointError(f"Training diverged at step {self._step + 1}.")

@@ -9,6 +9,7 @@ import numpy as np
 from seqmnist_jax import scores
 from seqmnist_jax import workdir as files
 from seqmnist_jax.errors import UsageError
+from seqmnist_jax.terminal import aligned
 
 Json = dict[str, Any]
 
@@ -169,9 +170,8 @@ def as_text(result: Json) -> str:
         interval = f"{low:.2%} to {high:.2%}"
         calibration = f"{run['calibration_error']:.2%}"
         rows.append((name, accuracy, interval, f"{run['loss']:.4f}", calibration, checkpoint, run["workdir"]))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [f"{result['examples']:,} test images of {result['dataset']}, content {result['content_hash'][:12]}", ""]
-    lines += ["  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines += aligned(rows)
     test = result["mcnemar"]
     lines += [
         "",

@@ -1,10 +1,10 @@
 """Where the groups of a sweep run: here, or as jobs of a scheduler, by submitit (an extra)."""
 
-import ast
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from seqmnist_jax.config import parse_mapping
 from seqmnist_jax.errors import SeqMnistError, UsageError
 
 Json = dict[str, Any]
@@ -24,15 +24,9 @@ def parse_options(text: str) -> Json:
     Raises:
       UsageError: not a mapping from names.
     """
-    try:
-        options = ast.literal_eval(text) if text else {}
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        options = None
-    if not isinstance(options, dict) or not all(isinstance(name, str) for name in options):
-        raise UsageError(
-            f"runtime.executor_options is {text!r}; expected a mapping as "
-            "{'timeout_min': 60, 'slurm_partition': 'gpu'}, the parameters of submitit's executor."
-        )
+    options = parse_mapping(text, "runtime.executor_options", "{'timeout_min': 60, 'slurm_partition': 'gpu'}")
+    if not all(isinstance(name, str) for name in options):
+        raise UsageError(f"runtime.executor_options is {text!r}; expected names of submitit's parameters as keys.")
     return options
 
 

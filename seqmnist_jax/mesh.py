@@ -16,6 +16,19 @@ REPLICA, DATA = "replica", "data"
 AUTO = "auto"
 
 
+def shards(axis: str | None) -> int:
+    """Among how many devices a batch is divided: those of the axis of a ``shard_map``; 1 where it is None."""
+    return 1 if axis is None else jax.lax.axis_size(axis)
+
+
+def own_share(whole: jax.Array, axis: str | None) -> jax.Array:
+    """This device's share of what all devices have of a batch, [batch, ...]; the whole where the axis is None."""
+    if axis is None:
+        return whole
+    size = whole.shape[0] // shards(axis)
+    return jax.lax.dynamic_slice_in_dim(whole, jax.lax.axis_index(axis) * size, size)
+
+
 def largest_divisor(number: int, most: int, *others: int) -> int:
     """The largest divisor of `number`, at most `most`, that divides each of `others` too."""
     return max(d for d in range(1, most + 1) if number % d == 0 and all(other % d == 0 for other in others))

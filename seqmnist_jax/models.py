@@ -14,6 +14,7 @@ import ml_collections
 
 from seqmnist_jax import rnn
 from seqmnist_jax.errors import UsageError, choose
+from seqmnist_jax.mesh import own_share, shards
 from seqmnist_jax.tcn import TCN
 
 Array = jax.Array
@@ -123,15 +124,11 @@ class SequenceClassifier(nn.Module):
 
     def _masks(self, layers: rnn.Layers, x: Array, keep: rnn.Keep) -> dict[str, dict[str, rnn.Masks]]:
         """Fresh masks for every layer and direction."""
-        batch = x.shape[0]
-        whole = batch if self.data_axis is None else batch * jax.lax.axis_size(self.data_axis)
+        whole = x.shape[0] * shards(self.data_axis)
 
         def draw(features: int) -> rnn.Masks:
             masks = rnn.draw_masks(self.make_rng("dropout"), keep, whole, features, self.hidden_size, x.dtype)
-            if self.data_axis is None:
-                return masks
-            start = jax.lax.axis_index(self.data_axis) * batch
-            return jax.tree.map(lambda mask: jax.lax.dynamic_slice_in_dim(mask, start, batch), masks)
+            return jax.tree.map(lambda mask: own_share(mask, self.data_axis), masks)
 
         return {
             name: {direction: draw(params["kernel"].shape[0]) for direction, params in directions.items()}

@@ -80,6 +80,8 @@ class Programs:
         images, labels = self._part("train")
         keys = [steps.data_key(state) for state in divide(states, len(runs))]
         self._streams = [ExampleStream(key, len(labels), run.batch_size) for key in keys]
+        # The first stream's orders, and all of them joined, which is made once an epoch.
+        self._joined: tuple[jax.Array, jax.Array] | None = None
         axis = DATA if self._mesh is not None else None
         each = self._each(run.learner.train_steps(axis), (0, 0, None, None, 0, None, None, 0), (0, 0))
         train = jax.jit(each, donate_argnums=0)
@@ -158,9 +160,6 @@ class Programs:
             orders = self._place(join([orders for orders, _, _ in windows]), each=True)
             self._joined = windows[0][0], orders
         return self._joined[1], offset, most
-
-    # The first stream's orders, and all of them joined, which is made once an epoch.
-    _joined: tuple[jax.Array, jax.Array] | None = None
 
     def train(
         self, states: steps.TrainState, step: int, count: int, alive: np.ndarray

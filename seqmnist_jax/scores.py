@@ -108,6 +108,15 @@ def over_seeds(values: Sequence[float] | npt.ArrayLike) -> Json:
     }
 
 
+def in_percent(mean: float | None, std: float | None, interval: Sequence[float] | None = None) -> str:
+    """A mean over seeds for people, as '98.40 ± 0.15 (98.22 to 98.59)', or '-' where there is none."""
+    if mean is None:
+        return "-"
+    spread = "" if std is None else f" ± {100 * std:.2f}"
+    bounds = "" if interval is None else f" ({100 * interval[0]:.2f} to {100 * interval[1]:.2f})"
+    return f"{100 * mean:.2f}{spread}{bounds}"
+
+
 def mcnemar(labels: npt.ArrayLike, a: npt.ArrayLike, b: npt.ArrayLike) -> Json:
     """Whether two models' accuracies on the same examples differ by more than chance.
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from seqmnist_jax.mesh import own_share, shards
 from seqmnist_jax.optimizers import DROPOUT_PLACES, Hyperparameters, MakeOptimizer, clip_state
 
 Array = jax.Array
@@ -144,18 +145,6 @@ class Learning(NamedTuple):
     smooths: bool = False
     data_axis: str | None = None
 
-    @property
-    def shards(self) -> int:
-        """Among how many devices a batch is divided; inside a ``shard_map`` alone where there is a `data_axis`."""
-        return 1 if self.data_axis is None else jax.lax.axis_size(self.data_axis)
-
-    def own(self, whole: Array) -> Array:
-        """This device's share of what all devices have of a batch, [batch, ...]."""
-        if self.data_axis is None:
-            return whole
-        size = whole.shape[0] // self.shards
-        return jax.lax.dynamic_slice_in_dim(whole, jax.lax.axis_index(self.data_axis) * size, size)
-
 
 def _step_key(state: TrainState, stream: int) -> Array:
     """The key of one stream of randomness at this state's step."""
@@ -185,8 +174,8 @@ def _draw_batch(learning: Learning, state: TrainState, x: Array, labels: Array) 
         return Batch(x, labels, None)
     key = _step_key(state, LENGTH_STREAM)
     # For the whole batch, so that a sequence's length does not depend on how many devices share it.
-    lengths = jax.random.randint(key, (len(x) * learning.shards,), learning.min_length, x.shape[1] + 1)
-    return Batch(x, labels, learning.own(lengths))
+    lengths = jax.random.randint(key, (len(x) * shards(learning.data_axis),), learning.min_length, x.shape[1] + 1)
+    return Batch(x, labels, own_share(lengths, learning.data_axis))
 
 
 def _cross_entropy(learning: Learning, hyper: Hyperparameters, logits: Array, labels: Array) -> Array:
@@ -337,7 +326,7 @@ def train_steps(
     def one(done: Array, loop: tuple[TrainState, Array]) -> tuple[TrainState, Array]:
         state, alive = loop
         size = learning.batch_size
-        batch = learning.own(jax.lax.dynamic_slice(orders, (offset + done * size,), (size,)))
+        batch = own_share(jax.lax.dynamic_slice(orders, (offset + done * size,), (size,)), learning.data_axis)
         x = learning.preprocess(images[batch])
         return train_step(learning, state, hyper, x, labels[batch].astype(jnp.int32), alive)
 

@@ -4,7 +4,6 @@ Runs that differ in traced numbers alone (`run.TRACED`) are replicas of one prog
 together; the others follow one another, in groups.
 """
 
-import ast
 import copy
 import itertools
 import re
@@ -21,8 +20,10 @@ from seqmnist_jax.errors import UsageError, did_you_mean
 from seqmnist_jax.executors import run_jobs
 from seqmnist_jax.memory import TooLarge
 from seqmnist_jax.run import Run, build_run
-from seqmnist_jax.scores import over_seeds
-from seqmnist_jax.train import Diverged, Say, print_at_once, train_replicas
+from seqmnist_jax.scores import in_percent, over_seeds
+from seqmnist_jax.task import Task
+from seqmnist_jax.terminal import aligned
+from seqmnist_jax.train import Diverged, Say, finished, print_at_once, train_replicas
 
 Json = dict[str, Any]
 Changes = dict[str, Any]
@@ -75,14 +76,7 @@ def build_sweep(config: ml_collections.ConfigDict, seeds: str = "") -> dict[str,
     Raises:
       UsageError: not such a mapping, an unknown field, a value of another type than the field's, or one that repeats.
     """
-    text = config.get("sweep", "")
-    try:
-        swept = ast.literal_eval(text) if text else {}
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        swept = None
-    if not isinstance(swept, Mapping):
-        raise UsageError(f"sweep is {text!r}; expected a mapping from fields to values, as {{'seed': (1, 2, 3)}}.")
-    swept = dict(swept)
+    swept = configs.parse_mapping(config.get("sweep", ""), "sweep", "{'seed': (1, 2, 3)}, from fields to values")
     if seeds:
         if SEED in swept:
             raise UsageError("--seeds and config.sweep both name seeds; leave one out.")
@@ -138,16 +132,33 @@ def build_members(config: ml_collections.ConfigDict, swept: Mapping[str, tuple[A
         count *= len(values)
     if count > MOST_RUNS:
         raise UsageError(f"The sweep has {count:,} runs; expected at most {MOST_RUNS:,}.")
-    members: list[Member] = []
-    tasks: dict[str, Any] = {}
-    for values in itertools.product(*swept.values()):
-        changes = dict(zip(swept, values, strict=True))
-        own = _with(config, changes)
-        wanted = repr(configs.to_json(own.data)) + str(own.train.batch_size)
-        run = build_run(own, tasks.get(wanted))
+    all_changes = [dict(zip(swept, values, strict=True)) for values in itertools.product(*swept.values())]
+    runs = build_runs([_with(config, changes) for changes in all_changes])
+    return [Member(_name(changes), changes, run) for changes, run in zip(all_changes, runs, strict=True)]
+
+
+def build_runs(each: Sequence[ml_collections.ConfigDict]) -> list[Run]:
+    """The run of each config; those of the same data share them.
+
+    Raises:
+      as `build_run`.
+    """
+    tasks: dict[str, Task] = {}
+    runs = []
+    for config in each:
+        wanted = repr(configs.to_json(config.data)) + str(config.train.batch_size)
+        run = build_run(config, tasks.get(wanted))
         tasks[wanted] = run.task
-        members.append(Member(_name(changes), changes, run))
-    return members
+        runs.append(run)
+    return runs
+
+
+class Job(NamedTuple):
+    """A run, the folder that it goes into, and how a user would start it alone."""
+
+    run: Run
+    folder: Path
+    command: str | None
 
 
 def train_sweep(
@@ -177,10 +188,10 @@ def train_sweep(
       UsageError, WorkdirError, CheckpointError, Stopped: as in `train.train_replicas`.
       JobsFailed: jobs of the executor failed; the message names their logs.
     """
-    folders = {member.name: workdir / files.REPLICAS / member.name for member in members}
-    groups: dict[str, list[Member]] = {}
+    groups: dict[str, list[Job]] = {}
     for member in members:
-        groups.setdefault(member.run.program, []).append(member)
+        job = Job(member.run, _folder(workdir, member), command(member.changes))
+        groups.setdefault(member.run.program, []).append(job)
     say(
         f"{len(members)} runs in {len(groups)} program{'s' if len(groups) > 1 else ''}, in {workdir}: "
         + "; ".join(f"{field} {', '.join(map(str, values))}" for field, values in swept.items())
@@ -188,91 +199,73 @@ def train_sweep(
     if distributed.is_main():
         workdir.mkdir(parents=True, exist_ok=True)
         files.write_json(workdir / files.SWEEP, {"sweep": dict(swept), "config of one run": members[0].run.config})
-    places = {member.name: Place(folders[member.name], command(member.changes)) for member in members}
-    waiting = [
-        # What has diverged would only do so again.
-        [member for member in group if not (folders[member.name] / files.DIVERGED).exists()]
-        for group in groups.values()
-    ]
-    waiting = [group for group in waiting if group]
+    # What has diverged would only do so again.
+    going = ([job for job in group if not (job.folder / files.DIVERGED).exists()] for group in groups.values())
+    waiting = [group for group in going if group]
     if executor is None:
         for group in waiting:
-            _train_group(group, places, say, **watch)
+            _train_group(group, say, **watch)
     else:
-        left = [group for group in waiting if not all(_is_finished(member, places) for member in group)]
+        left = [group for group in waiting if not all(finished(job.folder, job.run.steps) for job in group)]
         say(f"{len(left)} of {len(groups)} groups go to the executor, their logs to {executor.folder}.")
-        jobs = [
-            (
-                ", ".join(member.name for member in group),
-                ([member.run.config for member in group], [tuple(places[member.name]) for member in group]),
-            )
-            for group in left
-        ]
-        run_jobs(executor, train_job, jobs)
+        run_jobs(
+            executor,
+            train_stored,
+            [
+                (
+                    ", ".join(job.folder.name for job in group),
+                    ([(job.run.config, job.folder, job.command) for job in group],),
+                )
+                for group in left
+            ],
+        )
     distributed.wait("all runs are done")
-    summary = _summarize(members, folders, swept)
+    summary = _summarize(members, workdir, swept)
     if distributed.is_main():
         files.write_json(workdir / files.SUMMARY, summary)
     return summary
 
 
-class Place(NamedTuple):
-    """Where a run goes, and the command that would start it alone."""
-
-    folder: Path
-    command: str | None
+def _folder(workdir: Path, member: Member) -> Path:
+    return workdir / files.REPLICAS / member.name
 
 
-def _is_finished(member: Member, places: Mapping[str, Place]) -> bool:
-    path = places[member.name].folder / files.SUMMARY
-    return path.exists() and files.read_json(path).get("steps") == member.run.steps
-
-
-def train_job(stored: Sequence[Json], places: Sequence[tuple[Path, str | None]]) -> None:
+def train_stored(stored: Sequence[tuple[Json, Path, str | None]]) -> None:
     """Trains the runs of one group, in a process of their own.
 
     Args:
-      stored: their configs as JSON values.
-      places: where each goes, as `Place`.
+      stored: as `Job`, with the config as JSON values in place of the run.
     """
-    runs: list[Run] = []
-    for values in stored:
-        same_data = runs and runs[0].config["data"] == values["data"]
-        runs.append(build_run(configs.from_json(values), runs[0].task if same_data else None))
-    members = [Member(Path(folder).name, {}, run) for run, (folder, _) in zip(runs, places, strict=True)]
-    _train_group(members, {member.name: Place(*place) for member, place in zip(members, places, strict=True)}, print)
+    runs = build_runs([configs.from_json(values) for values, _, _ in stored])
+    jobs = [Job(run, folder, command) for run, (_, folder, command) in zip(runs, stored, strict=True)]
+    _train_group(jobs, print_at_once)
 
 
-def _train_group(members: list[Member], places: Mapping[str, Place], say: Say, **watch: Any) -> None:
+def _train_group(jobs: list[Job], say: Say, **watch: Any) -> None:
     """Trains runs of one program together, in chunks where they don't fit the memory."""
+    runs, folders, commands = (list(column) for column in zip(*jobs, strict=True))
     try:
-        train_replicas(
-            [member.run for member in members],
-            [places[member.name].folder for member in members],
-            commands=[places[member.name].command for member in members],
-            say=say,
-            **watch,
-        )
+        train_replicas(runs, folders, commands=commands, say=say, **watch)
     except TooLarge as e:
-        if len(members) == 1:
+        if len(jobs) == 1:
             raise
-        half = len(members) // 2
-        say(f"{e} So these {len(members)} replicas train in chunks, of {len(members) - half} and {half}.")
-        for chunk in (members[:-half], members[-half:]):
-            _train_group(chunk, places, say, **watch)
+        half = len(jobs) // 2
+        say(f"{e} So these {len(jobs)} replicas train in chunks, of {len(jobs) - half} and {half}.")
+        for chunk in (jobs[:-half], jobs[-half:]):
+            _train_group(chunk, say, **watch)
     except Diverged as e:
         # A run alone in its program; of several each has said so itself.
-        if len(members) == 1 and distributed.is_main():
-            files.write_json(places[members[0].name].folder / files.DIVERGED, {"reason": str(e)})
+        if len(jobs) == 1 and distributed.is_main():
+            files.write_json(folders[0] / files.DIVERGED, {"reason": str(e)})
         say(str(e))
 
 
-def _summarize(members: Sequence[Member], folders: Mapping[str, Path], swept: Mapping[str, tuple[Any, ...]]) -> Json:
+def _summarize(members: Sequence[Member], workdir: Path, swept: Mapping[str, tuple[Any, ...]]) -> Json:
     """What the runs say together: one entry for each recipe, best validation accuracy first."""
     recipes: dict[str, list[tuple[Member, Json]]] = {}
     diverged = []
     for member in members:
-        folder = folders[member.name]
+        folder = _folder(workdir, member)
         if (folder / files.DIVERGED).exists():
             diverged.append({"name": member.name, **files.read_json(folder / files.DIVERGED)})
             continue
@@ -299,19 +292,12 @@ def as_text(summary: Json) -> str:
     """A sweep's summary for people: the ranking by validation accuracy."""
 
     def told(scores: Json | None) -> str:
-        if scores is None:
-            return "-"
-        spread = "" if scores["std"] is None else f" ± {100 * scores['std']:.2f}"
-        interval = (
-            "" if scores["interval"] is None else " ({:.2f} to {:.2f})".format(*(100 * e for e in scores["interval"]))
-        )
-        return f"{100 * scores['mean']:.2f}{spread}{interval}"
+        return "-" if scores is None else in_percent(scores["mean"], scores["std"], scores["interval"])
 
     lines = [("", "runs", "validation, %", "test, %")]
     for entry in summary["ranking"]:
         changes = ", ".join(f"{field}={value}" for field, value in entry["changes"].items()) or "all seeds"
         lines.append((changes, str(entry["test"]["n"]), told(entry["validation"]), told(entry["test"])))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    text = aligned(lines)
     text += [f"DIVERGED {one['name']}: {one['reason']}" for one in summary["diverged"]]
     return "\n".join(text)

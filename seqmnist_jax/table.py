@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 from seqmnist_jax import config as configs
 from seqmnist_jax import workdir as files
+from seqmnist_jax.data.protocols import FIELDS
 from seqmnist_jax.errors import UsageError
-from seqmnist_jax.scores import over_seeds
+from seqmnist_jax.scores import in_percent, over_seeds
 
 Json = dict[str, Any]
 # What tells runs of one recipe apart.
@@ -155,7 +156,6 @@ def _model(recipe: configs.FlatConfig) -> str:
     return f"{cell} {layers}{recipe['model.hidden_size']}{both}{precision}"
 
 
-OVERRIDABLE = ("permutation", "split", "scaling", "selection")
 CELL_NAMES = {"lstm": "LSTM", "gru": "GRU", "gru_reset_before": "GRU (reset before)", "min_gru": "minGRU"}
 
 
@@ -163,7 +163,7 @@ def _protocol(recipe: configs.FlatConfig, dataset: Json) -> str:
     """The protocol's name, and where the run departs from it."""
     overrides = dataset.get("overrides")
     if overrides is None:  # a run of an earlier version
-        overrides = [name for name in OVERRIDABLE if recipe.get(f"data.{name}") is not None]
+        overrides = [name for name in FIELDS if recipe.get(f"data.{name}") is not None]
     own = [f"{name} {dataset[name]}" for name in overrides]
     return recipe["data.protocol"] + (f" but {', '.join(own)}" if own else "")
 
@@ -205,20 +205,12 @@ def _cells(row: Json) -> list[str]:
         f"{row['parameters']:,}",
         f"{row['epochs']:.3g}",
         ", ".join(map(str, row["seeds"])),
-        _percent(row["validation_accuracy"], row["validation_std"]),
-        _percent(row["test_accuracy"], row["test_std"], row["test_interval"]),
+        in_percent(row["validation_accuracy"], row["validation_std"]),
+        in_percent(row["test_accuracy"], row["test_std"], row["test_interval"]),
         _duration(row["train_seconds"]),
         f"{row['seconds_per_epoch']:.3g}",
         row["device"],
     ]
-
-
-def _percent(mean: float | None, std: float | None, interval: Sequence[float] | None = None) -> str:
-    if mean is None:
-        return "-"
-    spread = "" if std is None else f" ± {100 * std:.2f}"
-    bounds = "" if interval is None else f" ({100 * interval[0]:.2f} to {100 * interval[1]:.2f})"
-    return f"{100 * mean:.2f}{spread}{bounds}"
 
 
 def _duration(seconds: float) -> str:

@@ -1,9 +1,16 @@
 """What a user sees while a run goes on: lines, and under them a live bar where there is a terminal."""
 
+from collections.abc import Sequence
 from types import TracebackType
 
 import rich.console
 import rich.progress
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines, each column as wide as its widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 class Terminal:

@@ -184,7 +184,7 @@ def train_replicas(
         ]
         sitting = Sitting(seats, Clock(), say, tick, should_stop)
         step = _common_step(sitting)
-        summaries = [_finished(seat, step) for seat in seats]
+        summaries = [finished(seat.workdir, step) if step == seat.run.steps else None for seat in seats]
         if distributed.agree(all(summaries)):
             where = workdirs[0] if len(workdirs) == 1 else workdirs[0].parent
             say(f"{where} is finished: all its {step} steps are done.")
@@ -257,14 +257,11 @@ def _begin(sitting: Sitting, seat: Seat, step: int) -> steps.TrainState:
     return checkpoints.restore(step, run.learner.template())
 
 
-def _finished(seat: Seat, step: int) -> Json | None:
-    """The summary, if this very run is finished."""
-    path = seat.workdir / files.SUMMARY
-    if path.exists() and step == seat.run.steps:
-        summary = files.read_json(path)
-        if summary.get("steps") == step:
-            return summary
-    return None
+def finished(workdir: Path, step_count: int) -> Json | None:
+    """The summary of a run that is finished at this number of steps; None where it is not."""
+    path = workdir / files.SUMMARY
+    summary = files.read_json(path) if path.exists() else {}
+    return summary if summary.get("steps") == step_count else None
 
 
 def _clear(seat: Seat, step: int) -> None:
@@ -299,10 +296,11 @@ def _train_loop(
         ends += [step + every - step % every for every in (run.eval_every, run.checkpoint_every)]
         before = clock.train
         states, step, alive = programs.train(states, step, distributed.agree(min(ends) - step), sitting.alive)
-        apart = divide(states, len(seats))
-        for index, seat in enumerate(seats):
-            if seat.diverged is None and not alive[index]:
-                _retire(sitting, seat, int(apart[index].step) + 1, programs.divergence(index, apart[index]))
+        if (alive != sitting.alive).any():
+            apart = divide(states, len(seats))
+            for index, seat in enumerate(seats):
+                if seat.diverged is None and not alive[index]:
+                    _retire(sitting, seat, int(apart[index].step) + 1, programs.divergence(index, apart[index]))
         progress.advance(step, clock.train - before)
         sitting.tick(step)
 
@@ -310,7 +308,10 @@ def _train_loop(
         validated: list[Scores | None] = [None] * len(seats)
         is_end = step == run.steps
         is_report = step % run.eval_every == 0 or is_end
-        trained = [steps.as_numbers(state.metrics) for state in apart] if is_report or progress.is_due() else []
+        trained: list[Scores] = []
+        if is_report or distributed.agree(progress.is_due()):
+            apart = divide(states, len(seats))
+            trained = [steps.as_numbers(state.metrics) for state in apart]
         if is_report:
             times = {"steps_per_second": progress.close_window(), "seconds": sitting.share().train}
             scores = [{f"train/{name}": value for name, value in (one | times).items()} for one in trained]
@@ -327,7 +328,6 @@ def _train_loop(
                     writer.write_histograms(step, _norm_histograms(state, since=run.eval_every))
             if step % run.eval_every == 0:  # not at an end between evaluations, which more steps may pass over
                 states = programs.place(states.replace(metrics=jax.tree.map(jnp.zeros_like, states.metrics)))
-                apart = divide(states, len(seats))
             sitting.say(progress.line(_mean(sitting, scores)))
         elif trained:
             scores = [{f"train/{name}": value for name, value in one.items()} for one in trained]
@@ -336,6 +336,7 @@ def _train_loop(
         # 3. A checkpoint: wherever a model was measured that may turn out the best, and when it is time.
         stopping = distributed.any_of(sitting.should_stop()) and not is_end
         if any(validated) or step % run.checkpoint_every == 0 or is_end or stopping:
+            apart = divide(states, len(seats))
             for seat, writer, state, measured in zip(seats, writers, apart, validated, strict=True):
                 if seat.diverged is None:
                     writer.flush()  # what a checkpoint follows must be on record before it
@@ -403,12 +404,17 @@ def _test(
             for seat, state, step in zip(seats, apart, best_steps, strict=True)
         ]
         best = programs.evaluate(programs.place(join(variables)), "test")
+    origin = {
+        "versions": provenance.versions(),
+        "device": provenance.device(),
+        "git_commit": provenance.git_commit(),
+    }
     for index, (seat, writer) in enumerate(zip(seats, writers, strict=True)):
         if seat.diverged is not None:
             yield None
         else:
             both = {"last_logits": last[index][1], "logits": best[index][1]}
-            yield _summarize(sitting, seat, writer, apart[index], best_steps[index], **both)
+            yield _summarize(sitting, seat, writer, apart[index], best_steps[index], origin, **both)
 
 
 def _summarize(
@@ -417,14 +423,19 @@ def _summarize(
     writer: MetricWriter,
     state: steps.TrainState,
     best_step: int,
+    origin: Json,
     *,
     last_logits: np.ndarray,
     logits: np.ndarray,
 ) -> Json:
-    """Writes the result of a run: its metrics, predictions and summary, and gives the summary."""
+    """Writes the result of a run: its metrics, predictions and summary, and gives the summary.
+
+    `origin` is what all results of this sitting have in common: versions, device, commit.
+    """
     run, workdir, clock = seat.run, seat.workdir, sitting.share()
     labels = run.task.part("test").labels
-    last, scores = score(last_logits, labels), score(logits, labels)
+    scores = score(logits, labels)
+    last = scores if logits is last_logits else score(last_logits, labels)
     told = {name: scores[name] for name in ("loss", "accuracy", "calibration_error")}
     times = {"steps_per_second": run.steps / clock.train, "seconds": clock.train}
     writer.write_scalars(run.steps, {f"test/{name}": value for name, value in (told | times).items()})
@@ -460,9 +471,7 @@ def _summarize(
         "seed": run.learner.seed,
         "identity": run.identity,
         "command": seat.command,
-        "versions": provenance.versions(),
-        "device": provenance.device(),
-        "git_commit": provenance.git_commit(),
+        **origin,
     }
     if distributed.is_main():
         files.write_json(workdir / files.SUMMARY, summary)

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "seqmnist_jax"
 # Each layer may import from the layers above it in this list, and from itself where it is a package.
 LAYERS = [
     {"errors"},
-    {"rnn", "data", "tcn"},  # none knows another
+    {"rnn", "data", "tcn", "mesh"},  # none knows another
     {
         "models",
         "task",
@@ -24,14 +24,12 @@ LAYERS = [
         "clock",
         "compile_cache",
         "scores",
-        "mesh",
         "memory",
-        "executors",
         "distributed",
     },
     {"optimizers"},
     {"config", "steps"},
-    {"run", "checkpoints"},
+    {"run", "checkpoints", "executors"},
     {"programs"},
     {"train", "evaluate", "describe", "compare", "table"},
     {"sweep"},

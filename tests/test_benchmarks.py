@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import end_to_end, floor, peers, recurrence, replicas, scaling, time_to_accuracy, timing, trainers
+from benchmarks import end_to_end, floor, peers, recurrence, scaling, time_to_accuracy, timing, trainers
 from configs import pixel_gru, row_lstm
 
 ROOT = Path(__file__).parent.parent
@@ -159,7 +159,7 @@ def test_end_to_end():
 def test_replicas_train():
     config = row_lstm.get_config()
     config.update_from_flattened_dict({"data.source": "embedded", "model.hidden_size": 4, "train.batch_size": 8})
-    advance = replicas.trainer(config, 2)
+    advance = trainers.OurTrainer(config, 2).advance
     advance(3)
     # Past the end of an epoch, which is the end of a dispatch.
     advance(4000 // 8 * 2)
