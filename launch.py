@@ -54,12 +54,14 @@ flags.DEFINE_boolean("debug", False, "Show the traceback of an error.")
 def train() -> None:
     """Trains, or resumes, and prints the result and what to do next."""
     from seqmnist_jax import compile_cache, distributed, sweep
+    from seqmnist_jax import config as configs
     from seqmnist_jax.run import build_run
     from seqmnist_jax.terminal import Terminal
     from seqmnist_jax.train import Stopped
     from seqmnist_jax.train import train as run_training
 
     config = _config()
+    configs.check(config)
     if config.runtime.distributed and not FLAGS.workdir:
         raise UsageError("runtime.distributed needs --workdir, a folder that all processes see.")
     distributed.initialize(config.runtime.distributed)
@@ -83,6 +85,13 @@ def train() -> None:
     except Stopped as e:
         print(e, file=sys.stderr)
         sys.exit(128 + stop.number)  # as a shell reports a process that the signal ended
+    except Exception as e:  # the loss of a process comes as any of several kinds
+        if not config.runtime.distributed or isinstance(e, SeqMnistError):
+            raise
+        raise SeqMnistError(
+            f"{type(e).__name__}: {e}\nAnother process of this run has failed, or this one (--debug shows where); "
+            "JAX names a lost one within a minute. The same command, in all of them, resumes from the last checkpoint."
+        ) from e
     if not distributed.is_main():
         return
     if swept:
@@ -321,26 +330,11 @@ def main(argv: list[str]) -> None:
     try:
         _check_flags()
         MODES[FLAGS.mode][0]()
-    except Exception as e:
-        if not isinstance(e, SeqMnistError | OSError) and not _is_of_another_process(e):
-            raise
+    except (SeqMnistError, OSError) as e:
         if FLAGS.debug:
             traceback.print_exc()
-        print(f"error: {e}", file=sys.stderr)
-        if _is_of_another_process(e):
-            print(
-                "Another process of this run has failed; JAX names it within a minute. "
-                "The same command, in all processes, resumes from the last checkpoint.",
-                file=sys.stderr,
-                flush=True,
-            )
+        print(f"error: {e}", file=sys.stderr, flush=True)
         sys.exit(e.exit_code if isinstance(e, SeqMnistError) else SeqMnistError.exit_code)
-
-
-def _is_of_another_process(error: Exception) -> bool:
-    """Whether this is how JAX reports, in a run of several processes, that one of them is gone."""
-    # JaxRuntimeError and ProcessFailureError are RuntimeErrors.
-    return FLAGS.mode == "train" and bool(_config().runtime.distributed) and isinstance(error, RuntimeError)
 
 
 if __name__ == "__main__":
