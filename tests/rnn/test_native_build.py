@@ -3,10 +3,15 @@
 Compilers here are shell scripts that copy the kernel built for this session, so nothing is compiled.
 """
 
+import concurrent.futures
+import errno
+import fcntl
+import functools
 import os
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -68,17 +73,17 @@ def built(need_native, kernel_cache):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in kernel_cache.items():
             patch.setenv(name, value)
-        return Path(build._library()._name)
+        return Path(build._kernel().library._name)
 
 
 @pytest.fixture
 def compiler(tmp_path, built):
-    """A compiler that takes a second to copy the kernel, and a function that tells how often it did."""
+    """A compiler that copies the kernel, after COPIER_SECONDS, and a function that tells how often it did."""
     log = tmp_path / "log"
     body = f"""
 case "$*" in *--version) echo 'copier 1.0'; exit 0;; esac
 echo "$@" >> {log}
-sleep 1
+sleep "${{COPIER_SECONDS:-0}}"
 while [ "$1" != -o ]; do shift; done
 cp {built} "$2"
 """
@@ -90,6 +95,11 @@ def cache(tmp_path, monkeypatch):
     folder = tmp_path / "cache"
     monkeypatch.setenv("SEQMNIST_CACHE_DIR", str(folder))
     return folder
+
+
+def place(cache):
+    """Where the kernel of the compiler that CXX names lies."""
+    return build._place(cache / "native", build._key(build._flags()), build._compiler())
 
 
 def kernels(cache):
@@ -115,7 +125,7 @@ def test_auto_takes_fused_and_says_so_once(cache, changes, why):
 def test_compiler_that_is_not_there(cache, monkeypatch):
     monkeypatch.setenv("CXX", "/nowhere/c++")
     with pytest.raises(build.CannotBuildError, match=r"/nowhere/c\+\+ does not run"):
-        build._library()
+        build._kernel()
 
 
 def test_first_error_of_the_compiler_is_told(cache, tmp_path, monkeypatch):
@@ -123,7 +133,7 @@ def test_first_error_of_the_compiler_is_told(cache, tmp_path, monkeypatch):
     body += 'echo "file.cc: warning: hm" >&2; echo "error: no such thing" >&2; exit 1\n'
     monkeypatch.setenv("CXX", str(script(tmp_path / "c++", body)))
     with pytest.raises(build.CannotBuildError, match="failed: error: no such thing"):
-        build._library()
+        build._kernel()
     assert list((cache / "native").iterdir()) == list((cache / "native").glob("*.lock"))
 
 
@@ -131,13 +141,58 @@ def test_compiler_that_makes_rubbish(cache, tmp_path, monkeypatch):
     body = 'if [ "$1" = --version ]; then exit 0; fi\nwhile [ "$1" != -o ]; do shift; done\necho rubbish > "$2"\n'
     monkeypatch.setenv("CXX", str(script(tmp_path / "c++", body)))
     with pytest.raises(build.CannotBuildError, match="does not load"):
-        build._library()
+        build._kernel()
 
 
 def test_compiler_that_makes_nothing(cache, monkeypatch):
     monkeypatch.setenv("CXX", "/bin/true")
-    with pytest.raises(build.CannotBuildError, match=r"/bin/true"):
-        build._library()
+    with pytest.raises(build.CannotBuildError, match="/bin/true ended without an error and without a library"):
+        build._kernel()
+
+
+def test_cxx_that_is_no_command(cache, monkeypatch):
+    monkeypatch.setenv("CXX", "c++ 'unfinished")
+    with pytest.raises(build.CannotBuildError, match=r"CXX is .* which is no command"):
+        build._kernel()
+
+
+@pytest.mark.parametrize("step", ["version", "compile"])
+def test_compiler_that_hangs_is_ended_with_all_it_started(cache, tmp_path, monkeypatch, step):
+    pid = tmp_path / "pid"
+    hang = f"sleep 1000 & echo $! > {pid}; wait"
+    body = f'case "$*" in *--version) {hang if step == "version" else "exit 0"};; esac\n{hang}\n'
+    monkeypatch.setenv("CXX", str(script(tmp_path / "c++", body)))
+    monkeypatch.setattr(build, "VERSION_SECONDS", 0.5)
+    monkeypatch.setattr(build, "COMPILE_SECONDS", 0.5)
+    with pytest.raises(build.CannotBuildError, match=r"within 0\.5 seconds"):
+        build._kernel()
+    assert not is_running(int(pid.read_text()))
+
+
+def is_running(pid):
+    """Whether it does anything; one that nobody has waited for is a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_compiler_that_vanishes(cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", str(script(tmp_path / "c++", 'rm "$0"\n')))
+    with pytest.raises(build.CannotBuildError, match="could not build it"):
+        build._kernel()
+
+
+def test_compiler_that_prints_rubbish(cache, tmp_path, monkeypatch):
+    """What it says is no text, on either stream; one line of it is told, printable."""
+    noise = tmp_path / "noise"
+    noise.write_bytes(bytes(range(128, 256)) + b"\x1b[2J error" + b"x" * 1000)
+    body = f'cat {noise}; if [ "$1" = --version ]; then exit 0; fi; cat {noise} >&2; exit 1\n'
+    monkeypatch.setenv("CXX", str(script(tmp_path / "c++", body)))
+    with pytest.raises(build.CannotBuildError, match="failed: ") as caught:
+        build._kernel()
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 600
 
 
 # ---- The cache ---------------------------------------------------------------------------
@@ -146,9 +201,9 @@ def test_compiler_that_makes_nothing(cache, monkeypatch):
 def test_built_once_and_found_again(cache, compiler, monkeypatch):
     path, count = compiler
     monkeypatch.setenv("CXX", f"{path} -Wall")
-    first, second = build._library(), build._library()
+    first, second = build._kernel(), build._kernel()
     assert count() == 1
-    assert [first._name, second._name] == [str(kernels(cache)[0])] * 2
+    assert [first.library._name, second.library._name] == [str(kernels(cache)[0])] * 2
     # Nothing half-made stays behind, and nobody else may write there.
     assert {entry.suffix for entry in (cache / "native").iterdir()} == {".so", ".sha256", ".lock"}
     assert (cache / "native").stat().st_mode & 0o077 == 0
@@ -159,19 +214,19 @@ def test_another_compiler_or_source_is_another_kernel(cache, compiler, tmp_path,
     source = tmp_path / "recurrence.cc"
     source.write_text(build.SOURCE.read_text() + "// changed\n")
     monkeypatch.setenv("CXX", str(path))
-    build._library()
+    build._kernel()
     monkeypatch.setenv("CXX", f"{path} -O1")
-    build._library()
+    build._kernel()
     monkeypatch.setattr(build, "SOURCE", source)
-    build._library()
+    build._kernel()
     assert count() == len(kernels(cache)) == 3
 
 
 def damage(cache, compiler, monkeypatch, content):
     """Puts something else in the kernel's place; gives that place."""
     monkeypatch.setenv("CXX", str(compiler))
-    (cache / "native").mkdir(parents=True)
-    target = cache / "native" / f"recurrence-{build._key(build._compiler(), build._flags())}.so"
+    (cache / "native").mkdir(parents=True, mode=0o700)
+    target = place(cache)
     target.write_bytes(content)
     return target
 
@@ -180,7 +235,7 @@ def damage(cache, compiler, monkeypatch, content):
 def test_rubbish_in_the_cache_is_built_anew(cache, compiler, built, monkeypatch, content):
     path, count = compiler
     target = damage(cache, path, monkeypatch, content)
-    assert build._library()._name == str(target)
+    assert build._kernel().library._name == str(target)
     assert (count(), target.read_bytes()) == (1, built.read_bytes())
 
 
@@ -205,6 +260,178 @@ def test_cache_folder_that_cannot_be_made(tmp_path, compiler, monkeypatch):
 
 def test_two_processes_build_once(cache, compiler):
     path, count = compiler
-    both = [start(CXX=path), start(CXX=path)]
+    both = [start(CXX=path, COPIER_SECONDS=1), start(CXX=path, COPIER_SECONDS=1)]
     assert [said(process)[:2] for process in both] == [("native", 0)] * 2
     assert count() == len(kernels(cache)) == 1
+
+
+# ---- What is in the cache, and who put it there ------------------------------------------
+
+
+def test_without_a_compiler_what_was_built_here_will_do(cache, compiler, monkeypatch, capfd):
+    path, count = compiler
+    monkeypatch.setenv("CXX", str(path))
+    first = build._kernel()
+    capfd.readouterr()
+    for changes in ({"CXX": "/nowhere/c++"}, {"CXX": "", "PATH": "/nowhere"}):
+        for name, value in changes.items():
+            monkeypatch.setenv(name, value)
+        found = build._kernel()
+        assert (found.library._name, found.origin) == (first.library._name, "built here earlier")
+        said = capfd.readouterr().err.splitlines()
+        assert len(said) == 1
+        assert "built here earlier, because" in said[0]
+    assert count() == 1
+
+
+@pytest.mark.parametrize("change", ["flags of CXX", "CPU", "source", "bits"])
+def test_without_a_compiler_another_kernel_will_not_do(cache, compiler, tmp_path, monkeypatch, change):
+    path, _ = compiler
+    monkeypatch.setenv("CXX", str(path))
+    kernel = Path(build._kernel().library._name)
+    monkeypatch.setenv("CXX", "/nowhere/c++" + (" -fsanitize=address" if change == "flags of CXX" else ""))
+    if change == "CPU":
+        monkeypatch.setattr(build, "_cpu", lambda: "another")
+    if change == "source":
+        source = tmp_path / "recurrence.cc"
+        source.write_text(build.SOURCE.read_text() + "// changed\n")
+        monkeypatch.setattr(build, "SOURCE", source)
+    if change == "bits":
+        content = bytearray(kernel.read_bytes())
+        content[len(content) // 2] ^= 1
+        kernel.write_bytes(content)
+    with pytest.raises(build.CannotBuildError, match="does not run"):
+        build._kernel()
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 16
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "a bit of the kernel": lambda path: flip(path),
+    "no checksum": lambda path: build._checksum_file(path).unlink(),
+    "a checksum that is no text": lambda path: build._checksum_file(path).write_bytes(b"\xff\x00"),
+    "the checksum of another": lambda path: build._checksum_file(path).write_text("0" * 64),
+    "half a kernel": lambda path: path.write_bytes(path.read_bytes()[:5000]),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_kernel_is_built_anew_and_said(cache, compiler, built, monkeypatch, capfd, damage):
+    path, count = compiler
+    monkeypatch.setenv("CXX", str(path))
+    target = place(cache)
+    build._make(target.parent)
+    build._publish(built, target)
+    DAMAGES[damage](target)
+    kernel = build._kernel()
+    assert (kernel.library._name, count(), target.read_bytes()) == (str(target), 1, built.read_bytes())
+    assert capfd.readouterr().err.count("is damaged, and is built anew") == 1
+    build._kernel()
+    assert count() == 1
+
+
+OBSTACLES = {
+    "a file for the folder": lambda cache, place: cache.write_text(""),
+    "a folder for the kernel": lambda cache, place: place.mkdir(parents=True),
+    "a folder that others can write": lambda cache, place: (
+        place.parent.mkdir(parents=True) or place.parent.chmod(0o777)
+    ),
+}
+
+
+@pytest.mark.parametrize("obstacle", OBSTACLES)
+def test_cache_that_cannot_be_used(cache, compiler, tmp_path, monkeypatch, capfd, obstacle):
+    """The kernel works, for this process alone, and leaves no files."""
+    path, count = compiler
+    monkeypatch.setenv("CXX", str(path))
+    private = tmp_path / "tmp"
+    private.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(private))
+    OBSTACLES[obstacle](cache, place(cache))
+    assert build.SYMBOLS.keys() == {name for name, symbol in build.SYMBOLS.items() if build._kernel().library[symbol]}
+    assert capfd.readouterr().err.count("is built for this process alone: ") == count() == 2
+    assert list(private.iterdir()) == []
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_full_cache(cache, compiler, monkeypatch, capfd):
+    """As where the disk has no room: at the last moment."""
+    path, _ = compiler
+    monkeypatch.setenv("CXX", str(path))
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", full)
+    build._kernel()
+    assert "for this process alone: [Errno 28] No space left on device" in capfd.readouterr().err
+    assert [entry.suffix for entry in (cache / "native").iterdir()] == [".lock"]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root gives files away")
+@pytest.mark.parametrize("what", ["folder", "kernel"])
+def test_kernel_of_another_user_is_not_loaded(cache, compiler, built, monkeypatch, what):
+    path, count = compiler
+    monkeypatch.setenv("CXX", str(path))
+    target = place(cache)
+    build._make(target.parent)
+    build._publish(built, target)
+    os.chown(target if what == "kernel" else target.parent, 65534, 65534)
+    kernel = build._kernel()
+    assert count() == 1
+    # In a folder of ours it is replaced by our own; in a folder of theirs nothing is written.
+    assert (kernel.library._name == str(target)) == (what == "kernel")
+    assert target.stat().st_uid == 0
+
+
+def test_read_only_cache_is_read(cache, compiler, built, monkeypatch):
+    """A kernel that is there needs no lock and nothing to be written."""
+    path, count = compiler
+    monkeypatch.setenv("CXX", str(path))
+    target = place(cache)
+    build._make(target.parent)
+    build._publish(built, target)
+    before = {entry.name: entry.stat().st_mtime_ns for entry in target.parent.iterdir()}
+    assert build._kernel().library._name == str(target)
+    assert {entry.name: entry.stat().st_mtime_ns for entry in target.parent.iterdir()} == before
+    assert count() == 0
+
+
+@pytest.mark.parametrize("trouble", ["no locks", "a holder that has stopped"])
+def test_lock_that_cannot_be_had(cache, compiler, monkeypatch, trouble):
+    path, count = compiler
+    monkeypatch.setenv("CXX", str(path))
+    monkeypatch.setattr(build, "LOCK_SECONDS", 0.3)
+    if trouble == "no locks":
+
+        def flock(*_):
+            raise OSError(errno.ENOLCK, "no locks available")
+
+        monkeypatch.setattr(fcntl, "flock", flock)
+        assert build._kernel().library._name == str(place(cache))
+    else:
+        build._make(cache / "native")
+        with build._locked(place(cache).with_suffix(".lock")):
+            assert build._kernel().library._name == str(place(cache))
+    assert count() == 1
+
+
+def test_threads_build_once(cache, compiler, monkeypatch):
+    path, count = compiler
+    monkeypatch.setenv("CXX", str(path))
+    monkeypatch.setattr(build, "_outcome", functools.cache(build._outcome.__wrapped__))
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda _: build.problem(), range(4))) == [None] * 4
+    assert count() == 1
+
+
+def test_forked_process_has_the_kernel(built):
+    """The library is loaded already; the child needs neither the file nor the lock."""
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if build.problem() is None and build.is_loaded() else 1)
+    assert os.waitpid(pid, 0)[1] == 0

@@ -2,7 +2,10 @@
 
 The library lies in a cache folder under a name made of everything that it depends on:
 sources, flags, compiler, CPU and jaxlib. Processes that start together wait for the first
-one's build. Whatever goes wrong ends in a sentence (`problem`), never in a crash.
+one's build. What stands in the cache is loaded only as it was built (a checksum beside it),
+and only where nobody else could have written it. Where the cache can't be used, the kernel is
+built for the process alone; where it can't be built, one that an earlier compiler built will
+do. Whatever goes wrong ends in a sentence (`problem`, or a line on stderr), never in a crash.
 """
 
 import contextlib
@@ -14,12 +17,17 @@ import os
 import platform
 import shlex
 import shutil
+import signal
+import stat
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jaxlib
@@ -33,16 +41,43 @@ SOURCE = Path(__file__).parent / "recurrence.cc"
 HEADER = Path(__file__).parent / "products.h"
 FLAGS = ("-std=gnu++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-shared", "-pthread")
 COMPILERS = ("c++", "g++", "clang++")
-TIMEOUT_SECONDS = 300
+VERSION_SECONDS, COMPILE_SECONDS = 60, 300
+# A little more than a build may take: who holds the lock for longer is not building.
+LOCK_SECONDS = COMPILE_SECONDS + 60
 
 
 class CannotBuildError(Exception):
     """There is no kernel on this machine; the message says why."""
 
 
+class Kernel(NamedTuple):
+    """The library, and where it comes from in words."""
+
+    library: ctypes.CDLL
+    origin: str
+
+
+def _say(line: str) -> None:
+    """Tells the user on stderr, where there is one."""
+    with contextlib.suppress(OSError, ValueError):
+        print(line, file=sys.stderr, flush=True)
+
+
+# ---- The compiler ------------------------------------------------------------------------
+
+
+def _named_compiler() -> list[str]:
+    """What CXX says: a compiler and what it adds to every command; empty where it is not set."""
+    named = os.environ.get("CXX", "")
+    try:
+        return shlex.split(named)
+    except ValueError as error:
+        raise CannotBuildError(f"CXX is {named!r}, which is no command ({error})") from error
+
+
 def _compiler() -> list[str]:
     """The command that compiles C++: CXX where it is set, else the first one found."""
-    named = shlex.split(os.environ.get("CXX", ""))
+    named = _named_compiler()
     if named:
         return named
     for name in COMPILERS:
@@ -60,83 +95,120 @@ def _flags() -> list[str]:
     return [*FLAGS, "-mcpu=native"]
 
 
+def _run(command: list[str], seconds: float) -> subprocess.CompletedProcess[str]:
+    """Runs a compiler in a session of its own, so that one that hangs goes with all that it has started."""
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=seconds)
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def _version(compiler: list[str]) -> str:
+    name = shlex.join(compiler)
+    try:
+        done = _run([*compiler, "--version"], VERSION_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise CannotBuildError(f"the compiler {name} does not answer within {error.timeout:g} seconds") from error
+    except OSError as error:
+        raise CannotBuildError(f"the compiler {name} does not run ({error})") from error
+    if done.returncode != 0:
+        raise CannotBuildError(f"the compiler {name} does not run (exit code {done.returncode} of --version)")
+    return done.stdout
+
+
+def _first_error(messages: str) -> str:
+    """What a compiler has to say, in one printable line."""
+    lines = messages.splitlines()
+    line = next((line for line in lines if "error" in line), lines[0] if lines else "it said nothing")
+    return "".join(c if c.isprintable() else "?" for c in line[:300])
+
+
+def _compile(compiler: list[str], flags: list[str], target: Path) -> None:
+    """Compiles the kernel into the file `target`."""
+    name = shlex.join(compiler)
+    _say(f"Building the recurrence kernel with {name}, once on this machine: about ten seconds.")
+    try:
+        done = _run(
+            [*compiler, *flags, "-isystem", jax.ffi.include_dir(), str(SOURCE), "-o", str(target)], COMPILE_SECONDS
+        )
+    except subprocess.TimeoutExpired as error:
+        raise CannotBuildError(f"{name} has not built it within {error.timeout:g} seconds") from error
+    except OSError as error:
+        raise CannotBuildError(f"{name} could not build it: {error}") from error
+    if done.returncode != 0:
+        raise CannotBuildError(f"{name} failed: {_first_error(done.stderr)}")
+    if not target.exists():
+        raise CannotBuildError(f"{name} ended without an error and without a library")
+
+
+# ---- The cache ---------------------------------------------------------------------------
+
+
+def _folder() -> Path:
+    """Where built kernels live, beside the package's other caches."""
+    named = os.environ.get("SEQMNIST_CACHE_DIR")
+    return (Path(named) if named else platformdirs.user_cache_path("seqmnist_jax")) / "native"
+
+
 def _cpu() -> str:
     """What names this processor and its instructions."""
     with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
         wanted = ("model name", "flags", "Features", "CPU part")
         return "\n".join(sorted({line for line in lines if line.startswith(wanted)}))
     return platform.processor()
 
 
-def _version(compiler: list[str]) -> str:
-    try:
-        return subprocess.run([*compiler, "--version"], capture_output=True, text=True, timeout=60, check=True).stdout
-    except (OSError, subprocess.SubprocessError) as error:
-        raise CannotBuildError(f"the compiler {shlex.join(compiler)} does not run ({error})") from error
+def _digest(*parts: str | bytes) -> str:
+    encoded = [part.encode(errors="replace") if isinstance(part, str) else part for part in parts]
+    return hashlib.sha256(b"\0".join(encoded)).hexdigest()[:20]
 
 
-def _key(compiler: list[str], flags: list[str]) -> str:
-    parts = [SOURCE.read_text(), HEADER.read_text(), *compiler, _version(compiler), *flags, _cpu(), jaxlib.__version__]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
+def _key(flags: list[str]) -> str:
+    """Names what a library depends on, the compiler apart. What CXX adds to a compiler's name are flags too."""
+    parts = (*flags, *_named_compiler()[1:], _cpu(), jaxlib.__version__)
+    return _digest(SOURCE.read_bytes(), HEADER.read_bytes(), *parts)
 
 
-def _folder() -> Path:
-    """Where built kernels live: beside the package's other caches, or for this process alone."""
-    named = os.environ.get("SEQMNIST_CACHE_DIR")
-    folder = (Path(named) if named else platformdirs.user_cache_path("seqmnist_jax")) / "native"
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError:
-        return Path(tempfile.mkdtemp(prefix="seqmnist_jax-"))
+def _place(folder: Path, key: str, compiler: list[str]) -> Path:
+    return folder / f"recurrence-{key}-{_digest(*compiler, _version(compiler))}.so"
 
 
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds a lock that dies with its process."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _is_ours(path: Path) -> bool:
+    """Whether this user or root has made it, and nobody else can write it."""
+    status = path.stat()
+    return status.st_uid in (0, os.geteuid()) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
-def _compile(compiler: list[str], flags: list[str], target: Path) -> None:
-    """Compiles into a name of its own, then puts it in its place."""
-    partial = target.with_suffix(f".{os.getpid()}.partial")
-    print(
-        f"Building the recurrence kernel with {shlex.join(compiler)}, once on this machine: about ten seconds.",
-        file=sys.stderr,
-        flush=True,
-    )
-    command = [*compiler, *flags, "-isystem", jax.ffi.include_dir(), str(SOURCE), "-o", str(partial)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
-        if done.returncode != 0:
-            lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
-            raise CannotBuildError(f"{shlex.join(compiler)} failed: {lines[0] if lines else 'it said nothing'}")
-        _checksum_file(target).write_text(_checksum(partial))
-        os.replace(partial, target)
-    except (OSError, subprocess.SubprocessError) as error:
-        raise CannotBuildError(f"{shlex.join(compiler)} could not build it: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+def _make(folder: Path) -> None:
+    """Makes the cache folder.
+
+    Raises:
+      OSError: it can't be made, or others could put a library there.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not _is_ours(folder):
+        raise PermissionError(f"{folder} belongs to others or can be written by them")
 
 
-def _checksum(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _checksum(path: Path) -> bytes:
+    return hashlib.sha256(path.read_bytes()).hexdigest().encode()
 
 
 def _checksum_file(path: Path) -> Path:
     return path.with_suffix(".sha256")
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether the library is there, and as it was built."""
-    try:
-        return _checksum(path) == _checksum_file(path).read_text()
-    except OSError:
-        return False
 
 
 def _open(path: Path) -> ctypes.CDLL:
@@ -146,37 +218,134 @@ def _open(path: Path) -> ctypes.CDLL:
     return library
 
 
-def _library() -> ctypes.CDLL:
-    """The library, from the cache or newly built."""
-    if sys.platform not in ("linux", "darwin"):
-        raise CannotBuildError(f"the kernel is for Linux and macOS, not {sys.platform}")
-    compiler, flags = _compiler(), _flags()
-    folder = _folder()
-    path = folder / f"recurrence-{_key(compiler, flags)}.so"
-    with _locked(path.with_suffix(".lock")):
+def _cached(path: Path) -> ctypes.CDLL | None:
+    """The library at this place, or None where there is none that can be trusted."""
+    try:
         # Loading a damaged library can end the process, so it is first known by its checksum.
-        if _is_whole(path):
-            with contextlib.suppress(OSError, AttributeError):
-                return _open(path)
-        _compile(compiler, flags, path)
-        try:
+        if _is_ours(path.parent) and _is_ours(path) and _checksum(path) == _checksum_file(path).read_bytes():
             return _open(path)
+    except (OSError, AttributeError):
+        pass
+    return None
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds a lock that dies with its process.
+
+    Where there can be none (a file system without locks, a holder that has stopped) processes build
+    side by side, which costs time and nothing else.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            file = stack.enter_context(path.open("w"))
+            end = time.monotonic() + LOCK_SECONDS
+            while time.monotonic() < end:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    time.sleep(0.05)
+        yield
+
+
+def _publish(made: Path, target: Path) -> None:
+    """Puts a library and its checksum into the cache, each in one move."""
+    for content, place in ((_checksum(made), _checksum_file(target)), (made.read_bytes(), target)):
+        descriptor, name = tempfile.mkstemp(prefix=target.stem, suffix=".partial", dir=target.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+            os.replace(name, place)
+        except OSError:
+            os.unlink(name)
+            raise
+
+
+# ---- The kernel --------------------------------------------------------------------------
+
+
+def _build(compiler: list[str], flags: list[str], target: Path | None) -> ctypes.CDLL:
+    """Builds and loads the library, and leaves it at `target` where that can be."""
+    # The compiler needs temporary files anyway; a library that is loaded needs no file any more.
+    with tempfile.TemporaryDirectory(prefix="seqmnist_jax-") as scratch:
+        made = Path(scratch) / "recurrence.so"
+        _compile(compiler, flags, made)
+        try:
+            library = _open(made)
         except (OSError, AttributeError) as error:
             raise CannotBuildError(f"the library that was built does not load: {error}") from error
+        if target is not None:
+            try:
+                _publish(made, target)
+                # From where it stays, so that profilers and debuggers find it.
+                return _open(target)
+            except (OSError, AttributeError) as error:
+                _say(f"The recurrence kernel is built for this process alone: {error}.")
+        return library
+
+
+def _built(folder: Path, key: str, flags: list[str]) -> Kernel:
+    """The library of today's compiler, from the cache or newly built."""
+    compiler = _compiler()
+    origin = f"built by {shlex.join(compiler)}"
+    target = _place(folder, key, compiler)
+    library = _cached(target)
+    if library is not None:
+        return Kernel(library, origin)
+    try:
+        _make(folder)
+    except OSError as error:
+        _say(f"The recurrence kernel is built for this process alone: {error}.")
+        return Kernel(_build(compiler, flags, None), origin)
+    with _locked(target.with_suffix(".lock")):
+        library = _cached(target)
+        if library is None:
+            if target.exists():
+                _say(f"The recurrence kernel {target} is damaged, and is built anew.")
+            library = _build(compiler, flags, target)
+    return Kernel(library, origin)
+
+
+def _kernel() -> Kernel:
+    """The library, of today's compiler or, where that one fails, of an earlier one."""
+    if sys.platform not in ("linux", "darwin"):
+        raise CannotBuildError(f"the kernel is for Linux and macOS, not {sys.platform}")
+    folder, flags = _folder(), _flags()
+    key = _key(flags)
+    try:
+        return _built(folder, key, flags)
+    except CannotBuildError as error:
+        for path in sorted(folder.glob(f"recurrence-{key}-*.so")):
+            library = _cached(path)
+            if library is not None:
+                _say(f"The recurrence kernel is one that was built here earlier, because {error}.")
+                return Kernel(library, "built here earlier")
+        raise
+
+
+_one_at_a_time = threading.Lock()
 
 
 @functools.cache
-def problem() -> str | None:
-    """Why there is no kernel on this machine, or None where it is ready; builds it at the first call."""
+def _outcome() -> Kernel | str:
+    """The kernel, registered with XLA, or why there is none."""
     try:
-        library = _library()
+        kernel = _kernel()
     except CannotBuildError as error:
         return str(error)
     except OSError as error:
-        return f"the cache folder does not work: {error}"
+        return f"the kernel can't be built here: {error}"
     for name, symbol in SYMBOLS.items():
-        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, symbol)), platform="cpu")
-    return None
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(kernel.library, symbol)), platform="cpu")
+    return kernel
+
+
+def problem() -> str | None:
+    """Why there is no kernel on this machine, or None where it is ready; builds it at the first call."""
+    with _one_at_a_time:
+        outcome = _outcome()
+    return outcome if isinstance(outcome, str) else None
 
 
 def load() -> None:
@@ -191,7 +360,7 @@ def load() -> None:
 
 def is_loaded() -> bool:
     """Whether this process has the kernel already."""
-    return problem.cache_info().currsize > 0 and problem() is None
+    return _outcome.cache_info().currsize > 0 and problem() is None
 
 
 @functools.cache
@@ -204,7 +373,8 @@ def warn_once() -> None:
     )
 
 
-@functools.cache
 def describe() -> str:
-    """What the kernel is, for `explain`."""
-    return f"a C++ kernel built by {shlex.join(_compiler())} for {platform.machine()}"
+    """What the kernel is, for `explain`; only where there is one."""
+    kernel = _outcome()
+    assert isinstance(kernel, Kernel)
+    return f"a C++ kernel {kernel.origin} for {platform.machine()}"

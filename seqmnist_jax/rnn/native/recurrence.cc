@@ -169,6 +169,11 @@ class Scratch {
   std::unique_ptr<float, Free> data_;
 };
 
+// Where an axis has size zero its arrays are null, which memcpy must not be given.
+inline void copy(float* to, const float* from, std::ptrdiff_t n) {
+  if (n > 0) std::memcpy(to, from, sizeof(float) * n);
+}
+
 // One call's sizes, without replicas.
 struct Sizes {
   std::ptrdiff_t batch, time, features, hidden;
@@ -352,8 +357,8 @@ void forward_slice(const Sizes& s, const Arrays& a, std::ptrdiff_t first, std::p
   float* h_words_new = kSame ? h_new : h_words + rows * h_row;
   float* c = memory.get();
   for (std::ptrdiff_t row = 0; row < count; ++row) {
-    std::memcpy(h + row * padded, a.h0 + (first + row) * H, sizeof(float) * H);
-    if (Cell::kHasMemory) std::memcpy(c + row * padded, a.c0 + (first + row) * H, sizeof(float) * H);
+    copy(h + row * padded, a.h0 + (first + row) * H, H);
+    if (Cell::kHasMemory) copy(c + row * padded, a.c0 + (first + row) * H, H);
     for (std::ptrdiff_t j = 0; j < s.vectors() && !kSame; ++j)
       Mode::put_row(h_words + row * h_row, static_cast<int>(j * kLanes), load(h + row * padded + j * kLanes));
   }
@@ -400,8 +405,8 @@ void forward_slice(const Sizes& s, const Arrays& a, std::ptrdiff_t first, std::p
   }
   stream.move(stream.left());
   for (std::ptrdiff_t row = 0; row < count; ++row) {
-    std::memcpy(a.h + (first + row) * H, h + row * padded, sizeof(float) * H);
-    if (Cell::kHasMemory) std::memcpy(a.c + (first + row) * H, c + row * padded, sizeof(float) * H);
+    copy(a.h + (first + row) * H, h + row * padded, H);
+    if (Cell::kHasMemory) copy(a.c + (first + row) * H, c + row * padded, H);
   }
 }
 
@@ -506,8 +511,8 @@ void backward_slice(const Sizes& s, const Arrays& a, std::ptrdiff_t first, std::
   float* dh = dh_scratch.get();
   float* dc = dc_scratch.get();
   for (std::ptrdiff_t row = 0; row < count; ++row) {
-    std::memcpy(dh + row * padded, a.d_h + (first + row) * H, sizeof(float) * H);
-    if (Cell::kHasMemory) std::memcpy(dc + row * padded, a.d_c + (first + row) * H, sizeof(float) * H);
+    copy(dh + row * padded, a.d_h + (first + row) * H, H);
+    if (Cell::kHasMemory) copy(dc + row * padded, a.d_c + (first + row) * H, H);
   }
 
   std::ptrdiff_t filled = 0;  // steps in the block
@@ -632,8 +637,8 @@ void backward_slice(const Sizes& s, const Arrays& a, std::ptrdiff_t first, std::
     }
   }
   for (std::ptrdiff_t row = 0; row < count; ++row) {
-    std::memcpy(a.dh0 + (first + row) * H, dh + row * padded, sizeof(float) * H);
-    if (Cell::kHasMemory) std::memcpy(a.dc0 + (first + row) * H, dc + row * padded, sizeof(float) * H);
+    copy(a.dh0 + (first + row) * H, dh + row * padded, H);
+    if (Cell::kHasMemory) copy(a.dc0 + (first + row) * H, dc + row * padded, H);
   }
 }
 
@@ -800,7 +805,7 @@ class Call {
     for (std::size_t i = 0; i < arg_fields.size(); ++i)
       bind_one(arg_fields[i], *args_.get<ffi::AnyBuffer>(i), ffi::DataType::F32);
     for (std::size_t i = 0; i < ret_fields.size(); ++i) {
-      const ffi::AnyBuffer& buffer = **rets_.get<ffi::AnyBuffer>(i);
+      const ffi::AnyBuffer buffer = **rets_.get<ffi::AnyBuffer>(i);  // a view; what it is taken from ends here
       bind_one(ret_fields[i], buffer, ffi::DataType::F32);
       prefer_huge_pages(buffer.untyped_data(), buffer.size_bytes());
     }
