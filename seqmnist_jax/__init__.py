@@ -9,14 +9,37 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from seqmnist_jax.evaluate import TrainedModel
+    from seqmnist_jax.trained import TrainedModel
 
 __version__ = "0.1.0"
 
 
 def load(workdir: str | Path) -> TrainedModel:
-    """The trained model of a run; see `seqmnist_jax.evaluate.load`."""
-    # Imported here, so that `from seqmnist_jax import rnn` costs JAX and nothing more.
-    from seqmnist_jax import evaluate
+    """The trained model of a run: its selected checkpoint, ready to read images.
 
-    return evaluate.load(workdir)
+    >>> import seqmnist_jax
+    >>> from seqmnist_jax.data.sources import load_embedded
+    >>> model = seqmnist_jax.load("pretrained/row_lstm")
+    >>> images = load_embedded().test.images[:3]  # uint8 [count, 28, 28]
+    >>> model.predict(images)
+    array([5, 9, 3])
+    >>> model.read(images).shape  # the probabilities of each class after each step
+    (3, 28, 10)
+    >>> model.features(images).shape  # what the dense layer sees
+    (3, 64)
+    >>> sorted(model.params)
+    ['dense', 'norm', 'rnn']
+
+    See `seqmnist_jax.trained.TrainedModel` for all that it can be asked.
+
+    Args:
+      workdir: a folder that `launch.py --mode=train` made. While it trains, this is the best so far.
+
+    Raises:
+      WorkdirError: it is no work directory.
+      CheckpointError: it has no checkpoint, or the checkpoint can't be read.
+    """
+    # Imported here, so that `from seqmnist_jax import rnn` costs JAX and nothing more.
+    from seqmnist_jax import trained
+
+    return trained.load(workdir)

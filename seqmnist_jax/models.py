@@ -1,7 +1,9 @@
 """The sequence classifiers that configs can name, as Flax modules.
 
 The recurrent one is layers -> norm -> dense, its parameters params['rnn']['layer_0']['forward' |
-'backward'][...], ['norm'], ['dense']. Every model is called as `SequenceClassifier` is.
+'backward'][...], ['norm'], ['dense']. Every model is called as `SequenceClassifier` is, and sows, in the
+collection 'intermediates', what its dense layer sees as 'features'; the recurrent one what its layers
+hand on as 'states'.
 """
 
 import math
@@ -111,6 +113,7 @@ class SequenceClassifier(nn.Module):
         read = rnn.stack(
             self.cell, layers, x, lengths=lengths, masks=masks, engine=self.engine, return_sequences=every_step
         )
+        self.sow("intermediates", "states", read)
         if self.norm != "none":
             read = nn.BatchNorm(
                 use_running_average=self.norm == "frozen" or not train,
@@ -119,6 +122,7 @@ class SequenceClassifier(nn.Module):
                 axis_name=self.data_axis,
                 name="norm",
             )(read)
+        self.sow("intermediates", "features", read)
         kernel_init, bias_init = DENSE_INITS[self.dense_init]
         return nn.Dense(self.num_classes, kernel_init=kernel_init, bias_init=bias_init, name="dense")(read)
 
@@ -179,6 +183,14 @@ def explain_engine(model: nn.Module, params: Any, x: Any, drops_state: bool) -> 
     layer = params["rnn"]["layer_0"]["forward"]
     reset_after = "recurrent_bias" in layer
     return str(rnn.explain(layer, x, backend=model.engine.backend, reset_after=reset_after))
+
+
+def portable(model: nn.Module) -> nn.Module:
+    """The same model in XLA's own operations alone, so that its program runs wherever XLA does."""
+    if not isinstance(model, SequenceClassifier) or "scan" not in model.cell.backends:
+        return model
+    # Forwards, neither `remat` nor `unroll` changes a value.
+    return model.clone(engine=rnn.Engine("scan", model.engine.precision))
 
 
 def _build_time_scales(model: ml_collections.ConfigDict, sequence_length: int) -> Callable[..., Array] | None:

@@ -199,5 +199,6 @@ class TCN(nn.Module):
         features = net(x, started, output_keep, every_step)
         if every_step:
             features = _zero_unless(running, features)
+        self.sow("intermediates", "features", features)
         init = _torch_uniform(self.channels)
         return nn.Dense(self.num_classes, kernel_init=init, bias_init=init, name="dense")(features)
