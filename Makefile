@@ -77,3 +77,13 @@ $(VENV)/installed-bench: $(VENV)/installed
 $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
+
+# Injects faults, hundreds of each kind, and prints what came of them: about an hour.
+.PHONY: faults
+faults: $(VENV)/installed-dev
+	$(BIN)/python -m tests.faults --full $(ARGS)
+
+# The recurrence kernel on 500 random shapes under each of GCC's sanitizers: address with undefined behaviour, and thread.
+.PHONY: sanitize
+sanitize: $(VENV)/installed-dev
+	$(BIN)/python -m tests.faults.native $(ARGS)

@@ -5,6 +5,7 @@ python launch.py --mode=evaluate --workdir DIR [--split=test] [--data_dir=DIR]
 python launch.py --mode=describe --config configs/pixel_gru.py [--json]
 python launch.py --mode=compare --workdirs DIR,DIR [--json]
 python launch.py --mode=table --workdirs 'runs/*' [--csv=FILE] [--published=FILE] [--json]
+python launch.py --mode=export --workdir DIR [--json]
 """
 
 import datetime
@@ -15,7 +16,6 @@ import signal
 import sys
 import traceback
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import ml_collections
@@ -31,10 +31,11 @@ config_flags.DEFINE_config_file("config", None, "The config file, as in configs/
 flags.DEFINE_enum(
     "mode",
     "train",
-    ["train", "evaluate", "describe", "compare", "table"],
+    ["train", "evaluate", "describe", "compare", "table", "export"],
     "train: train a run, or resume it; evaluate: measure the selected checkpoint of a work directory; "
     "describe: say what a run will do, and do nothing; compare: test whether two runs differ; "
-    "table: the results of many runs, over their seeds.",
+    "table: the results of many runs, over their seeds; "
+    "export: write the selected checkpoint for use without this package.",
 )
 flags.DEFINE_string("workdir", None, "The run's folder. Default: runs/<config name>/<timestamp>.")
 flags.DEFINE_string(
@@ -53,9 +54,10 @@ flags.DEFINE_boolean("debug", False, "Show the traceback of an error.")
 
 def train() -> None:
     """Trains, or resumes, and prints the result and what to do next."""
-    from seqmnist_jax import compile_cache, distributed, sweep
+    from seqmnist_jax import compile_cache, determinism, distributed, sweep
     from seqmnist_jax import config as configs
     from seqmnist_jax.run import build_run
+    from seqmnist_jax.signals import StopOnSignal
     from seqmnist_jax.terminal import Terminal
     from seqmnist_jax.train import Stopped
     from seqmnist_jax.train import train as run_training
@@ -64,6 +66,8 @@ def train() -> None:
     configs.check(config)
     if config.runtime.distributed and not FLAGS.workdir:
         raise UsageError("runtime.distributed needs --workdir, a folder that all processes see.")
+    if config.runtime.deterministic:
+        determinism.enable()
     distributed.initialize(config.runtime.distributed)
     swept = sweep.build_sweep(config, FLAGS.seeds)
     members = sweep.build_members(config, swept) if swept else []
@@ -73,9 +77,8 @@ def train() -> None:
     compile_cache.enable(config.runtime.compilation_cache)
     # Only now, with everything checked, is a folder made.
     workdir = Path(FLAGS.workdir) if FLAGS.workdir else _new_workdir()
-    stop = StopOnSignal()
     try:
-        with Terminal(run.steps, quiet=FLAGS.quiet or not distributed.is_main()) as terminal:
+        with StopOnSignal() as stop, Terminal(run.steps, quiet=FLAGS.quiet or not distributed.is_main()) as terminal:
             watch: dict[str, Any] = {"say": terminal.say, "tick": terminal.tick, "should_stop": stop}
             if swept:
                 executor = _executor(workdir)
@@ -185,6 +188,16 @@ def table() -> None:
     print(json.dumps(rows, indent=2) if FLAGS.json else tables.as_markdown(rows, published))
 
 
+def export() -> None:
+    """Writes the selected checkpoint for use without this package, and prints what was written."""
+    from seqmnist_jax import export as exporting
+
+    if not FLAGS.workdir:
+        raise UsageError("--mode=export needs --workdir, the folder of a run.")
+    result = exporting.export(Path(FLAGS.workdir))
+    print(json.dumps(result, indent=2) if FLAGS.json else exporting.as_text(result))
+
+
 # Each mode, and the flags beside --mode, --debug and absl's own that it reads.
 MODES = {
     "train": (train, {"config", "workdir", "seeds", "quiet"}),
@@ -192,6 +205,7 @@ MODES = {
     "describe": (describe, {"config", "workdir", "json"}),
     "compare": (compare, {"workdirs", "json"}),
     "table": (table, {"workdirs", "csv", "published", "json"}),
+    "export": (export, {"workdir", "json"}),
 }
 
 
@@ -253,25 +267,6 @@ def _new_workdir() -> Path:
     raise UsageError(f"runs/{name} already has a thousand folders of this second; name one by --workdir.")
 
 
-class StopOnSignal:
-    """Answers "should training stop?"; SIGINT and SIGTERM make it yes, a second signal acts as usual."""
-
-    def __init__(self) -> None:
-        self.number = 0
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._note)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.number = number
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        print("Stopping after this dispatch; once more to stop at once.", file=sys.stderr)
-
-    def __call__(self) -> bool:
-        """Whether a signal has come."""
-        return self.number != 0
-
-
 def _parse_flags(argv: list[str]) -> list[str]:
     """Parses the flags; what is wrong with them ends in one line and exit code 2."""
     try:
@@ -325,8 +320,8 @@ def _config_file(argv: list[str]) -> str | None:
 def main(argv: list[str]) -> None:
     """Runs one mode; a failure that the user can mend is one message and an exit code."""
     del argv
-    # JAX and orbax report by absl what no user of a launcher asked for.
-    logging.set_verbosity(logging.INFO if FLAGS.debug else logging.ERROR)
+    # JAX and orbax report by absl what no user of a launcher asked for; errors are said in our own words.
+    logging.set_verbosity(logging.INFO if FLAGS.debug else logging.FATAL)
     try:
         _check_flags()
         MODES[FLAGS.mode][0]()
@@ -335,6 +330,8 @@ def main(argv: list[str]) -> None:
             traceback.print_exc()
         print(f"error: {e}", file=sys.stderr, flush=True)
         sys.exit(e.exit_code if isinstance(e, SeqMnistError) else SeqMnistError.exit_code)
+    except KeyboardInterrupt:  # where there is nothing to save
+        sys.exit(128 + signal.SIGINT)
 
 
 if __name__ == "__main__":

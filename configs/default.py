@@ -156,8 +156,12 @@ def get_config() -> ml_collections.ConfigDict:
     runtime.compilation_cache = ""
     # Folder of tensorflow_datasets; '' means its own default.
     runtime.tfds_dir = ""
-    # Steps between checkpoints; 0: at each evaluation. The last step always has one.
+    # Steps between checkpoints; 0: at each evaluation. Each evaluation and the last step have one anyway.
     runtime.checkpoint_every = 0
+    # Seconds after which there is a checkpoint besides; 0: none for that reason.
+    runtime.checkpoint_seconds = 0.0
+    # Whether a GPU gives the same bits every time, with slower operations where there are such. A CPU always does.
+    runtime.deterministic = False
     # Images per evaluation batch.
     runtime.eval_batch_size = 500
     # About how long one dispatch of steps runs before Python looks up (for progress lines

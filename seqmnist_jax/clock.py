@@ -74,7 +74,7 @@ class Progress:
     def line(self, scores: dict[str, float]) -> str:
         """One line: step, training and validation scores, speed, time left."""
         self._last_line = now = time.perf_counter()
-        left = (now - self._start) / (self._step - self._first_step) * (self._total - self._step)
+        left = (now - self._start) / max(1, self._step - self._first_step) * (self._total - self._step)
         parts = [f"step {self._step:>{len(str(self._total))}}/{self._total}"]
         for split in [name.removesuffix("/loss") for name in scores if name.endswith("/loss")]:
             parts.append(f"{split} loss {scores[f'{split}/loss']:.4f} accuracy {scores[f'{split}/accuracy']:.2%}")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from seqmnist_jax import scores
+from seqmnist_jax import rerun, scores
 from seqmnist_jax import workdir as files
 from seqmnist_jax.errors import UsageError
 from seqmnist_jax.terminal import aligned
@@ -58,7 +58,8 @@ def compare(first: Path, second: Path) -> Json:
       JSON values: dataset, content_hash and examples, the test images of both; first and second, of each run
       workdir, best_step, selected_on, accuracy, accuracy_interval, loss and calibration_error as
       `scores.score` has them; mcnemar, as `scores.mcnemar` has it, the first run as a; verdict, a sentence;
-      warnings, what must be said with it.
+      warnings, what must be said with it; rerun, None unless both are the same run, of one config, data and
+      seed, made twice: then first_difference, as `rerun.Difference`, or None where nothing differs.
 
     Raises:
       WorkdirError: one is no work directory, is not finished, or has a damaged file.
@@ -81,7 +82,17 @@ def compare(first: Path, second: Path) -> Json:
         "mcnemar": test,
         "verdict": _verdict(a, b, test),
         "warnings": _warnings(a, b),
+        "rerun": _rerun(a, b),
     }
+
+
+def _rerun(a: Measured, b: Measured) -> Json | None:
+    """Where a run and its rerun part; None for runs of different configs, data or seeds."""
+    parts = ("identity", "steps")  # of which runs of earlier versions have no identity
+    if any(name not in a.summary or a.summary[name] != b.summary.get(name) for name in parts):
+        return None
+    found = rerun.first_difference(a.workdir, b.workdir)
+    return {"first_difference": None if found is None else found._asdict()}
 
 
 def _read(workdir: Path) -> Measured:
@@ -179,5 +190,11 @@ def as_text(result: Json) -> str:
         f"{test['only_b']:,}, by neither {test['neither']:,}",
         result["verdict"],
     ]
+    if result["rerun"] is not None:
+        found = result["rerun"]["first_difference"]
+        where = "nothing they recorded differs, times aside"
+        if found is not None:
+            where = f"they differ first at {rerun.Difference(**found).as_text()}"
+        lines += ["", f"These are the same run made twice (config, data, seed): {where}."]
     lines += [f"WARNING: {warning}" for warning in result["warnings"]]
     return "\n".join(lines)

@@ -30,6 +30,8 @@ ADDED = {
     "runtime.executor": "",
     "runtime.executor_options": "",
     "runtime.compilation_cache": "",
+    "runtime.checkpoint_seconds": 0.0,
+    "runtime.deterministic": False,
 }
 POSITIVE = (
     "train.batch_size",

@@ -150,6 +150,15 @@ def _warmup_cosine(config: ml_collections.ConfigDict) -> UnitSchedule:
 SCHEDULES = {"constant": _constant, "warmup_cosine": _warmup_cosine}
 
 
+def build_schedule(config: ml_collections.ConfigDict) -> UnitSchedule:
+    """The factor on the learning rate at each step.
+
+    Raises:
+      UsageError: an unknown name or an impossible value.
+    """
+    return choose(SCHEDULES, config.optimizer.schedule, "optimizer.schedule")(config)
+
+
 def schedule_depends_on_steps(config: ml_collections.ConfigDict) -> bool:
     """Whether another `train.steps` changes what earlier steps do."""
     return config.optimizer.schedule != "constant"
@@ -241,7 +250,7 @@ def build_optimizer(config: ml_collections.ConfigDict) -> MakeOptimizer:
       UsageError: an unknown name or an impossible value.
     """
     rule = choose(RULES, config.optimizer.name, "optimizer.name")(config)
-    unit_rate = choose(SCHEDULES, config.optimizer.schedule, "optimizer.schedule")(config)
+    unit_rate = build_schedule(config)
     is_masked = choose(CLIP_MASKS, config.optimizer.clip.mask, "optimizer.clip.mask")
     unit = choose(CLIP_UNITS, config.optimizer.clip.unit, "optimizer.clip.unit")
     joint_kernels = choose(CELLS, config.model.cell, "model.cell").joint_kernels

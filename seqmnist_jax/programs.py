@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +46,41 @@ def _here(tree: Any) -> Any:
 def _move_to(sharding: NamedSharding) -> Callable[[Any], Any]:
     """Moves a tree on the mesh to another sharding of it, between processes too."""
     return jax.jit(lambda tree: tree, out_shardings=sharding)
+
+
+class Divergence(NamedTuple):
+    """A step that led out of the finite numbers.
+
+    Attributes:
+      step: its number, from 1; the state before is finite.
+      loss: of its batch.
+      gradient_norms: of each tensor, before the clip.
+      learning_rate: with its schedule.
+      examples: the rows of the training split that made its batch.
+    """
+
+    step: int
+    loss: float
+    gradient_norms: dict[str, float]
+    learning_rate: float
+    examples: list[int]
+
+    def facts(self) -> dict[str, Any]:
+        """As JSON values; a number that is not finite as a text, because JSON has none."""
+
+        def told(value: float) -> float | str:
+            return value if math.isfinite(value) else str(value)
+
+        norms = {name: told(norm) for name, norm in self.gradient_norms.items()}
+        return {**self._asdict(), "loss": told(self.loss), "gradient_norms": norms}
+
+    def reason(self) -> str:
+        """In words: the loss and the largest gradient."""
+        ranked = {name: math.inf if math.isnan(norm) else norm for name, norm in self.gradient_norms.items()}
+        name = max(ranked, key=lambda n: ranked[n])
+        text = f"the loss is {self.loss:.4g} and the largest gradient norm {self.gradient_norms[name]:.4g}, of {name}"
+        finite = math.isfinite(self.loss) and math.isfinite(ranked[name])
+        return f"{text}, but the step from there leads out of the finite numbers" if finite else text
 
 
 class Programs:
@@ -207,15 +242,18 @@ class Programs:
 
         return self._clock.measure("evaluate", score)
 
-    def divergence(self, replica: int, state: steps.TrainState) -> str:
-        """What went wrong at a replica's step after its state: its loss and its largest gradient, by tensor."""
+    def divergence(self, replica: int, state: steps.TrainState) -> Divergence:
+        """What went wrong at a replica's step after its state."""
         run = self._runs[replica]
         orders, offset, _ = self._streams[replica].window(int(state.step))
-        batch = run.task.part("train")[np.asarray(orders[offset : offset + run.batch_size])]
+        examples = np.asarray(orders[offset : offset + run.batch_size])
+        batch = run.task.part("train")[examples]
         report = jax.jit(run.learner.gradient_report())
-        loss, gradients = report(state, run.learner.hyper, batch.images, batch.labels)
-        largest = {name: math.inf if math.isnan(value) else float(value) for name, value in gradients.items()}
-        name = max(largest, key=lambda n: largest[n])
-        text = f"the loss is {float(loss):.4g} and the largest gradient {float(gradients[name]):.4g}, of {name}"
-        finite = math.isfinite(loss) and math.isfinite(largest[name])
-        return f"{text}, but the step from there leads out of the finite numbers" if finite else text
+        loss, norms = report(state, run.learner.hyper, batch.images, batch.labels)
+        return Divergence(
+            step=int(state.step) + 1,
+            loss=float(loss),
+            gradient_norms={name: float(norm) for name, norm in norms.items()},
+            learning_rate=float(run.learner.hyper.learning_rate * run.learner.unit_rate(state.step)),
+            examples=examples.tolist(),
+        )

@@ -1,14 +1,18 @@
 """Where a result comes from: versions, device, commit."""
 
+import functools
 import importlib.metadata
 import os
 import platform
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import jax
 
 PACKAGES = ("seqmnist_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "clu", "numpy")
+# Environment variables that change what JAX or the kernel does begin so.
+VARIABLES = ("JAX_", "XLA_", "NVIDIA_", "CUDA_", "TF_CUDNN", "SEQMNIST_", "CXX", "OMP_")
 
 
 def versions() -> dict[str, str | None]:
@@ -38,6 +42,23 @@ def device() -> str:
     return f"{cores} CPU core{'' if cores == 1 else 's'}, {model}"
 
 
+def origin() -> dict[str, Any]:
+    """What a result says of where it comes from."""
+    return {"versions": versions(), "device": device(), "git_commit": git_commit()}
+
+
+def environment() -> dict[str, Any]:
+    """All that a rerun needs to know of what a run ran in, beside its config and data."""
+    packages = {found.name: found.version for found in importlib.metadata.distributions()}
+    return {
+        **origin(),
+        "platform": platform.platform(),
+        "variables": {name: value for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)},
+        "packages": dict(sorted(packages.items(), key=lambda item: item[0].lower())),
+    }
+
+
+@functools.cache
 def git_commit() -> str | None:
     """The commit of the checkout that this package runs from, '+changes' where files differ; None outside one."""
 

@@ -15,7 +15,14 @@ from seqmnist_jax import steps
 from seqmnist_jax.data.views import SequenceView
 from seqmnist_jax.errors import UsageError
 from seqmnist_jax.models import build_model
-from seqmnist_jax.optimizers import DROPOUT_PLACES, Hyperparameters, build_hyperparameters, build_optimizer
+from seqmnist_jax.optimizers import (
+    DROPOUT_PLACES,
+    Hyperparameters,
+    UnitSchedule,
+    build_hyperparameters,
+    build_optimizer,
+    build_schedule,
+)
 from seqmnist_jax.task import Task, build_task, find_data_dir
 
 Array = jax.Array
@@ -32,6 +39,7 @@ class Learner:
       seed: all randomness follows from it.
       window: of how many steps gradient norms are remembered.
       averages: whether a moving average of the parameters is kept, and is what is measured.
+      unit_rate: the factor on the learning rate, a function of the step.
     """
 
     view: SequenceView
@@ -40,6 +48,7 @@ class Learner:
     seed: int
     window: int
     averages: bool
+    unit_rate: UnitSchedule
 
     def init(self) -> steps.TrainState:
         """The state before the first step."""
@@ -75,16 +84,12 @@ class Learner:
         return functools.partial(steps.train_steps, learning)
 
     def gradient_report(self) -> Callable[..., tuple[Array, dict[str, Array]]]:
-        """The pure function ``(state, hyper, images, labels) -> (loss, largest gradients)``."""
+        """The pure function ``(state, hyper, images, labels) -> (loss, gradient norms)``."""
         return functools.partial(steps.gradient_report, self.learning)
 
     def predict_logits(self, batch_size: int) -> Callable[[steps.Variables, Array], Array]:
         """The pure function ``(variables, images) -> logits``."""
         return functools.partial(steps.predict_logits, self.learning.model, self.view, batch_size)
-
-    def read_anytime(self, batch_size: int) -> Callable[[steps.Variables, Array, Array], steps.Anytime]:
-        """The pure function ``(variables, images, labels) -> accuracy and entropy after each step``."""
-        return functools.partial(steps.read_anytime, self.learning.model, self.view, batch_size)
 
 
 def build_learner(config: ml_collections.ConfigDict, view: SequenceView, num_classes: int) -> Learner:
@@ -119,6 +124,7 @@ def build_learner(config: ml_collections.ConfigDict, view: SequenceView, num_cla
         seed=config.seed,
         window=config.train.eval_every,
         averages=config.optimizer.ema_decay > 0.0,
+        unit_rate=build_schedule(config),
     )
 
 
@@ -130,6 +136,7 @@ class Run:
       config: as given, for the record.
       identity: what makes it this run and no other, as `config.identity`.
       batch_size, steps, eval_every, checkpoint_every: as in the config; in steps.
+      checkpoint_seconds: as in the config.
       eval_batch_size, dispatch_seconds, mesh: as in the config.
     """
 
@@ -141,6 +148,7 @@ class Run:
     steps: int
     eval_every: int
     checkpoint_every: int
+    checkpoint_seconds: float
     eval_batch_size: int
     dispatch_seconds: float
     mesh: str
@@ -196,6 +204,7 @@ def build_run(config: ml_collections.ConfigDict, task: Task | None = None) -> Ru
         steps=config.train.steps,
         eval_every=config.train.eval_every,
         checkpoint_every=config.runtime.checkpoint_every or config.train.eval_every,
+        checkpoint_seconds=config.runtime.checkpoint_seconds,
         eval_batch_size=config.runtime.eval_batch_size,
         dispatch_seconds=config.runtime.dispatch_seconds,
         mesh=config.runtime.mesh,

@@ -333,6 +333,35 @@ def train_steps(
     return jax.lax.fori_loop(0, count, one, (state, jnp.asarray(alive)))
 
 
+def logits(model: nn.Module, preprocess: Preprocess, variables: Variables, images: Array) -> Array:
+    """Logits [batch, classes] of images uint8 [batch, height, width]."""
+    return jnp.asarray(model.apply(variables, preprocess(images), train=False))
+
+
+def probabilities(model: nn.Module, preprocess: Preprocess, variables: Variables, images: Array) -> Array:
+    """What the model would say if its sequences ended at each step, [batch, time, classes]; images as in `logits`.
+
+    These are its last layers on every output, so it must read forwards.
+    """
+    return jax.nn.softmax(jnp.asarray(model.apply(variables, preprocess(images), train=False, every_step=True)))
+
+
+def _sown(name: str, model: nn.Module, x: Array, variables: Variables, **options: Any) -> Array:
+    """The array that a model sows under a name."""
+    _, seen = model.apply(variables, x, train=False, mutable=["intermediates"], **options)
+    return seen["intermediates"][name][0]
+
+
+def features(model: nn.Module, preprocess: Preprocess, variables: Variables, images: Array) -> Array:
+    """What the dense layer sees, [batch, features]; images as in `logits`."""
+    return _sown("features", model, preprocess(images), variables)
+
+
+def states(model: nn.Module, preprocess: Preprocess, variables: Variables, images: Array) -> Array:
+    """What the recurrent layers hand on at each step, [batch, time, hidden]; images as in `logits`."""
+    return _sown("states", model, preprocess(images), variables, every_step=True)
+
+
 def _in_batches(images: Array, batch_size: int) -> Array:
     """Images padded with blank ones to whole batches, [batches, batch, height, width]."""
     count = images.shape[0]
@@ -346,49 +375,8 @@ def predict_logits(
     model: nn.Module, preprocess: Preprocess, batch_size: int, variables: Variables, images: Array
 ) -> Array:
     """Logits [count, classes] of images uint8 [count, height, width], `batch_size` at a time."""
-    logits = jax.lax.map(
-        lambda batch: model.apply(variables, preprocess(batch), train=False), _in_batches(images, batch_size)
-    )
-    return logits.reshape(-1, logits.shape[-1])[: images.shape[0]]
-
-
-class Anytime(NamedTuple):
-    """How well a network knows the class after each step of a sequence, float32 [time] each.
-
-    Attributes:
-      accuracy: the share of sequences whose most probable class is the right one.
-      entropy: the mean entropy of the predicted classes, in nats.
-    """
-
-    accuracy: Array
-    entropy: Array
-
-
-def read_anytime(
-    model: nn.Module, preprocess: Preprocess, batch_size: int, variables: Variables, images: Array, labels: Array
-) -> Anytime:
-    """What the model would say if its sequences ended at each step: its last layers on every output.
-
-    Args:
-      model, preprocess, batch_size, variables, images: as in `predict_logits`.
-      labels: integers [count].
-    """
-    batches = _in_batches(images, batch_size)
-    padding = batches.shape[0] * batches.shape[1] - len(labels)
-    whole_labels = jnp.pad(labels.astype(jnp.int32), (0, padding), constant_values=-1)  # the padding has none
-
-    def sums(batch: tuple[Array, Array]) -> Anytime:
-        images, labels = batch
-        logits = jnp.asarray(model.apply(variables, preprocess(images), train=False, every_step=True))
-        is_real = (labels >= 0)[:, None]
-        entropy = optax.losses.safe_softmax_cross_entropy(logits, jax.nn.softmax(logits))
-        return Anytime(
-            (logits.argmax(-1) == labels[:, None]).sum(0).astype(jnp.float32),
-            jnp.where(is_real, entropy, 0.0).sum(0),
-        )
-
-    totals = jax.lax.map(sums, (batches, whole_labels.reshape(batches.shape[:2])))
-    return jax.tree.map(lambda total: total.sum(0) / len(labels), totals)
+    found = jax.lax.map(lambda batch: logits(model, preprocess, variables, batch), _in_batches(images, batch_size))
+    return found.reshape(-1, found.shape[-1])[: images.shape[0]]
 
 
 @jax.jit
@@ -413,8 +401,8 @@ def tensor_names(tree: Any) -> list[str]:
 def gradient_report(
     learning: Learning, state: TrainState, hyper: Hyperparameters, images: Array, labels: Array
 ) -> tuple[Array, dict[str, Array]]:
-    """The loss of the next batch and the largest absolute gradient of each tensor, by its path."""
+    """The loss of the next batch and the norm of each tensor's gradient before the clip, by its path."""
     x = learning.preprocess(images)
     found = _gradients(learning, state, hyper, x, labels.astype(jnp.int32))
-    largest = [jnp.abs(leaf).max() for leaf in jax.tree.leaves(found.params)]
-    return found.loss, dict(zip(tensor_names(found.params), largest, strict=True))
+    norms = [jnp.linalg.norm(leaf.ravel()) for leaf in jax.tree.leaves(found.params)]
+    return found.loss, dict(zip(tensor_names(found.params), norms, strict=True))

@@ -8,6 +8,7 @@ import copy
 import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from seqmnist_jax import distributed
 from seqmnist_jax import workdir as files
 from seqmnist_jax.errors import UsageError, did_you_mean
 from seqmnist_jax.executors import run_jobs
+from seqmnist_jax.lock import owned
 from seqmnist_jax.memory import TooLarge
 from seqmnist_jax.run import Run, build_run
 from seqmnist_jax.scores import in_percent, over_seeds
@@ -188,6 +190,27 @@ def train_sweep(
       UsageError, WorkdirError, CheckpointError, Stopped: as in `train.train_replicas`.
       JobsFailed: jobs of the executor failed; the message names their logs.
     """
+    with ExitStack() as stack:
+        if distributed.is_main():
+            workdir.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(owned(workdir))
+        _train_groups(swept, members, workdir, command, executor, say, **watch)
+        summary = _summarize(members, workdir, swept)
+        if distributed.is_main():
+            files.write_json(workdir / files.SUMMARY, summary)
+    return summary
+
+
+def _train_groups(
+    swept: Mapping[str, tuple[Any, ...]],
+    members: Sequence[Member],
+    workdir: Path,
+    command: Callable[[Changes], str | None],
+    executor: Any,
+    say: Say,
+    **watch: Any,
+) -> None:
+    """Trains what is not finished; arguments as in `train_sweep`."""
     groups: dict[str, list[Job]] = {}
     for member in members:
         job = Job(member.run, _folder(workdir, member), command(member.changes))
@@ -197,7 +220,6 @@ def train_sweep(
         + "; ".join(f"{field} {', '.join(map(str, values))}" for field, values in swept.items())
     )
     if distributed.is_main():
-        workdir.mkdir(parents=True, exist_ok=True)
         files.write_json(workdir / files.SWEEP, {"sweep": dict(swept), "config of one run": members[0].run.config})
     # What has diverged would only do so again.
     going = ([job for job in group if not (job.folder / files.DIVERGED).exists()] for group in groups.values())
@@ -220,10 +242,6 @@ def train_sweep(
             ],
         )
     distributed.wait("all runs are done")
-    summary = _summarize(members, workdir, swept)
-    if distributed.is_main():
-        files.write_json(workdir / files.SUMMARY, summary)
-    return summary
 
 
 def _folder(workdir: Path, member: Member) -> Path:
@@ -254,9 +272,6 @@ def _train_group(jobs: list[Job], say: Say, **watch: Any) -> None:
         for chunk in (jobs[:-half], jobs[-half:]):
             _train_group(chunk, say, **watch)
     except Diverged as e:
-        # A run alone in its program; of several each has said so itself.
-        if len(jobs) == 1 and distributed.is_main():
-            files.write_json(folders[0] / files.DIVERGED, {"reason": str(e)})
         say(str(e))
 
 

@@ -2,8 +2,9 @@
 
 import dataclasses
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ import numpy as np
 from seqmnist_jax import config as configs
 from seqmnist_jax import distributed, provenance, steps
 from seqmnist_jax import workdir as files
-from seqmnist_jax.checkpoints import Checkpoints
+from seqmnist_jax.checkpoints import CheckpointError, Checkpoints
 from seqmnist_jax.clock import Clock, Progress
 from seqmnist_jax.errors import SeqMnistError, UsageError
-from seqmnist_jax.programs import Programs, Scores, divide, join
+from seqmnist_jax.lock import owned
+from seqmnist_jax.programs import Divergence, Programs, Scores, divide, join
 from seqmnist_jax.run import Run
 from seqmnist_jax.scores import score
 from seqmnist_jax.task import SPLITS
@@ -43,7 +45,7 @@ class Stopped(SeqMnistError):
 
 
 def open_workdir(run: Run, workdir: Path) -> None:
-    """Makes the folder of a new run, or checks that the folder holds this very run.
+    """Makes a new run of a folder, which is there, or checks that the folder holds this very run.
 
     Raises:
       WorkdirError: it holds another run; the message names the fields that differ.
@@ -57,13 +59,13 @@ def open_workdir(run: Run, workdir: Path) -> None:
             "Put the file back, or choose another --workdir."
         )
     else:
-        workdir.mkdir(parents=True, exist_ok=True)
         record(run, workdir)
 
 
 def record(run: Run, workdir: Path) -> None:
-    """Writes what the run is."""
+    """Writes what the run is, and what it runs in."""
     files.write_json(workdir / files.DATA, run.task.facts())
+    files.write_json(workdir / files.ENVIRONMENT, provenance.environment())
     files.write_json(workdir / files.CONFIG, run.config)
 
 
@@ -84,6 +86,8 @@ class Seat:
       run, workdir, checkpoints: what is trained, where it goes, what of it is saved.
       command: how a user would start this run alone, for the record.
       diverged: why training of it ended early; None while all is well.
+      lost: the steps of checkpoints that were kept as the best, but could not be read any more.
+      problem: why checkpoints can't be saved at the moment, as the user was told; None while they can.
     """
 
     run: Run
@@ -91,13 +95,19 @@ class Seat:
     checkpoints: Checkpoints
     command: str | None
     diverged: str | None = None
+    lost: list[int] = dataclasses.field(default_factory=list)
+    problem: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Sitting:
-    """What runs that are trained together work with from their start, or resumption, to their end."""
+    """What runs that are trained together work with from their start, or resumption, to their end.
+
+    `origin` is what all have in common: versions, device, commit.
+    """
 
     seats: Sequence[Seat]
+    origin: Json
     clock: Clock
     say: Say
     tick: Callable[[int], None]
@@ -117,11 +127,49 @@ class Sitting:
         """The time that one run of this sitting accounts for."""
         return self.clock.divided(len(self.seats))
 
-    def save(self, seat: Seat, state: steps.TrainState, validated: Scores | None) -> None:
-        """Makes a checkpoint of a run; what was measured of it where it was evaluated."""
+    @property
+    def where(self) -> Path:
+        """The folder of all runs."""
+        return self.seats[0].workdir if len(self.seats) == 1 else self.seats[0].workdir.parent
+
+    def save(self, seat: Seat, writer: MetricWriter, state: steps.TrainState, validated: Scores | None) -> None:
+        """Begins to save a checkpoint of a run; what was measured of it where it was evaluated."""
         clock = dataclasses.asdict(self.share())
-        facts = {"config": seat.run.config, "data": seat.run.task.facts(), "clock": clock}
-        self.clock.measure("checkpoint", lambda: seat.checkpoints.save(state, facts, validated))
+        facts = {"config": seat.run.config, "data": seat.run.task.facts(), "clock": clock, "lost": seat.lost}
+        facts |= self.origin
+        self._tell(seat, self.clock.measure("checkpoint", seat.checkpoints.wait))
+        # What a checkpoint follows must be on record before it.
+        self.clock.measure("checkpoint", lambda: seat.checkpoints.save(state, facts, validated, first=writer.flush))
+
+    def tell_problems(self) -> None:
+        """Says where checkpoints can't be saved, and where they can again."""
+        for seat in self.seats:
+            if not seat.checkpoints.is_saving():
+                self._tell(seat, seat.checkpoints.wait())
+
+    def _tell(self, seat: Seat, problem: str | None) -> None:
+        if problem and not seat.problem:
+            self.say(
+                f"WARNING: {seat.workdir}: checkpoints can't be saved ({problem}). Training goes on, and tries "
+                f"again with the next; the last good one is of step {seat.checkpoints.last_step() or 0}."
+            )
+        elif seat.problem and not problem:
+            self.say(f"{seat.workdir}: checkpoints are saved again.")
+        seat.problem = problem
+
+    def settle(self) -> None:
+        """Waits until all is saved.
+
+        Raises:
+          CheckpointError: it can't be.
+        """
+        for seat in self.seats:
+            problem = self.clock.measure("checkpoint", seat.checkpoints.wait)
+            if problem:
+                raise CheckpointError(
+                    f"{seat.workdir} can't be saved ({problem}). Its last good checkpoint is of step "
+                    f"{seat.checkpoints.last_step() or 0}: mend that, and the same command resumes there."
+                )
 
 
 def train(run: Run, workdir: Path, *, command: str | None = None, **watch: Any) -> Json:
@@ -171,23 +219,23 @@ def train_replicas(
 
     Raises:
       WorkdirError: a folder holds another run.
-      CheckpointError: a checkpoint can't be read.
+      InUse: another process works in a folder.
+      CheckpointError: the last checkpoint can't be saved.
       TooLarge: the program needs more memory than there is.
       Diverged: of all runs the loss, a gradient or a parameter is not finite.
       Stopped: `should_stop` said so.
     """
-    _open(runs, workdirs)
-    with ExitStack() as stack:
+    with ExitStack() as stack, _explaining_full_disk(workdirs):
+        _open(stack, runs, workdirs)
         seats = [
             Seat(run, workdir, stack.enter_context(Checkpoints(workdir / files.CHECKPOINTS)), command)
             for run, workdir, command in zip(runs, workdirs, commands, strict=True)
         ]
-        sitting = Sitting(seats, Clock(), say, tick, should_stop)
+        sitting = Sitting(seats, provenance.origin(), Clock(), say, tick, should_stop)
         step = _common_step(sitting)
         summaries = [finished(seat.workdir, step) if step == seat.run.steps else None for seat in seats]
         if distributed.agree(all(summaries)):
-            where = workdirs[0] if len(workdirs) == 1 else workdirs[0].parent
-            say(f"{where} is finished: all its {step} steps are done.")
+            say(f"{sitting.where} is finished: all its {step} steps are done.")
             return list(summaries)
         states = join([_begin(sitting, seat, step) for seat in seats])
         distributed.wait("all have read what is there")
@@ -204,11 +252,28 @@ def train_replicas(
         return list(_test(sitting, programs, writers, states))
 
 
-def _open(runs: Sequence[Run], workdirs: Sequence[Path]) -> None:
-    """Opens the folders; process 0 first, so that the others find what it makes."""
+@contextmanager
+def _explaining_full_disk(workdirs: Sequence[Path]) -> Iterator[None]:
+    """Says what a failure to write means for the runs."""
+    try:
+        yield
+    except OSError as e:
+        where = e.filename or workdirs[0]
+        raise files.WorkdirError(
+            f"{where} can't be written ({e.strerror or e}). What was saved before is whole: mend that, and the same "
+            "command resumes from the last checkpoint."
+        ) from e
+
+
+def _open(stack: ExitStack, runs: Sequence[Run], workdirs: Sequence[Path]) -> None:
+    """Opens the folders; process 0 first, which owns them and makes what the others find."""
     if not distributed.is_main():
         distributed.wait("folders")
     for run, workdir in zip(runs, workdirs, strict=True):
+        if distributed.is_main():
+            workdir.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(owned(workdir))
+            files.remove_half_written(workdir)
         open_workdir(run, workdir)
     if distributed.is_main():
         distributed.wait("folders")
@@ -229,8 +294,17 @@ def _writer(seat: Seat, step: int) -> MetricWriter:
 def _common_step(sitting: Sitting) -> int:
     """The step to go on from: the last of which every run has a checkpoint; 0 where there is none.
 
-    What any run has beyond it, after the process died among their checkpoints, is made again.
+    What any run has beyond it, after the process died among their checkpoints, is made again, and so
+    is what is damaged.
     """
+    damaged = {}
+    for seat in sitting.seats:
+        damaged[seat.workdir] = seat.checkpoints.set_aside_damaged(seat.run.learner.template())
+        for told in damaged[seat.workdir].values():
+            sitting.say(f"WARNING: {told}")
+    distributed.wait("damaged checkpoints are set aside")
+    for seat in sitting.seats:
+        seat.checkpoints.refresh()
     step = max(set.intersection(*(set(seat.checkpoints.steps()) for seat in sitting.seats)), default=0)
     step = distributed.agree(step)
     for seat in sitting.seats:
@@ -238,6 +312,12 @@ def _common_step(sitting: Sitting) -> int:
         if last > seat.run.steps:
             raise UsageError(f"{seat.workdir} has done {last} steps already, but train.steps is {seat.run.steps}.")
         seat.checkpoints.drop_after(step)
+        seat.lost = [one for one in damaged[seat.workdir] if one < step]
+        if seat.lost:
+            sitting.say(
+                f"WARNING: {seat.workdir}: checkpoint {', '.join(map(str, seat.lost))} was the best by validation. "
+                "The result will be that of the best of the others, and its summary says so."
+            )
     return step
 
 
@@ -253,6 +333,7 @@ def _begin(sitting: Sitting, seat: Seat, step: int) -> steps.TrainState:
         metadata["data"]["content_hash"],
         f"{seat.workdir}, checkpoint {step},",
     )
+    seat.lost += metadata.get("lost", [])
     sitting.clock.add(Clock(**metadata["clock"]))
     return checkpoints.restore(step, run.learner.template())
 
@@ -266,7 +347,7 @@ def finished(workdir: Path, step_count: int) -> Json | None:
 
 def _clear(seat: Seat, step: int) -> None:
     """Removes what an earlier, shorter run left as its result, and what it recorded after the checkpoint."""
-    for name in (files.SUMMARY, files.PREDICTIONS):
+    for name in (files.SUMMARY, files.PREDICTIONS, files.DIVERGED):
         (seat.workdir / name).unlink(missing_ok=True)
     files.keep_events(seat.workdir, lambda event: event["step"] <= step and event["split"] != "test")
 
@@ -280,7 +361,7 @@ def _announce(sitting: Sitting, states: steps.TrainState, step: int) -> None:
     sizes = ", ".join(f"{len(task.part(split)):,} {split}" for split in SPLITS)
     say(f"Data: {task.dataset.name} ({task.dataset.source}): {sizes}; permutation {task.protocol.permutation}.")
     start = f"Resuming at step {step}" if step else "Training"
-    where = sitting.seats[0].workdir if count == 1 else f"{count} replicas of {sitting.seats[0].workdir.parent}"
+    where = sitting.where if count == 1 else f"{count} replicas of {sitting.where}"
     say(f"{start}: {run.steps} steps of {run.batch_size}, in {where}")
 
 
@@ -290,24 +371,34 @@ def _train_loop(
     """Dispatch steps up to the next point where the host has something to do; do it; repeat."""
     run, clock, seats = sitting.run, sitting.clock, sitting.seats
     progress = Progress(step, run.steps, clock)
-    while step < run.steps:
+    saved_at = time.perf_counter()
+    # A stop came between the last steps and their report.
+    owes_report = step > 0 and step % run.eval_every == 0 and _has_metrics(divide(states, len(seats)))
+    while step < run.steps or owes_report:
         # 1. Steps, as many as may pass without the host, in a dispatch of bounded time.
-        ends = [step + progress.steps_within(run.dispatch_seconds), run.steps]
-        ends += [step + every - step % every for every in (run.eval_every, run.checkpoint_every)]
-        before = clock.train
-        states, step, alive = programs.train(states, step, distributed.agree(min(ends) - step), sitting.alive)
-        if (alive != sitting.alive).any():
-            apart = divide(states, len(seats))
-            for index, seat in enumerate(seats):
-                if seat.diverged is None and not alive[index]:
-                    _retire(sitting, seat, int(apart[index].step) + 1, programs.divergence(index, apart[index]))
-        progress.advance(step, clock.train - before)
-        sitting.tick(step)
+        if not owes_report:
+            ends = [step + progress.steps_within(run.dispatch_seconds), run.steps]
+            ends += [step + every - step % every for every in (run.eval_every, run.checkpoint_every)]
+            before = clock.train
+            states, step, alive = programs.train(states, step, distributed.agree(min(ends) - step), sitting.alive)
+            if (alive != sitting.alive).any():
+                apart = divide(states, len(seats))
+                for index, (seat, writer) in enumerate(zip(seats, writers, strict=True)):
+                    if seat.diverged is None and not alive[index]:
+                        good = int(apart[index].step)
+                        seat.checkpoints.wait()
+                        if good not in (0, seat.checkpoints.last_step()):
+                            sitting.save(seat, writer, apart[index], None)
+                        _retire(sitting, seat, programs.divergence(index, apart[index]))
+            progress.advance(step, clock.train - before)
+            sitting.tick(step)
+        owes_report = False
 
-        # 2. Metrics.
+        # 2. Metrics, unless it is asked to stop: then the resumed run makes them.
         validated: list[Scores | None] = [None] * len(seats)
         is_end = step == run.steps
-        is_report = step % run.eval_every == 0 or is_end
+        stopping = distributed.any_of(sitting.should_stop()) and not is_end
+        is_report = (step % run.eval_every == 0 or is_end) and not stopping
         trained: list[Scores] = []
         if is_report or distributed.agree(progress.is_due()):
             apart = divide(states, len(seats))
@@ -319,7 +410,7 @@ def _train_loop(
             if run.task.part(split):
                 for index, (found, _) in enumerate(programs.evaluate(states.variables, split)):
                     if seats[index].diverged is None and not math.isfinite(found["loss"]):
-                        _retire(sitting, seats[index], step, f"the loss on {split} is {found['loss']}")
+                        _retire(sitting, seats[index], f"step {step}: the loss on {split} is {found['loss']}")
                     validated[index] = found
                     scores[index] |= {f"{split}/{name}": value for name, value in (found | times).items()}
             for seat, writer, state, told in zip(seats, writers, apart, scores, strict=True):
@@ -334,17 +425,27 @@ def _train_loop(
             sitting.say(progress.line(_mean(sitting, scores)))
 
         # 3. A checkpoint: wherever a model was measured that may turn out the best, and when it is time.
-        stopping = distributed.any_of(sitting.should_stop()) and not is_end
-        if any(validated) or step % run.checkpoint_every == 0 or is_end or stopping:
+        is_time = run.checkpoint_seconds > 0 and distributed.any_of(
+            time.perf_counter() - saved_at > run.checkpoint_seconds
+        )
+        if any(validated) or step % run.checkpoint_every == 0 or is_time or is_end or stopping:
             apart = divide(states, len(seats))
             for seat, writer, state, measured in zip(seats, writers, apart, validated, strict=True):
                 if seat.diverged is None:
-                    writer.flush()  # what a checkpoint follows must be on record before it
-                    sitting.save(seat, state, measured)
+                    sitting.save(seat, writer, state, measured)
+            saved_at = time.perf_counter()
+        sitting.tell_problems()
         if stopping:
-            where = seats[0].workdir if len(seats) == 1 else seats[0].workdir.parent
-            raise Stopped(f"Stopped at step {step} of {run.steps}; saved. The same command resumes {where}.")
+            break
+    sitting.settle()
+    if distributed.any_of(sitting.should_stop()):
+        raise Stopped(f"Stopped at step {step} of {run.steps}; saved. The same command resumes {sitting.where}.")
     return states
+
+
+def _has_metrics(apart: Sequence[steps.TrainState]) -> bool:
+    """Whether any state has training metrics that were not reported."""
+    return any(int(state.metrics.loss.count) > 0 for state in apart)
 
 
 def _mean(sitting: Sitting, scores: Sequence[Scores]) -> Scores:
@@ -353,21 +454,24 @@ def _mean(sitting: Sitting, scores: Sequence[Scores]) -> Scores:
     return {name: float(np.mean([one[name] for one in alive])) for name in alive[0]}
 
 
-def _retire(sitting: Sitting, seat: Seat, step: int, reason: str) -> None:
-    """Ends a run that has diverged.
+def _retire(sitting: Sitting, seat: Seat, what: Divergence | str) -> None:
+    """Ends a run that has diverged, and leaves a report of it beside its checkpoints.
 
     Raises:
       Diverged: no run is left.
     """
+    seat.checkpoints.wait()
     last = seat.checkpoints.last_step()
     good = "There is no checkpoint before it" if last is None else f"The last good checkpoint is of step {last}"
+    told = what if isinstance(what, str) else f"step {what.step}: {what.reason()}"
     seat.diverged = (
-        f"Training diverged at step {step}: {reason}. {good}. "
+        f"Training diverged at {told}. {good}; {seat.workdir / files.DIVERGED} says more. "
         "Try a lower optimizer.learning_rate or optimizer.clip.norm, in a new work directory."
     )
+    if distributed.is_main():
+        report = {} if isinstance(what, str) else what.facts()
+        files.write_json(seat.workdir / files.DIVERGED, {"reason": seat.diverged, "last_checkpoint": last, **report})
     if len(sitting.seats) > 1:
-        if distributed.is_main():
-            files.write_json(seat.workdir / files.DIVERGED, {"reason": seat.diverged})
         sitting.say(f"{seat.workdir.name}: {seat.diverged}")
     if not sitting.alive.any():
         raise Diverged(seat.diverged if len(sitting.seats) == 1 else "All replicas have diverged; see above.")
@@ -404,17 +508,12 @@ def _test(
             for seat, state, step in zip(seats, apart, best_steps, strict=True)
         ]
         best = programs.evaluate(programs.place(join(variables)), "test")
-    origin = {
-        "versions": provenance.versions(),
-        "device": provenance.device(),
-        "git_commit": provenance.git_commit(),
-    }
     for index, (seat, writer) in enumerate(zip(seats, writers, strict=True)):
         if seat.diverged is not None:
             yield None
         else:
             both = {"last_logits": last[index][1], "logits": best[index][1]}
-            yield _summarize(sitting, seat, writer, apart[index], best_steps[index], origin, **both)
+            yield _summarize(sitting, seat, writer, apart[index], best_steps[index], **both)
 
 
 def _summarize(
@@ -423,15 +522,11 @@ def _summarize(
     writer: MetricWriter,
     state: steps.TrainState,
     best_step: int,
-    origin: Json,
     *,
     last_logits: np.ndarray,
     logits: np.ndarray,
 ) -> Json:
-    """Writes the result of a run: its metrics, predictions and summary, and gives the summary.
-
-    `origin` is what all results of this sitting have in common: versions, device, commit.
-    """
+    """Writes the result of a run: its metrics, predictions and summary, and gives the summary."""
     run, workdir, clock = seat.run, seat.workdir, sitting.share()
     labels = run.task.part("test").labels
     scores = score(logits, labels)
@@ -457,6 +552,7 @@ def _summarize(
         "validation_accuracy": None if validated is None else validated["accuracy"],
         "selected_on": run.task.measured_split if selects else "last",
         "best_step": best_step,
+        "lost_checkpoints": seat.lost,
         "steps": run.steps,
         # Of a run among replicas: its share of what they took together.
         "replicas": len(sitting.seats),
@@ -471,7 +567,7 @@ def _summarize(
         "seed": run.learner.seed,
         "identity": run.identity,
         "command": seat.command,
-        **origin,
+        **sitting.origin,
     }
     if distributed.is_main():
         files.write_json(workdir / files.SUMMARY, summary)

@@ -18,10 +18,13 @@ METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
 PREDICTIONS = "predictions.npz"
 DIVERGED = "diverged.json"
+ENVIRONMENT = "environment.json"
 # Of a sweep: what it is, and the folder of its runs.
 SWEEP = "sweep.json"
 REPLICAS = "replicas"
 CHECKPOINTS = "checkpoints"
+# How the names of files begin that are not whole yet.
+HALF_WRITTEN = ".half-written-"
 
 
 class WorkdirError(SeqMnistError):
@@ -30,7 +33,7 @@ class WorkdirError(SeqMnistError):
 
 def _write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     """Replaces `path` by what `write` writes, or leaves it as it was."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{HALF_WRITTEN}{path.name}-")
     try:
         with os.fdopen(handle, "wb") as file:
             write(file)
@@ -44,9 +47,20 @@ def _write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
         raise
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file, atomically."""
+    _write_whole(path, lambda file: file.write(content))
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON, indented for people, atomically."""
-    _write_whole(path, lambda file: file.write((json.dumps(value, indent=2) + "\n").encode()))
+    write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def remove_half_written(workdir: Path) -> None:
+    """Removes what a process that died while it wrote has left. Only the folder's owner may call this."""
+    for path in workdir.glob(f"{HALF_WRITTEN}*"):
+        path.unlink(missing_ok=True)
 
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
@@ -94,8 +108,8 @@ def keep_events(workdir: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         with contextlib.suppress(ValueError, KeyError, TypeError):
             if keep(json.loads(line)):
                 kept.append(line + "\n")
-    _write_whole(path, lambda file: file.write("".join(kept).encode()))
+    write_bytes(path, "".join(kept).encode())

@@ -3,14 +3,23 @@
 Scalars are named 'split/metric', as in 'validation/accuracy'.
 """
 
+import contextlib
 import json
-from collections.abc import Iterable, Mapping
+import os
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 Scalars = Mapping[str, float | int]
+
+# A histogram's bins, each a tenth wider than the one before on either side of zero, as TensorFlow's.
+_RISING = 1e-12 * 1.1 ** np.arange(774)
+BINS = np.concatenate([-_RISING[::-1], [0.0], _RISING])
 
 
 class MetricWriter(Protocol):
@@ -33,10 +42,16 @@ class MetricWriter(Protocol):
 
 
 class JsonLinesWriter:
-    """One JSON object a line for each (step, split): {"step", "split", metrics...}."""
+    """One JSON object a line for each (step, split): {"step", "split", metrics...}.
+
+    Lines that can't be written, because the disk is full, wait in memory for the next flush. It may
+    be called from another thread.
+    """
 
     def __init__(self, path: Path):
-        self._file: IO[str] = path.open("a", encoding="utf-8")
+        self._file = path.open("ab", buffering=0)
+        self._waiting = b""
+        self._lock = threading.Lock()
 
     def write_scalars(self, step: int, scalars: Scalars) -> None:
         """One event for each split named in `scalars`."""
@@ -44,9 +59,10 @@ class JsonLinesWriter:
         for name, value in scalars.items():
             split, _, metric = name.partition("/")
             events.setdefault(split, {"step": step, "split": split})[metric] = value
-        for event in events.values():
-            self._file.write(json.dumps(event, allow_nan=False) + "\n")
-        self._file.flush()  # for who follows the file
+        with self._lock:
+            self._waiting += b"".join(json.dumps(event, allow_nan=False).encode() + b"\n" for event in events.values())
+        with contextlib.suppress(OSError):
+            self.flush()  # for who follows the file
 
     def write_histograms(self, step: int, arrays: Mapping[str, np.ndarray]) -> None:
         """Histograms are for TensorBoard only."""
@@ -55,59 +71,97 @@ class JsonLinesWriter:
         """Texts stand in files of their own."""
 
     def flush(self) -> None:
-        """As MetricWriter."""
-        self._file.flush()
+        """As MetricWriter.
+
+        Raises:
+          OSError: not all could be written; nothing is lost.
+        """
+        with self._lock:
+            while self._waiting:
+                self._waiting = self._waiting[self._file.write(self._waiting) :]
 
     def close(self) -> None:
         """As MetricWriter."""
-        self._file.close()
+        try:
+            self.flush()
+        finally:
+            self._file.close()
 
 
 class TensorBoardWriter:
     """TensorBoard events, by tensorboardX.
 
-    Made at the first record, because importing tensorboardX takes a second.
+    What can't be written is dropped, with one warning: the numbers stand in metrics.jsonl too. Files are
+    made at the first record, because importing tensorboardX takes a second.
     """
 
     def __init__(self, folder: Path, first_step: int):
         """Writes into `folder`; events there from `first_step` on are marked as superseded."""
         self._folder = folder
         self._first_step = first_step
-        self._made: Any = None
-
-    @property
-    def _writer(self) -> Any:
-        if self._made is None:
-            from tensorboardX import SummaryWriter
-
-            purge = self._first_step if self._first_step > 0 else None
-            self._made = SummaryWriter(str(self._folder), purge_step=purge, write_to_disk=True)
-        return self._made
+        self._files = 0
+        self._open_file: Any = None
+        self._has_warned = False
 
     def write_scalars(self, step: int, scalars: Scalars) -> None:
         """As MetricWriter."""
-        for name, value in scalars.items():
-            self._writer.add_scalar(name, value, step)
+        self._write(step, lambda make: [make.scalar(name, value) for name, value in scalars.items()])
 
     def write_histograms(self, step: int, arrays: Mapping[str, np.ndarray]) -> None:
         """As MetricWriter."""
-        for name, values in arrays.items():
-            self._writer.add_histogram(name, values, step)
+        self._write(step, lambda make: [make.histogram(name, values, BINS) for name, values in arrays.items()])
 
     def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
         """As MetricWriter."""
-        for name, text in texts.items():
-            self._writer.add_text(name, text, step)
+        self._write(step, lambda make: [make.text(name, text) for name, text in texts.items()])
+
+    def _write(self, step: int, summaries: Callable[[Any], list[Any]]) -> None:
+        """Writes what `summaries` makes with tensorboardX.summary."""
+        from tensorboardX import summary
+        from tensorboardX.proto.event_pb2 import Event
+
+        made = summaries(summary)
+        with self._forgiving():
+            if self._open_file is None:
+                self._start()
+            for one in made:
+                self._open_file.write_event(Event(step=step, wall_time=time.time(), summary=one))
+
+    def _start(self) -> None:
+        """Begins a file of a name that no other has, whatever the clock says."""
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        self._files += 1
+        suffix = f".{os.getpid()}.{self._first_step}.{self._files}"
+        self._open_file = EventsWriter(str(self._folder / "events"), suffix)
+        if self._first_step > 0 and self._files == 1:
+            # TensorBoard then forgets what an earlier sitting said of these steps.
+            start = SessionLog(status=SessionLog.START)
+            self._open_file.write_event(Event(step=self._first_step, wall_time=time.time(), session_log=start))
+
+    @contextlib.contextmanager
+    def _forgiving(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as e:
+            if not self._has_warned:
+                warnings.warn(f"TensorBoard's events in {self._folder} can't all be written ({e}).", stacklevel=2)
+            self._has_warned = True
+            # Half a record would spoil all after it.
+            self._open_file = None
 
     def flush(self) -> None:
         """As MetricWriter."""
-        if self._made is not None:
-            self._made.flush()
+        with self._forgiving():
+            if self._open_file is not None:
+                self._open_file.flush()
 
     def close(self) -> None:
         """As MetricWriter."""
-        if self._made is not None:
-            self._made.close()
+        with self._forgiving():
+            if self._open_file is not None:
+                self._open_file.close()
 
 
 class MultiWriter:

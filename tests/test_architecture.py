@@ -26,13 +26,16 @@ LAYERS = [
         "scores",
         "memory",
         "distributed",
+        "determinism",
+        "lock",
+        "signals",
     },
     {"optimizers"},
     {"config", "steps"},
     {"run", "checkpoints", "executors"},
-    {"programs"},
-    {"train", "evaluate", "describe", "compare", "table"},
-    {"sweep"},
+    {"programs", "rerun", "trained"},
+    {"train", "evaluate", "export", "describe", "compare", "table"},
+    {"sweep", "report"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

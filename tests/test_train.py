@@ -9,8 +9,10 @@ import pytest
 
 from configs import row_lstm
 from seqmnist_jax import train as training
-from seqmnist_jax.checkpoints import CheckpointError, Checkpoints
+from seqmnist_jax.checkpoints import Checkpoints
+from seqmnist_jax.compare import as_text, compare
 from seqmnist_jax.errors import UsageError
+from seqmnist_jax.rerun import first_difference
 from seqmnist_jax.run import build_run
 from seqmnist_jax.workdir import WorkdirError
 from tests.test_writers import tensorboard_events
@@ -42,7 +44,7 @@ def run_in(folder, stop_at=None, **changes):
     original, training.Progress = training.Progress, Watched
     try:
         return training.train(
-            run, folder, say=lambda line: None, should_stop=lambda: stop_at is not None and done[-1] >= stop_at
+            run, folder, say=lambda line: None, should_stop=lambda: bool(stop_at and done) and done[-1] >= stop_at
         )
     finally:
         training.Progress = original
@@ -184,10 +186,10 @@ def test_killed_between_checkpoints_repeats_its_events(whole, tmp_path, monkeypa
     """A process that dies after an evaluation but before its checkpoint leaves events that the resumed run drops."""
     save = Checkpoints.save
 
-    def die_at_40(self, state, metadata, validation):
+    def die_at_40(self, state, metadata, validation, first):
         if int(state.step) == 40:
             raise KeyboardInterrupt
-        save(self, state, metadata, validation)
+        save(self, state, metadata, validation, first=first)
 
     monkeypatch.setattr(Checkpoints, "save", die_at_40)
     with pytest.raises(KeyboardInterrupt):
@@ -231,10 +233,14 @@ def test_fewer_steps_than_done_are_refused(tmp_path):
 
 def test_another_config_is_refused_by_field_and_the_folder_left_alone(whole):
     folder, _ = whole
-    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+    def times():
+        return {path: path.stat().st_mtime_ns for path in folder.iterdir() if path.name != "lock"}
+
+    before = times()
     with pytest.raises(WorkdirError, match=r"model\.hidden_size: 8 there, 9 here"):
         run_in(folder, **{"model.hidden_size": 9})
-    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    assert times() == before
 
 
 def test_runtime_is_no_part_of_the_identity(whole):
@@ -352,13 +358,88 @@ def test_a_checkpoint_from_another_device_can_be_restored(tmp_path):
     final_state(tmp_path)
 
 
-def test_a_damaged_checkpoint_is_one_clear_message(tmp_path):
-    run_in(tmp_path, **{"train.steps": 20})
-    for path in (tmp_path / "checkpoints" / "20" / "model").rglob("*"):
+def test_a_damaged_last_checkpoint_is_set_aside_and_the_one_before_used(whole, tmp_path):
+    run_in(tmp_path, **{"train.steps": 40})
+    for path in (tmp_path / "checkpoints" / "40" / "model").rglob("*"):
         if path.is_file():
             path.write_bytes(b"")
-    with pytest.raises(CheckpointError, match="can't be restored"):
-        run_in(tmp_path, **{"train.steps": 40})
+    said = []
+    summary = training.train(build_run(small_config()), tmp_path, say=said.append)
+    assert [line for line in said if line.startswith("WARNING: Checkpoint 40 is set aside, in ")]
+    assert [line for line in said if line.startswith("Resuming at step 20")]
+    assert summary["lost_checkpoints"] == [], "it was made again"
+    assert first_difference(whole[0], tmp_path) is None
+    assert [path.name for path in (tmp_path / "damaged").iterdir()] == ["40-0"]
+
+
+def test_a_damaged_best_checkpoint_is_said_to_be_lost(tmp_path):
+    changes = {"train.eval_every": 10, "optimizer.name": "sgd", "optimizer.learning_rate": 0.0, "model.norm": "none"}
+    best = run_in(tmp_path, **changes, **{"train.steps": 50})["best_step"]
+    assert best == 10, "of equals the earliest"
+    (tmp_path / "checkpoints" / str(best) / "metadata" / "metadata").unlink()
+    said = []
+    summary = training.train(build_run(small_config(**changes)), tmp_path, say=said.append)
+    assert [line for line in said if f"checkpoint {best} was the best by validation" in line]
+    assert summary["lost_checkpoints"] == [best]
+    assert summary["best_step"] != best
+
+
+def test_a_run_and_its_rerun_are_compared_to_the_bit(whole, tmp_path):
+    run_in(tmp_path / "same")
+    result = compare(whole[0], tmp_path / "same")
+    assert result["rerun"] == {"first_difference": None}
+    assert "nothing they recorded differs" in as_text(result)
+
+    path = tmp_path / "same" / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows[2:]:
+        row["loss"] += 1.0
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = compare(whole[0], tmp_path / "same")
+    assert found["rerun"]["first_difference"]["step"] == 40
+    assert "they differ first at step 40: train/loss is" in as_text(found)
+
+
+def test_a_stop_before_a_report_leaves_it_to_the_resumed_run(whole, tmp_path, monkeypatch):
+    """Who asks to stop does not wait for an evaluation."""
+    evaluated = []
+    evaluate = training.Programs.evaluate
+    monkeypatch.setattr(
+        training.Programs, "evaluate", lambda self, *given: evaluated.append(given[1]) or evaluate(self, *given)
+    )
+    with pytest.raises(training.Stopped):
+        run_in(tmp_path, stop_at=20, **{"runtime.dispatch_seconds": 1e-9})
+    assert (evaluated, events(tmp_path)) == ([], [])
+    run_in(tmp_path)
+    assert first_difference(whole[0], tmp_path) is None
+
+
+def test_checkpoints_by_time(tmp_path):
+    run_in(tmp_path, **{"runtime.checkpoint_seconds": 1e-6, "runtime.dispatch_seconds": 1e-9, "train.steps": 27})
+    kept = {int(path.name) for path in (tmp_path / "checkpoints").iterdir()}
+    assert kept == {20, 26, 27}
+
+
+def test_divergence_leaves_a_report_beside_the_last_good_checkpoint(tmp_path):
+    """The rate rises until it is too much."""
+    changes = {
+        "optimizer.name": "sgd",
+        "optimizer.learning_rate": 3e38,
+        "optimizer.schedule": "warmup_cosine",
+        "optimizer.warmup_steps": 59,
+        "optimizer.clip.mask": "none",
+        "model.norm": "none",
+    }
+    with pytest.raises(training.Diverged) as error:
+        run_in(tmp_path, **changes)
+    report = json.loads((tmp_path / "diverged.json").read_text())
+    assert report["reason"] == str(error.value)
+    assert report["step"] >= 2
+    assert report["last_checkpoint"] == report["step"] - 1
+    assert report["learning_rate"] == pytest.approx(3e38 * (report["step"] - 1) / 59, rel=1e-5)
+    assert {"rnn/layer_0/forward/kernel", "dense/bias"} <= set(report["gradient_norms"])
+    assert len(report["examples"]) == 16
+    assert set(report["examples"]) <= set(range(4000))
 
 
 def test_training_makes_no_hidden_copies_between_host_and_device(tmp_path):

@@ -1,0 +1,104 @@
+"""Processes killed and stopped at random instants, then resumed: the result must be that of an undisturbed run."""
+
+import random
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from seqmnist_jax import workdir as files
+from tests.faults import runs
+from tests.faults.outcome import Outcome
+
+KILLS_A_RUN = 5
+# A process that was asked to stop is gone within this time.
+MOST_SECONDS = 10.0
+
+
+def campaign(tries: int, seed: int) -> list[Outcome]:
+    """SIGKILL at random instants, SIGKILL in the middle of a save, SIGTERM and SIGINT at random instants."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        started = time.monotonic()
+        code, _, errors = runs.finish(folder / "reference")
+        assert code == 0, errors
+        duration = time.monotonic() - started
+        kinds = {
+            "SIGKILL at a random instant, resumed": (tries // 2, _kill_at_random),
+            "SIGKILL while a checkpoint is written, resumed": (tries // 4, _kill_in_save),
+            "SIGTERM or SIGINT at a random instant, resumed": (tries - tries // 2 - tries // 4, _ask_to_stop),
+        }
+        draw = random.Random(seed)
+        return [
+            _interrupted(kind, count, interrupt, folder, duration, draw) for kind, (count, interrupt) in kinds.items()
+        ]
+
+
+def _interrupted(kind, count, interrupt, folder, duration, draw) -> Outcome:
+    """Interrupts runs, each several times, until there are `count`; each run is then finished and compared."""
+    done = survived = runs_made = 0
+    notes = []
+    while done < count:
+        workdir = folder / f"{interrupt.__name__}-{runs_made}"
+        runs_made += 1
+        here, wrong = 0, None
+        # A process may end before its instant comes: that is no try.
+        for _ in range(3 * KILLS_A_RUN):
+            if here == KILLS_A_RUN or done + here == count or wrong or (workdir / files.SUMMARY).exists():
+                break
+            process = runs.start(workdir)
+            was_interrupted, wrong = interrupt(process, workdir, duration, draw)
+            here += was_interrupted
+        if not wrong:
+            code, _, errors = runs.finish(workdir)
+            wrong = f"exit code {code}: {errors[-300:]}" if code else runs.is_same(folder / "reference", workdir)
+        done += here
+        survived += 0 if wrong else here
+        notes += [wrong] if wrong else []
+    return Outcome(kind, done, survived, done - survived, "; ".join(notes) or f"{runs_made} runs, all bit-identical")
+
+
+def _kill_at_random(process, workdir, duration, draw) -> tuple[bool, str | None]:
+    try:
+        process.wait(draw.uniform(0.0, duration))
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        return True, None
+    return False, None
+
+
+def _kill_in_save(process, workdir, duration, draw) -> tuple[bool, str | None]:
+    """Kills at the first sight of a half-written checkpoint, after a few whole ones or none."""
+    wait_until = runs.progress(workdir) + draw.choice((0, 30, 90, 210))
+    while process.poll() is None:
+        half = list((workdir / files.CHECKPOINTS).glob("*tmp*"))
+        if half and runs.progress(workdir) >= wait_until:
+            time.sleep(draw.uniform(0.0, 0.03))
+            process.kill()
+            process.communicate()
+            return True, None
+        time.sleep(0.0005)
+    process.communicate()
+    return False, None
+
+
+def _ask_to_stop(process, workdir, duration, draw) -> tuple[bool, str | None]:
+    number = draw.choice((signal.SIGTERM, signal.SIGINT))
+    try:
+        process.wait(draw.uniform(0.0, duration))
+    except subprocess.TimeoutExpired:
+        asked = time.monotonic()
+        process.send_signal(number)
+        code, _, errors = runs.end(process)
+        seconds = time.monotonic() - asked
+        # Before the run began there is nothing to save: Python's own end, or the signal's.
+        if code == 0 and (workdir / files.SUMMARY).exists():
+            return False, None  # it came after the end
+        began = (workdir / files.CONFIG).exists()
+        fine = code == 128 + number or (not began and code in (-number, 1))
+        if not fine or seconds > MOST_SECONDS:
+            return True, f"{number.name}: exit code {code} after {seconds:.1f} s: {errors[-300:]}"
+        return True, None
+    return False, None

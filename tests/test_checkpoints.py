@@ -1,0 +1,161 @@
+"""Checkpoints: what is kept, that damage is noticed, that a disk which is full for a while loses nothing."""
+
+import errno
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from seqmnist_jax.checkpoints import CheckpointError, Checkpoints
+from seqmnist_jax.run import build_run
+from tests.test_train import small_config
+
+
+@pytest.fixture(scope="module")
+def learner(cache_dir):
+    return build_run(small_config()).learner
+
+
+@pytest.fixture(scope="module")
+def state(learner):
+    return learner.init()
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    with Checkpoints(tmp_path / "run" / "checkpoints") as found:
+        yield found
+
+
+def at(state, step):
+    """The state, different at each step."""
+    return state.replace(step=np.int32(step), params=jax.tree.map(lambda leaf: leaf + step, state.params))
+
+
+def save(checkpoints, state, step, accuracy=None, **options):
+    validation = None if accuracy is None else {"accuracy": accuracy, "loss": 1.0}
+    checkpoints.save(at(state, step), {"config": {"seed": 1}}, validation, **options)
+
+
+def assert_restores(checkpoints, learner, state, step):
+    restored = checkpoints.restore(step, learner.template())
+    jax.tree.map(np.testing.assert_array_equal, restored.params, at(state, step).params)
+    assert int(restored.step) == step
+
+
+def test_the_last_two_and_the_best_are_kept(checkpoints, learner, state):
+    for step, accuracy in ((10, 0.5), (20, 0.9), (30, None), (40, 0.7), (50, 0.8)):
+        save(checkpoints, state, step, accuracy)
+    assert checkpoints.wait() is None
+    assert checkpoints.steps() == [20, 40, 50]
+    assert (checkpoints.best_step(), checkpoints.last_step()) == (20, 50)
+    assert checkpoints.validation(20) == {"accuracy": 0.9, "loss": 1.0}
+    assert_restores(checkpoints, learner, state, 20)
+
+
+def test_what_is_saved_is_the_state_at_the_call(checkpoints, learner, state):
+    """The buffers of a state are donated to the next dispatch while the save goes on."""
+    given = jax.tree.map(lambda leaf: leaf.copy(), at(state, 5))
+    changed = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf * 0, tree), donate_argnums=0)
+    checkpoints.save(given, {}, None)
+    jax.block_until_ready(changed(given.params))
+    assert checkpoints.wait() is None
+    assert_restores(checkpoints, learner, state, 5)
+
+
+class FullDisk:
+    """Stands for orbax's manager on a disk that is full for so many saves."""
+
+    def __init__(self, manager, failures):
+        self._manager, self.failures = manager, failures
+
+    def save(self, step, **given):
+        if self.failures:
+            self.failures -= 1
+            (self._manager.directory / f"{step}.orbax-checkpoint-tmp").mkdir()
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return self._manager.save(step, **given)
+
+    def __getattr__(self, name):
+        return getattr(self._manager, name)
+
+
+def test_what_a_full_disk_refuses_is_saved_when_there_is_room(checkpoints, learner, state, tmp_path):
+    checkpoints._manager = FullDisk(checkpoints._manager, failures=3)
+    for step, accuracy in ((10, 0.5), (20, 0.9), (30, 0.6)):
+        save(checkpoints, state, step, accuracy)
+        assert checkpoints.wait() == "no space left on the disk"
+        assert list((tmp_path / "run" / "checkpoints").iterdir()) == [], "nothing half-written takes more room"
+    save(checkpoints, state, 40, 0.7)
+    assert checkpoints.wait() is None
+    assert checkpoints.steps() == [20, 30, 40], "as if nothing had happened"
+    assert_restores(checkpoints, learner, state, 20)
+
+
+def test_of_what_waits_in_memory_only_what_would_be_kept_does(checkpoints, state):
+    checkpoints._manager = FullDisk(checkpoints._manager, failures=100)
+    for step in range(10, 100, 10):
+        save(checkpoints, state, step, 0.9 if step == 30 else 0.5)
+    checkpoints.wait()
+    assert [item.step for item in checkpoints._unsaved] == [30, 80, 90]
+
+
+def test_nothing_is_saved_before_what_must_come_first(checkpoints, state):
+    def fails():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    save(checkpoints, state, 10, first=fails)
+    assert checkpoints.wait() == "no space left on the disk"
+    assert checkpoints.steps() == []
+    save(checkpoints, state, 20)
+    assert checkpoints.wait() is None
+    assert checkpoints.steps() == [10, 20]
+
+
+def largest_file(folder):
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+@pytest.mark.parametrize("part", ["model", "training"])
+def test_a_flipped_bit_is_noticed_and_set_aside(checkpoints, learner, state, tmp_path, part):
+    save(checkpoints, state, 10)
+    save(checkpoints, state, 20)
+    assert checkpoints.wait() is None
+    victim = largest_file(tmp_path / "run" / "checkpoints" / "20" / part)
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    with pytest.raises(CheckpointError, match="20 can't be restored"):
+        checkpoints.restore(20, learner.template())
+    told = checkpoints.set_aside_damaged(learner.template())
+    assert list(told) == [20]
+    assert "damaged/20-0" in told[20]
+    assert (tmp_path / "run" / "damaged" / "20-0").is_dir()
+    assert checkpoints.steps() == [10]
+    assert_restores(checkpoints, learner, state, 10)
+    save(checkpoints, state, 20)
+    assert checkpoints.wait() is None
+    assert_restores(checkpoints, learner, state, 20)
+
+
+def test_changed_metadata_are_noticed(checkpoints, state, tmp_path):
+    save(checkpoints, state, 10, 0.5)
+    assert checkpoints.wait() is None
+    assert checkpoints.metadata(10)["config"] == {"seed": 1}
+    (path,) = (tmp_path / "run" / "checkpoints" / "10" / "metadata").glob("metadata")
+    stored = json.loads(path.read_text())
+    stored["content"]["config"]["seed"] = 2
+    path.write_text(json.dumps(stored))
+    with pytest.raises(CheckpointError, match="metadata are not those"):
+        checkpoints.metadata(10)
+
+
+def test_a_checkpoint_of_an_earlier_version_is_still_read(learner, tmp_path):
+    """The shipped model was saved before there were checksums."""
+    shutil.copytree("pretrained/row_lstm/checkpoints", tmp_path / "checkpoints")
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        (step,) = checkpoints.steps()
+        assert "checksums" not in checkpoints.metadata(step)
+        assert checkpoints.validation(step)["accuracy"] > 0.9
