@@ -33,13 +33,28 @@ ADDED = {
     "runtime.checkpoint_seconds": 0.0,
     "runtime.deterministic": False,
 }
-POSITIVE = (
-    "train.batch_size",
-    "train.steps",
-    "train.eval_every",
-    "runtime.eval_batch_size",
-    "runtime.dispatch_seconds",
-)
+# The least and the largest value of fields that no builder checks; counts are int32 on the device.
+MOST = 2**31 - 1
+BOUNDS: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**32 - 1),
+    "train.batch_size": (1, MOST),
+    "train.steps": (1, MOST),
+    # Norms of so many steps are remembered.
+    "train.eval_every": (1, 10**6),
+    "model.hidden_size": (1, 10**6),
+    # Each is compiled apart.
+    "model.num_layers": (1, 1000),
+    "model.unroll": (1, MOST),
+    "model.forget_bias": (-1e4, 1e4),
+    "model.remat": (0, MOST),
+    "model.kernel_size": (2, MOST),
+    "model.longest_time_scale": (0, MOST),
+    "optimizer.warmup_steps": (0, MOST),
+    "runtime.eval_batch_size": (1, MOST),
+    "runtime.dispatch_seconds": (1e-9, 3600),
+    "runtime.checkpoint_every": (0, MOST),
+    "runtime.checkpoint_seconds": (0, 1e9),
+}
 
 
 def to_json(config: ml_collections.ConfigDict) -> dict[str, Json]:
@@ -96,15 +111,10 @@ def check(config: ml_collections.ConfigDict) -> None:
     for section in SECTIONS:
         if not isinstance(config.get(section), ml_collections.ConfigDict):
             raise UsageError(f"The config has no section {section!r}; start from get_config() of configs/default.py.")
-    for field in POSITIVE:
-        section, name = field.split(".")
-        value = config[section][name]
-        if not 0 < value < float("inf"):
-            raise UsageError(f"{field} is {value}; expected more than 0.")
-    if config.runtime.checkpoint_every < 0:
-        raise UsageError(f"runtime.checkpoint_every is {config.runtime.checkpoint_every}; expected 0 or more.")
-    if not 0 <= config.seed < 2**32:
-        raise UsageError(f"seed is {config.seed}; expected 0 to 2**32 - 1.")
+    flat = flatten(config.to_dict())
+    for field, (least, largest) in BOUNDS.items():
+        if field in flat and not least <= flat[field] <= largest:
+            raise UsageError(f"{field} is {flat[field]}; expected {least:,} to {largest:,}.")
 
 
 def identity(config: ml_collections.ConfigDict, content_hash: str) -> FlatConfig:

@@ -1,15 +1,16 @@
 """How much memory a compiled program needs, and how much there is."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from seqmnist_jax.errors import SeqMnistError
+from seqmnist_jax.errors import UsageError
 
 
-class TooLarge(SeqMnistError):
-    """A program needs more memory than the device has."""
+class TooLarge(UsageError):
+    """What is asked for needs more memory than the device has."""
 
 
 def needed_bytes(compiled: Any) -> int:
@@ -38,6 +39,22 @@ def available_bytes() -> int | None:
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     return None
+
+
+def check_state(template: Any) -> None:
+    """Checks that a training state of these shapes has room, before one is made.
+
+    Raises:
+      TooLarge: it has none.
+    """
+    needed = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(template))
+    available = available_bytes()
+    if available is not None and needed > available:
+        raise TooLarge(
+            f"The parameters and what training keeps of them need {needed / 2**20:,.0f} MiB of "
+            f"{available / 2**20:,.0f} MiB available. Lower model.hidden_size, model.num_layers or train.eval_every "
+            "(of so many steps the gradient norms are kept)."
+        )
 
 
 def plan(compiled: Any) -> str:

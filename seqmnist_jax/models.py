@@ -6,7 +6,6 @@ collection 'intermediates', what its dense layer sees as 'features'; the recurre
 hand on as 'states'.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -145,8 +144,6 @@ def _build_engine(config: ml_collections.ConfigDict, cell: rnn.Cell, sequence_le
     model, backend = config.model, config.runtime.backend
     choose(dict.fromkeys(rnn.BACKENDS), backend, "runtime.backend")
     choose(dict.fromkeys(rnn.PRECISIONS), model.precision, "model.precision")
-    if model.remat < 0:
-        raise UsageError(f"model.remat is {model.remat}; expected 0 (off) or the steps between two remembered states.")
     if backend not in cell.backends:
         expected = " or ".join(map(repr, cell.backends))
         raise UsageError(f"runtime.backend is {backend!r}, but model.cell is {model.cell!r}; expected {expected}.")
@@ -213,10 +210,6 @@ def _build_rnn(config: ml_collections.ConfigDict, sequence_length: int, num_clas
     choose(rnn.KERNELS, model.kernel_init, "model.kernel_init")
     choose(dict.fromkeys(NORMS), model.norm, "model.norm")
     choose(DENSE_INITS, model.dense_init, "model.dense_init")
-    if model.unroll < 1:
-        raise UsageError(f"model.unroll is {model.unroll}; expected at least 1.")
-    if not math.isfinite(model.forget_bias):
-        raise UsageError(f"model.forget_bias is {model.forget_bias}; expected a finite number.")
     options = {
         "kernel_init": model.kernel_init,
         "forget_bias": model.forget_bias,
@@ -242,8 +235,6 @@ def _build_rnn(config: ml_collections.ConfigDict, sequence_length: int, num_clas
 def _build_tcn(config: ml_collections.ConfigDict, sequence_length: int, num_classes: int) -> TCN:
     del sequence_length
     model = config.model
-    if model.kernel_size < 2:
-        raise UsageError(f"model.kernel_size is {model.kernel_size}; expected at least 2.")
     for name in ("input_keep", "state_keep"):
         if model.dropout[name] < 1.0:
             raise UsageError(f"model.dropout.{name} is {model.dropout[name]}, but a TCN only has output_keep.")
@@ -262,7 +253,4 @@ def build_model(config: ml_collections.ConfigDict, sequence_length: int, num_cla
       UsageError: an unknown name or an impossible size.
     """
     build = choose(MODELS, config.model.name, "model.name")
-    for name in ("hidden_size", "num_layers"):
-        if config.model[name] < 1:
-            raise UsageError(f"model.{name} is {config.model[name]}; expected at least 1.")
     return build(config, sequence_length, num_classes)

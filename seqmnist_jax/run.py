@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from seqmnist_jax import config as configs
-from seqmnist_jax import steps
+from seqmnist_jax import memory, steps
 from seqmnist_jax.data.views import SequenceView
 from seqmnist_jax.errors import UsageError
 from seqmnist_jax.models import build_model
@@ -195,11 +195,13 @@ def build_run(config: ml_collections.ConfigDict, task: Task | None = None) -> Ru
     stored = configs.to_json(config)
     # The folder in force, whoever named it, so that evaluation finds the data again.
     stored["runtime"]["data_dir"] = str(find_data_dir(config.runtime.data_dir) or "")
+    learner = build_learner(config, task.view, task.dataset.num_classes)
+    memory.check_state(learner.template())
     return Run(
         config=stored,
         identity=configs.identity(config, task.dataset.content_hash),
         task=task,
-        learner=build_learner(config, task.view, task.dataset.num_classes),
+        learner=learner,
         batch_size=config.train.batch_size,
         steps=config.train.steps,
         eval_every=config.train.eval_every,

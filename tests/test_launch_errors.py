@@ -76,7 +76,7 @@ def message_of(done, exit_code):
         pytest.param(
             ["--config", CONFIG, "--config.model.hidden_size=0"],
             2,
-            ["model.hidden_size is 0", "at least 1"],
+            ["model.hidden_size is 0", "expected 1 to"],
             id="impossible value",
         ),
         pytest.param(

@@ -18,6 +18,8 @@ from seqmnist_jax.errors import SeqMnistError
 
 UINT8 = 0x08
 PIECE = 1 << 20
+# More than any set of this form has; a gzipped file can promise, and hold, without end.
+MOST_VALUES = 1 << 32
 
 
 class DataError(SeqMnistError):
@@ -52,7 +54,7 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
 
     Raises:
       DataError: not an IDX file of uint8, another number of dimensions, truncated,
-        with bytes to spare, or a damaged gzip stream. At most one byte more than the
+        with bytes to spare, a damaged gzip stream, or too large. At most one byte more than the
         header promises is read, and nothing is allocated by that promise alone.
     """
     mend = "Fetch the file again."
@@ -77,6 +79,8 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
                     raise DataError(f"{path} ends within its header. {mend}")
                 shape = struct.unpack(f">{dimensions}I", sizes)
                 count = math.prod(shape)
+                if count > MOST_VALUES:
+                    raise DataError(f"{path} promises {count:,} values; expected at most {MOST_VALUES:,}. {mend}")
                 values = _read_at_most(file, count + 1)
                 if len(values) != count:
                     found = "more" if len(values) > count else f"only {len(values):,}"

@@ -39,8 +39,9 @@ def main() -> None:
     for name in names:
         start = time.monotonic()
         module = importlib.import_module(f"tests.faults.{name}")
-        outcomes += module.campaign(CAMPAIGNS[name][arguments.full], arguments.seed)
-        print(f"{name}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+        found = module.campaign(CAMPAIGNS[name][arguments.full], arguments.seed)
+        outcomes += found
+        print(f"{name}: {time.monotonic() - start:.0f} s\n{as_table(found)}", file=sys.stderr, flush=True)
     print(as_table(outcomes))
     sys.exit(any(one.lost for one in outcomes))
 

@@ -2,7 +2,6 @@
 
 import random
 import signal
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -20,22 +19,18 @@ def campaign(tries: int, seed: int) -> list[Outcome]:
     """SIGKILL at random instants, SIGKILL in the middle of a save, SIGTERM and SIGINT at random instants."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        started = time.monotonic()
         code, _, errors = runs.finish(folder / "reference")
         assert code == 0, errors
-        duration = time.monotonic() - started
         kinds = {
             "SIGKILL at a random instant, resumed": (tries // 2, _kill_at_random),
             "SIGKILL while a checkpoint is written, resumed": (tries // 4, _kill_in_save),
             "SIGTERM or SIGINT at a random instant, resumed": (tries - tries // 2 - tries // 4, _ask_to_stop),
         }
         draw = random.Random(seed)
-        return [
-            _interrupted(kind, count, interrupt, folder, duration, draw) for kind, (count, interrupt) in kinds.items()
-        ]
+        return [_interrupted(kind, count, interrupt, folder, draw) for kind, (count, interrupt) in kinds.items()]
 
 
-def _interrupted(kind, count, interrupt, folder, duration, draw) -> Outcome:
+def _interrupted(kind, count, interrupt, folder, draw) -> Outcome:
     """Interrupts runs, each several times, until there are `count`; each run is then finished and compared."""
     done = survived = runs_made = 0
     notes = []
@@ -48,7 +43,7 @@ def _interrupted(kind, count, interrupt, folder, duration, draw) -> Outcome:
             if here == KILLS_A_RUN or done + here == count or wrong or (workdir / files.SUMMARY).exists():
                 break
             process = runs.start(workdir)
-            was_interrupted, wrong = interrupt(process, workdir, duration, draw)
+            was_interrupted, wrong = interrupt(process, workdir, draw)
             here += was_interrupted
         if not wrong:
             code, _, errors = runs.finish(workdir)
@@ -59,17 +54,26 @@ def _interrupted(kind, count, interrupt, folder, duration, draw) -> Outcome:
     return Outcome(kind, done, survived, done - survived, "; ".join(notes) or f"{runs_made} runs, all bit-identical")
 
 
-def _kill_at_random(process, workdir, duration, draw) -> tuple[bool, str | None]:
-    try:
-        process.wait(draw.uniform(0.0, duration))
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
-        return True, None
-    return False, None
+def _wait(process, workdir, draw) -> bool:
+    """Until a random instant: before the process trains, or after. Says whether it is there still."""
+    if draw.random() < 0.3:
+        time.sleep(draw.uniform(0.0, 3.0))
+    else:
+        before = runs.progress(workdir)
+        while process.poll() is None and runs.progress(workdir) == before:
+            time.sleep(0.002)
+        time.sleep(draw.uniform(0.0, 0.4))
+    return process.poll() is None
 
 
-def _kill_in_save(process, workdir, duration, draw) -> tuple[bool, str | None]:
+def _kill_at_random(process, workdir, draw) -> tuple[bool, str | None]:
+    is_there = _wait(process, workdir, draw)
+    process.kill()
+    process.communicate()
+    return is_there, None
+
+
+def _kill_in_save(process, workdir, draw) -> tuple[bool, str | None]:
     """Kills at the first sight of a half-written checkpoint, after a few whole ones or none."""
     wait_until = runs.progress(workdir) + draw.choice((0, 30, 90, 210))
     while process.poll() is None:
@@ -84,21 +88,17 @@ def _kill_in_save(process, workdir, duration, draw) -> tuple[bool, str | None]:
     return False, None
 
 
-def _ask_to_stop(process, workdir, duration, draw) -> tuple[bool, str | None]:
+def _ask_to_stop(process, workdir, draw) -> tuple[bool, str | None]:
     number = draw.choice((signal.SIGTERM, signal.SIGINT))
-    try:
-        process.wait(draw.uniform(0.0, duration))
-    except subprocess.TimeoutExpired:
-        asked = time.monotonic()
-        process.send_signal(number)
-        code, _, errors = runs.end(process)
-        seconds = time.monotonic() - asked
-        # Before the run began there is nothing to save: Python's own end, or the signal's.
-        if code == 0 and (workdir / files.SUMMARY).exists():
-            return False, None  # it came after the end
-        began = (workdir / files.CONFIG).exists()
-        fine = code == 128 + number or (not began and code in (-number, 1))
-        if not fine or seconds > MOST_SECONDS:
-            return True, f"{number.name}: exit code {code} after {seconds:.1f} s: {errors[-300:]}"
-        return True, None
-    return False, None
+    _wait(process, workdir, draw)
+    asked = time.monotonic()
+    process.send_signal(number)
+    code, _, errors = runs.end(process)
+    seconds = time.monotonic() - asked
+    if (workdir / files.SUMMARY).exists():
+        return False, None  # it came after the end
+    # Before the run has begun there is nothing to save: the signal's own end, or Python's.
+    fine = code == 128 + number or (runs.progress(workdir) == 0 and code in (-number, 1))
+    if not fine or seconds > MOST_SECONDS:
+        return True, f"{number.name}: exit code {code} after {seconds:.1f} s: {errors[-300:]}"
+    return True, None

@@ -11,7 +11,7 @@ from seqmnist_jax import workdir as files
 from seqmnist_jax.rerun import first_difference
 
 ROOT = Path(__file__).parent.parent.parent
-STEPS = 1500
+STEPS = 3000
 SMALL = (
     "--config.data.source=embedded",
     "--config.model.hidden_size=8",
