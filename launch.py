@@ -5,6 +5,7 @@ python launch.py --mode=evaluate --workdir DIR [--split=test] [--data_dir=DIR]
 python launch.py --mode=describe --config configs/pixel_gru.py [--json]
 python launch.py --mode=compare --workdirs DIR,DIR [--json]
 python launch.py --mode=table --workdirs 'runs/*' [--csv=FILE] [--published=FILE] [--json]
+python launch.py --mode=report --workdir DIR | --workdirs DIR,DIR [--out=FILE]
 python launch.py --mode=export --workdir DIR [--json]
 """
 
@@ -31,10 +32,10 @@ config_flags.DEFINE_config_file("config", None, "The config file, as in configs/
 flags.DEFINE_enum(
     "mode",
     "train",
-    ["train", "evaluate", "describe", "compare", "table", "export"],
+    ["train", "evaluate", "describe", "compare", "table", "report", "export"],
     "train: train a run, or resume it; evaluate: measure the selected checkpoint of a work directory; "
     "describe: say what a run will do, and do nothing; compare: test whether two runs differ; "
-    "table: the results of many runs, over their seeds; "
+    "table: the results of many runs, over their seeds; report: one page to look at, of a run or of several; "
     "export: write the selected checkpoint for use without this package.",
 )
 flags.DEFINE_string("workdir", None, "The run's folder. Default: runs/<config name>/<timestamp>.")
@@ -44,7 +45,10 @@ flags.DEFINE_string(
 flags.DEFINE_string("split", "test", "evaluate: which examples to measure, train, validation or test.")
 flags.DEFINE_string("data_dir", "", "evaluate: a folder of IDX files. Default: the one the run was trained from.")
 flags.DEFINE_boolean("allow_other_data", False, "evaluate: accept data that are not those of the run.")
-flags.DEFINE_list("workdirs", [], "compare: two folders; table: folders with runs in or under them, as in 'runs/*'.")
+flags.DEFINE_list(
+    "workdirs", [], "compare, report: folders of runs; table: folders with runs in or under them, as in 'runs/*'."
+)
+flags.DEFINE_string("out", "", "report: the file. Default: report.html in the folder, or here for several.")
 flags.DEFINE_string("csv", "table.csv", "table: where the table goes with full precision.")
 flags.DEFINE_string("published", "", "table: a CSV file with figures of others, to stand below ours.")
 flags.DEFINE_boolean("json", False, "all but train: print one JSON value and nothing else.")
@@ -188,6 +192,19 @@ def table() -> None:
     print(json.dumps(rows, indent=2) if FLAGS.json else tables.as_markdown(rows, published))
 
 
+def report() -> None:
+    """Writes one page about a run, or about several."""
+    from seqmnist_jax import compile_cache
+    from seqmnist_jax.report import build
+
+    if bool(FLAGS.workdir) == bool(FLAGS.workdirs):
+        raise UsageError("--mode=report needs --workdir, the folder of a run, or --workdirs, several.")
+    compile_cache.enable("")
+    folders = [FLAGS.workdir] if FLAGS.workdir else FLAGS.workdirs
+    path = build.write([Path(name) for name in folders], Path(FLAGS.out) if FLAGS.out else None)
+    print(f"{path} ({path.stat().st_size / 2**20:.1f} MiB): open it in a browser.")
+
+
 def export() -> None:
     """Writes the selected checkpoint for use without this package, and prints what was written."""
     from seqmnist_jax import export as exporting
@@ -205,6 +222,7 @@ MODES = {
     "describe": (describe, {"config", "workdir", "json"}),
     "compare": (compare, {"workdirs", "json"}),
     "table": (table, {"workdirs", "csv", "published", "json"}),
+    "report": (report, {"workdir", "workdirs", "out"}),
     "export": (export, {"workdir", "json"}),
 }
 

@@ -10,7 +10,14 @@ import scipy.special
 from seqmnist_jax.data.sources import Dataset, Images
 from seqmnist_jax.errors import UsageError
 from seqmnist_jax.scores import score
-from seqmnist_jax.task import SPLITS, build_request, find_data_dir, load_dataset, split_part
+from seqmnist_jax.task import (
+    SPLITS,
+    build_dataset_of_run,
+    build_request,
+    find_data_dir,
+    load_dataset,
+    split_part,
+)
 from seqmnist_jax.trained import TrainedModel, load
 
 Json = dict[str, Any]
@@ -38,16 +45,12 @@ def evaluate(workdir: Path, *, split: str = "test", data_dir: str = "", allow_ot
         raise UsageError(f"--split is {split!r}; expected one of: {', '.join(SPLITS)}.")
     model = load(workdir)
     facts = model.facts
-    request = build_request(model.config)
     if data_dir:
-        request, source = dataclasses.replace(request, data_dir=find_data_dir(data_dir)), "idx"
+        dataset = load_dataset(
+            "idx", dataclasses.replace(build_request(model.config), data_dir=find_data_dir(data_dir))
+        )
     else:
-        # A folder's data may have come to be at hand another way.
-        source = "embedded" if facts["source"] == "embedded" else "auto"
-        if request.data_dir is not None and not request.data_dir.is_dir():
-            # Gone, or another machine's: the environment may name one.
-            request = dataclasses.replace(request, data_dir=find_data_dir(""))
-    dataset = load_dataset(source, request)
+        dataset = build_dataset_of_run(model.config, facts["source"])
     same = dataset.content_hash == facts["content_hash"]
     if not same and not allow_other_data:
         raise UsageError(

@@ -105,6 +105,24 @@ def load_dataset(source: str, request: Request) -> Dataset:
     return choose(SOURCES, source, "data.source")(request)
 
 
+def build_dataset_of_run(config: ml_collections.ConfigDict, source: str) -> Dataset:
+    """The data that a run was trained on, where they are at hand; its content hash says whether they are the same.
+
+    Args:
+      config: the run's.
+      source: the one that gave its data, as its data.json has it.
+
+    Raises:
+      UsageError, DataError: nothing is found, or it is damaged.
+    """
+    request = build_request(config)
+    if request.data_dir is not None and not request.data_dir.is_dir():
+        # Gone, or another machine's: the environment may name one.
+        request = dataclasses.replace(request, data_dir=find_data_dir(""))
+    # A folder's data may have come to be at hand another way.
+    return load_dataset("embedded" if source == "embedded" else "auto", request)
+
+
 def build_protocol(config: ml_collections.ConfigDict, dataset: Dataset) -> protocols.Protocol:
     """The protocol in force: the named one, with the data set's own split where it has one, and the config's values.
 

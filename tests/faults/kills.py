@@ -93,12 +93,12 @@ def _ask_to_stop(process, workdir, draw) -> tuple[bool, str | None]:
     _wait(process, workdir, draw)
     asked = time.monotonic()
     process.send_signal(number)
-    code, _, errors = runs.end(process)
+    code, out, errors = runs.end(process)
     seconds = time.monotonic() - asked
     if (workdir / files.SUMMARY).exists():
         return False, None  # it came after the end
-    # Before the run has begun there is nothing to save: the signal's own end, or Python's.
-    fine = code == 128 + number or (runs.progress(workdir) == 0 and code in (-number, 1))
+    # Before the process trains there is nothing to save: the signal's own end, or Python's.
+    fine = code == 128 + number or ("Compiled the training step" not in out and code in (-number, 1))
     if not fine or seconds > MOST_SECONDS:
         return True, f"{number.name}: exit code {code} after {seconds:.1f} s: {errors[-300:]}"
     return True, None
