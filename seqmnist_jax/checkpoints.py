@@ -1,8 +1,10 @@
 """Checkpoints of a run, through orbax: saved beside training, checked by checksums, the last and the best kept."""
 
 import dataclasses
+import errno
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +24,8 @@ Rank = tuple[float, float, int]
 Tree = dict[str, Any]
 
 DAMAGED, DELETED = "damaged", "deleted"
+# About what a checkpoint takes on a disk besides its arrays: some thirty small files.
+OVERHEAD_BYTES = 200_000
 
 
 class CheckpointError(SeqMnistError):
@@ -156,6 +160,7 @@ class Checkpoints:
             first()
             while self._unsaved:
                 item = self._unsaved[0]
+                self._check_room(item)
                 if item.step in self._manager.all_steps():
                     # A run that was stopped before it measured its model has done so now.
                     self._manager.delete(item.step)
@@ -177,6 +182,12 @@ class Checkpoints:
             self._forget()
             return _reason(e)
         return None
+
+    def _check_room(self, item: _Item) -> None:
+        """Asks for room beforehand: a save that fails on its way leaves debris, and threads that complain."""
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves((item.model, item.training))) + OVERHEAD_BYTES
+        if shutil.disk_usage(self._folder).free < needed:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _delete(self) -> None:
         shutil.rmtree(self._folder / DELETED, ignore_errors=True)

@@ -74,14 +74,20 @@ def finish(workdir: Path, *arguments: str) -> tuple[int, str, str]:
     return end(start(workdir, *arguments))
 
 
-def is_same(reference: Path, other: Path) -> str | None:
-    """What two finished runs differ in, times aside; None where all they left is the same."""
+def is_same(reference: Path, other: Path, *, with_checkpoints: bool = True) -> str | None:
+    """What two finished runs differ in, times aside; None where all they left is the same.
+
+    Args:
+      reference, other: the work directories.
+      with_checkpoints: whether checkpoints of the same steps must be left, too. One that was made because a
+        stop was asked for is not made again.
+    """
     summaries = [files.read_json(folder / files.SUMMARY) for folder in (reference, other)]
     for name in RESULTS:
         if summaries[0][name] != summaries[1][name]:
             return f"{name}: {summaries[0][name]} against {summaries[1][name]}"
     kept = [sorted(path.name for path in (folder / files.CHECKPOINTS).iterdir()) for folder in (reference, other)]
-    if kept[0] != kept[1]:
+    if with_checkpoints and kept[0] != kept[1]:
         return f"checkpoints {kept[0]} against {kept[1]}"
     found = first_difference(reference, other)
     if found is not None:
