@@ -52,8 +52,8 @@ def check_state(template: Any) -> None:
     if available is not None and needed > available:
         raise TooLarge(
             f"The parameters and what training keeps of them need {needed / 2**20:,.0f} MiB of "
-            f"{available / 2**20:,.0f} MiB available. Lower model.hidden_size, model.num_layers or train.eval_every "
-            "(of so many steps the gradient norms are kept)."
+            f"{available / 2**20:,.0f} MiB available. Lower model.hidden_size, model.num_layers, model.kernel_size "
+            "(of a TCN) or train.eval_every (of so many steps the gradient norms are kept)."
         )
 
 

@@ -237,7 +237,7 @@ IMPOSSIBLE = [
     ("optimizer.adam_beta2", 1 - 1e-12),
     ("runtime.checkpoint_every", -1),
     ("seed", -1),
-    ("seed", 2**32),
+    ("seed", 2**31),
     ("data.permutation", "numpy:-1"),
     ("data.permutation", f"numpy:{2**32}"),
     ("data.permutation", "numpy:1.0"),
@@ -279,7 +279,7 @@ def test_impossible_schedule_is_refused_by_field(build, field, value):
     [
         ("train.batch_size", 4000),
         ("train.batch_size", 1),
-        ("seed", 2**32 - 1),
+        ("seed", 2**31 - 1),
         ("data.split", "first:0"),
         ("optimizer.learning_rate", 0.0),
         ("optimizer.rmsprop_decay", 0.0),

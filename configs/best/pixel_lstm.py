@@ -1,4 +1,4 @@
-"""`best/pixel_gru` with an LSTM, forget bias b ~ U(0, log 784), input bias -b, regularised less. Results: RESULTS.md."""
+"""`best/pixel_gru` with an LSTM (forget bias b ~ U(0, log 784), input bias -b), regularised less. RESULTS.md has it."""
 
 import ml_collections
 

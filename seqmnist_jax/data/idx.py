@@ -4,11 +4,14 @@ A file is two zero bytes, a type code (8: uint8, the only one here), the number 
 dimensions, each dimension as a big-endian uint32, then the values in C order.
 """
 
+import contextlib
 import gzip
 import math
 import os
 import struct
+import uuid
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -110,14 +113,20 @@ def write_idx(path: Path, values: np.ndarray) -> None:
     content = header + values.tobytes()
     if path.suffix == ".gz":
         content = gzip.compress(content, compresslevel=9, mtime=0)
-    replace_whole(path, content)
+    with replacing(path) as file:
+        file.write(content)
 
 
-def replace_whole(path: Path, content: bytes) -> None:
-    """Makes `path` hold `content`, or leaves it as it was."""
-    partial = path.with_name(path.name + ".partial")
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new file that becomes `path` once it is whole; where that fails, `path` stays as it was.
+
+    Until then its name is its own: processes that write the same file at once don't write into each other's.
+    """
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
     try:
-        partial.write_bytes(content)
+        with open(partial, "xb") as file:
+            yield file
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)

@@ -9,20 +9,20 @@ Only this module imports tensorflow_datasets, and only when it is asked for data
 """
 
 import contextlib
-import hashlib
 import os
 import socket
 import threading
 import urllib.parse
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from seqmnist_jax.data.idx import DataError, replace_whole
+from seqmnist_jax.data.idx import DataError, replacing
 from seqmnist_jax.errors import UsageError, did_you_mean
 
 PROBE_SECONDS = 3.0
@@ -49,13 +49,21 @@ class Files:
         for archive in path.parents:
             if archive.is_file():
                 target = self._folder / path.name
-                if not target.exists():
-                    member = path.relative_to(archive).as_posix()
-                    with zipfile.ZipFile(archive) as opened:
+                with zipfile.ZipFile(archive) as opened:
+                    member = opened.getinfo(path.relative_to(archive).as_posix())
+                    if not _holds(target, member):
                         self._folder.mkdir(parents=True, exist_ok=True)
-                        replace_whole(target, opened.read(member))
+                        with replacing(target) as file:
+                            file.write(opened.read(member))
                 return target
         return path
+
+
+def _holds(path: Path, member: zipfile.ZipInfo) -> bool:
+    """Whether a file is there and is what an archive has of it."""
+    if not path.is_file() or path.stat().st_size != member.file_size:
+        return False
+    return zlib.crc32(path.read_bytes()) == member.CRC
 
 
 def _builder(name: str, tfds_dir: Path | None) -> Any:
@@ -109,8 +117,9 @@ def fetched_files(name: str, tfds_dir: Path | None, *, offline: bool = False) ->
     except _NotCachedError:
         return None
     except Exception as e:  # requests, TFDS and the operating system each have their own
+        reason = str(e).strip().partition("\n")[0]
         raise DataError(
-            f"{name} could not be fetched: {type(e).__name__}: {str(e).strip().splitlines()[0]} Nothing of it is "
+            f"{name} could not be fetched: {type(e).__name__}: {reason} Nothing of it is "
             "used. Try again, or name a folder with its IDX files by --config.runtime.data_dir or SEQMNIST_DATA_DIR."
         ) from e
     parts = {str(generator.name): generator.gen_kwargs for generator in generators}
@@ -169,11 +178,10 @@ class PreparedCopy:
         self._builder = builder
         self._parts = parts
 
-    def fingerprint(self) -> str:
-        """Changes when any of the copy's files does."""
-        files = sorted(Path(os.fspath(self._builder.data_path)).iterdir())
-        facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-        return hashlib.sha256(repr(facts).encode()).hexdigest()
+    def files(self) -> dict[str, Path]:
+        """The copy's files by their names."""
+        folder = Path(os.fspath(self._builder.data_path))
+        return {path.name: path for path in sorted(folder.iterdir()) if path.is_file()}
 
     def read(self) -> dict[str, np.ndarray]:
         """All images and labels, decoded one by one.

@@ -106,6 +106,19 @@ def test_failed_writing_keeps_the_old_file_and_leaves_no_other(tmp_path, monkeyp
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
+def test_writers_of_one_file_at_once_leave_one_whole_file(tmp_path):
+    """Each has a file of its own until it is whole, so that nobody moves another's half into place."""
+    path = tmp_path / "x"
+    with idx.replacing(path) as one:
+        one.write(PLAIN[:10])
+        with idx.replacing(path) as other:
+            other.write(b"other")
+        assert path.read_bytes() == b"other"
+        one.write(PLAIN[10:])
+    assert path.read_bytes() == PLAIN
+    assert [file.name for file in tmp_path.iterdir()] == ["x"]
+
+
 @pytest.mark.parametrize("dtype", [np.int8, np.int64, np.float32, np.bool_])
 def test_only_unsigned_bytes_are_written(tmp_path, dtype):
     with pytest.raises(ValueError, match="uint8"):

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import http.server
 import io
+import os
 import sys
 import threading
 import time
@@ -147,7 +148,9 @@ def test_a_missing_file_is_one_message(host, tmp_path):
         sources.load_tfds(Request("mnist", tfds_dir=tmp_path / "tfds"))
 
 
-def test_emnist_is_read_from_its_archive(host, tmp_path):
+@pytest.fixture
+def emnist(host, tmp_path):
+    """A host with an archive in EMNIST's form: the request for it, and its arrays."""
     rng = np.random.default_rng(0)
     for path in host.folder.iterdir():
         path.unlink()
@@ -163,11 +166,56 @@ def test_emnist_is_read_from_its_archive(host, tmp_path):
             archive.write(tmp_path / "member.gz", f"gzip/emnist-balanced-{name}-ubyte.gz")
         archive.writestr("../outside", "an archive can't write outside its folder")
     host.stands_for("emnist/balanced", url=host.url + "gzip.zip")
-    dataset = sources.load_tfds(Request("emnist/balanced", tfds_dir=tmp_path / "tfds"))
+    return Request("emnist/balanced", tfds_dir=tmp_path / "tfds"), arrays
+
+
+def test_emnist_is_read_from_its_archive(emnist, tmp_path):
+    request, arrays = emnist
+    dataset = sources.load_tfds(request)
     np.testing.assert_array_equal(dataset.train.images, arrays["train-images-idx3"])
     np.testing.assert_array_equal(dataset.test.labels, arrays["test-labels-idx1"])
     assert dataset.num_classes == 47
     assert not list(tmp_path.rglob("outside"))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda content: content[:-20], lambda content: content[:40] + b"?" + content[41:], lambda content: b""],
+    ids=["cut", "a byte changed", "empty"],
+)
+def test_a_damaged_file_out_of_an_archive_is_taken_out_again(emnist, damage):
+    request, arrays = emnist
+    sources.load_tfds(request)
+    (path,) = request.tfds_dir.rglob("emnist-balanced-train-images*")
+    path.write_bytes(damage(path.read_bytes()))
+    np.testing.assert_array_equal(sources.load_tfds(request).train.images, arrays["train-images-idx3"])
+
+
+def test_an_archive_with_a_damaged_member_is_one_message(emnist):
+    request, _ = emnist
+    sources.load_tfds(request)
+    (archive,) = (path for path in request.tfds_dir.rglob("*zip*") if path.is_file() and path.suffix == ".zip")
+    (member,) = request.tfds_dir.rglob("emnist-balanced-train-images*")
+    content = bytearray(archive.read_bytes())
+    content[content.index(member.read_bytes()) + 100] ^= 1
+    archive.write_bytes(content)
+    member.unlink()
+    with pytest.raises(DataError, match=r"emnist/balanced could not be fetched: BadZipFile.*runtime\.data_dir"):
+        sources.load_tfds(request)
+    assert not list(request.tfds_dir.rglob("emnist-balanced-train-images*"))
+
+
+def test_a_failure_without_a_text_is_one_message(host, tmp_path, monkeypatch):
+    import tensorflow_datasets as tfds
+
+    host.stands_for("mnist")
+
+    def fail(self, manager):
+        raise TimeoutError
+
+    monkeypatch.setattr(type(tfds.builder("mnist")), "_split_generators", fail)
+    with pytest.raises(DataError, match="could not be fetched: TimeoutError"):
+        sources.load_tfds(Request("mnist", tfds_dir=tmp_path / "tfds"))
 
 
 def test_unknown_name():
@@ -257,6 +305,17 @@ def test_a_prepared_copy_is_decoded_once(prepared, monkeypatch):
     first = sources.load_tfds(request)
     monkeypatch.setattr(registry.PreparedCopy, "read", lambda self: pytest.fail("decoded again"))
     same(sources.load_tfds(request), first)
+
+
+def test_another_prepared_copy_of_the_same_size_and_time_is_no_cached_one(prepared):
+    request, _, _ = prepared
+    sources.load_tfds(request)
+    (path,) = request.tfds_dir.rglob("*train.array_record*")
+    status = path.stat()
+    path.write_bytes(bytes(status.st_size))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(DataError, match="prepared copy"):
+        sources.load_tfds(request)
 
 
 def test_a_damaged_prepared_copy_is_one_message(prepared):

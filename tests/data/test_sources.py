@@ -488,6 +488,43 @@ def test_whole_entry_of_another_data_set_is_not_taken(folder, tmp_path, own_cach
     assert_holds(load_idx(folder), small_data())
 
 
+def test_labels_in_the_cache_are_held_against_the_classes_that_are_asked_for(tmp_path, small_data, own_cache):
+    """Files that were good for a set of 47 classes are still refused as one of ten."""
+    data = small_data(train_labels=np.full(12, 46, np.uint8))
+    folder = data.write(tmp_path / "d")
+    paths = {name: folder / f"{stem}.gz" for name, (stem, _) in FILES.items()}
+    np.testing.assert_array_equal(sources._read_files(paths, "emnist", 47)["train_labels"], data.arrays["train_labels"])
+    entry_of(own_cache)
+    for _ in range(2):
+        with pytest.raises(DataError, match="label is 46; expected 0 to 9"):
+            load_idx(folder)
+
+
+def test_files_replaced_while_they_are_read_spoil_no_entry(folder, tmp_path, own_cache, small_data, monkeypatch):
+    """What was decoded then is not what the key was made of."""
+    shutil.copytree(folder, tmp_path / "before")
+    read = sources.read_idx
+
+    def replace_then_read(path, dimensions):
+        small_data(seed=3).write(folder)
+        return read(path, dimensions)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sources, "read_idx", replace_then_read)
+        assert_holds(load_idx(folder), small_data(seed=3))
+    assert_holds(load_idx(tmp_path / "before"), small_data())
+
+
+def test_the_same_bytes_in_other_files_are_other_content(folder, own_cache, small_data):
+    """One file moved to the end of another: they are not a data set any more, whatever the cache has of their bytes."""
+    load_idx(folder)
+    images, labels = (folder / f"{FILES[name][0]}.gz" for name in ("train_images", "train_labels"))
+    images.write_bytes(images.read_bytes() + labels.read_bytes())
+    labels.write_bytes(b"")
+    with pytest.raises(DataError, match=images.name):
+        load_idx(folder)
+
+
 def test_cache_folder_that_cannot_be_made_costs_nothing(tmp_path, small_data, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("SEQMNIST_CACHE_DIR", str(tmp_path / "file" / "below"))
