@@ -82,8 +82,8 @@ def train() -> None:
     # Only now, with everything checked, is a folder made.
     workdir = Path(FLAGS.workdir) if FLAGS.workdir else _new_workdir()
     try:
-        with StopOnSignal() as stop, Terminal(run.steps, quiet=FLAGS.quiet or not distributed.is_main()) as terminal:
-            watch: dict[str, Any] = {"say": terminal.say, "tick": terminal.tick, "should_stop": stop}
+        with StopOnSignal() as stop, Terminal(quiet=FLAGS.quiet or not distributed.is_main()) as terminal:
+            watch: dict[str, Any] = {"say": terminal.say, "tick": terminal.show, "should_stop": stop}
             if swept:
                 executor = _executor(workdir)
                 summary = sweep.train_sweep(swept, members, workdir, command=_command_with, executor=executor, **watch)
@@ -102,9 +102,11 @@ def train() -> None:
     if not distributed.is_main():
         return
     if swept:
-        print(f"\n{sweep.as_text(summary)}\n\nNext:\n  {_python()} launch.py --mode=table --workdirs {workdir}")
+        print(f"\n{sweep.as_text(summary)}")
     else:
-        _tell(summary, workdir)
+        _tell(summary)
+    if not FLAGS.quiet:
+        _tell_next(workdir, "--mode=table --workdirs" if swept else "--mode=evaluate --workdir")
 
 
 def _executor(workdir: Path) -> Any:
@@ -118,8 +120,8 @@ def _executor(workdir: Path) -> Any:
     return executors.make_executor(runtime.executor, options, workdir.absolute() / "jobs")
 
 
-def _tell(summary: dict[str, Any], workdir: Path) -> None:
-    """Prints the result of a run, and what to do next."""
+def _tell(summary: dict[str, Any]) -> None:
+    """Prints the result of a run."""
     dataset = summary["dataset"]
     print(
         f"\ntest accuracy        {summary['test_accuracy']:.2%}{_interval(summary['test_accuracy_interval'])}"
@@ -135,9 +137,14 @@ def _tell(summary: dict[str, Any], workdir: Path) -> None:
         print("\nWARNING: the checkpoint was chosen on test images: this result can't be compared with an honest one.")
     if dataset["warning"]:
         print(f"\nWARNING: {dataset['warning']}")
+
+
+def _tell_next(workdir: Path, look: str) -> None:
+    """Prints the commands by which one looks at what is done; `look` are the flags of the plainest."""
+    where, launch = shlex.quote(str(workdir)), f"{_python()} launch.py"
     print(
-        f"\nNext:\n  {_python()} launch.py --mode=evaluate --workdir {workdir}\n"
-        f"  tensorboard --logdir {workdir}      (pip install tensorboard)"
+        f"\nNext:\n  {launch} {look} {where}\n  {launch} --mode=report --workdir {where}\n"
+        f"  tensorboard --logdir {where}      (pip install tensorboard)"
     )
 
 
@@ -314,7 +321,7 @@ def _explain(argv: list[str], error: Exception) -> str:
     try:
         known = list(flatten(ConfigFileFlagParser("config").parse(path).to_dict()))
     except Exception as broken:
-        return f"--config: {path} can't be loaded: {str(broken).strip().splitlines()[-1]}"
+        return f"--config: {path} can't be loaded: {(str(broken).strip().splitlines() or [type(broken).__name__])[-1]}"
     for argument in argv:
         field = re.match(r"--?(?:no)?config\.([^=]+)", argument)
         if field and field[1] not in known:

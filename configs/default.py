@@ -162,6 +162,8 @@ def get_config() -> ml_collections.ConfigDict:
     runtime.checkpoint_seconds = 0.0
     # Whether a GPU gives the same bits every time, with slower operations where there are such. A CPU always does.
     runtime.deterministic = False
+    # '', or the first and the last step of which JAX's profiler keeps a trace for TensorBoard, as '100:110'.
+    runtime.profile_steps = ""
     # Images per evaluation batch.
     runtime.eval_batch_size = 500
     # About how long one dispatch of steps runs before Python looks up (for progress lines

@@ -32,11 +32,12 @@ ADDED = {
     "runtime.compilation_cache": "",
     "runtime.checkpoint_seconds": 0.0,
     "runtime.deterministic": False,
+    "runtime.profile_steps": "",
 }
 # The least and the largest value of fields that no builder checks; counts are int32 on the device.
 MOST = 2**31 - 1
 BOUNDS: dict[str, tuple[float, float]] = {
-    "seed": (0, 2**32 - 1),
+    "seed": (0, MOST),
     "train.batch_size": (1, MOST),
     "train.steps": (1, MOST),
     # Norms of so many steps are remembered.
@@ -50,6 +51,8 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "model.kernel_size": (2, MOST),
     "model.longest_time_scale": (0, MOST),
     "optimizer.warmup_steps": (0, MOST),
+    # Also where no schedule reads it: a NaN in a stored config differs from itself, and the run could not resume.
+    "optimizer.final_fraction": (0, 1),
     "runtime.eval_batch_size": (1, MOST),
     "runtime.dispatch_seconds": (1e-9, 3600),
     "runtime.checkpoint_every": (0, MOST),

@@ -109,9 +109,10 @@ class SequenceClassifier(nn.Module):
         masks = (
             self._masks(layers, x, keep) if train and keep is not None and any(p is not None for p in keep) else None
         )
-        read = rnn.stack(
-            self.cell, layers, x, lengths=lengths, masks=masks, engine=self.engine, return_sequences=every_step
-        )
+        with jax.named_scope("rnn"):
+            read = rnn.stack(
+                self.cell, layers, x, lengths=lengths, masks=masks, engine=self.engine, return_sequences=every_step
+            )
         self.sow("intermediates", "states", read)
         if self.norm != "none":
             read = nn.BatchNorm(

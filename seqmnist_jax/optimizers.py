@@ -96,6 +96,7 @@ def clip_by_group_norm(max_norm: float | Array, group_of: GroupOf) -> optax.Grad
         blank = jnp.zeros(len(jax.tree.leaves(params)), jnp.float32)
         return ClipState(blank, blank)
 
+    @jax.named_scope("clip")
     def update(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, ClipState]:
@@ -135,8 +136,6 @@ def _warmup_cosine(config: ml_collections.ConfigDict) -> UnitSchedule:
         raise UsageError(
             f"optimizer.warmup_steps is {optimizer.warmup_steps}; expected 0 to train.steps - 1 = {steps - 1}."
         )
-    if not 0.0 <= optimizer.final_fraction <= 1.0:
-        raise UsageError(f"optimizer.final_fraction is {optimizer.final_fraction}; expected 0 to 1.")
     return optax.schedules.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=1.0,

@@ -17,6 +17,17 @@ from seqmnist_jax.mesh import DATA, REPLICA, make_mesh
 from seqmnist_jax.run import Run
 
 Scores = dict[str, float]
+# What the training steps are called with, for those who draw them.
+ARGUMENTS = (
+    "state",
+    "hyperparameters",
+    "data/images",
+    "data/labels",
+    "data/order",
+    "data/offset",
+    "data/count",
+    "state/alive",
+)
 
 
 def join(trees: Sequence[Any]) -> Any:
@@ -91,6 +102,7 @@ class Programs:
     of the replicas, and of each batch, and all images.
 
     Attributes:
+      traced: the training steps, as ``jax.jit(steps.train_steps).trace`` gives them.
       memory_plan: what the training step needs and what there is, in one line.
     """
 
@@ -123,7 +135,8 @@ class Programs:
         orders, offset, _ = self._window(0)
         bounds = self._bounds(offset, 0, np.ones(len(runs), bool))
         arguments = (self.place(states), self._hyper, images, labels, orders, *bounds)
-        self._train = clock.measure("compile", lambda: train.lower(*arguments).compile())
+        self.traced = clock.measure("compile", lambda: train.trace(*arguments))
+        self._train = clock.measure("compile", lambda: self.traced.lower().compile())
         self.memory_plan = memory.plan(self._train)
 
     def _each(

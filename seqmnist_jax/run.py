@@ -23,6 +23,7 @@ from seqmnist_jax.optimizers import (
     build_optimizer,
     build_schedule,
 )
+from seqmnist_jax.profiling import parse_steps
 from seqmnist_jax.task import Task, build_task, find_data_dir
 
 Array = jax.Array
@@ -138,6 +139,7 @@ class Run:
       batch_size, steps, eval_every, checkpoint_every: as in the config; in steps.
       checkpoint_seconds: as in the config.
       eval_batch_size, dispatch_seconds, mesh: as in the config.
+      profile_steps: the steps to trace, as `profiling.parse_steps`.
     """
 
     config: dict[str, Any]
@@ -152,6 +154,7 @@ class Run:
     eval_batch_size: int
     dispatch_seconds: float
     mesh: str
+    profile_steps: range
 
     @property
     def program(self) -> str:
@@ -210,4 +213,5 @@ def build_run(config: ml_collections.ConfigDict, task: Task | None = None) -> Ru
         eval_batch_size=config.runtime.eval_batch_size,
         dispatch_seconds=config.runtime.dispatch_seconds,
         mesh=config.runtime.mesh,
+        profile_steps=parse_steps(config.runtime.profile_steps, config.train.steps),
     )

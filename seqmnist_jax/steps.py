@@ -178,6 +178,7 @@ def _draw_batch(learning: Learning, state: TrainState, x: Array, labels: Array) 
     return Batch(x, labels, own_share(lengths, learning.data_axis))
 
 
+@jax.named_scope("loss")
 def _cross_entropy(learning: Learning, hyper: Hyperparameters, logits: Array, labels: Array) -> Array:
     """The mean cross-entropy against labels, smoothed (Szegedy et al. 2016, sec. 7) where that is on."""
     if not learning.smooths:
@@ -271,8 +272,9 @@ def train_step(
     if learning.data_axis is not None:
         loss, gradients = jax.lax.pmean((loss, gradients), learning.data_axis)
         logits, labels = jax.lax.all_gather((logits, labels), learning.data_axis, tiled=True)
-    updates, opt_state = learning.make_optimizer(hyper).update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    with jax.named_scope("optimizer"):
+        updates, opt_state = learning.make_optimizer(hyper).update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
     norms = clip_state(opt_state)
     gradient_norm = jnp.sqrt(jnp.sum(jnp.square(norms.raw)))
     sizes = jnp.stack([loss, gradient_norm, optax.tree.norm((params, batch_stats))])
@@ -326,9 +328,10 @@ def train_steps(
     def one(done: Array, loop: tuple[TrainState, Array]) -> tuple[TrainState, Array]:
         state, alive = loop
         size = learning.batch_size
-        batch = own_share(jax.lax.dynamic_slice(orders, (offset + done * size,), (size,)), learning.data_axis)
-        x = learning.preprocess(images[batch])
-        return train_step(learning, state, hyper, x, labels[batch].astype(jnp.int32), alive)
+        with jax.named_scope("input"):
+            batch = own_share(jax.lax.dynamic_slice(orders, (offset + done * size,), (size,)), learning.data_axis)
+            x, wanted = learning.preprocess(images[batch]), labels[batch].astype(jnp.int32)
+        return train_step(learning, state, hyper, x, wanted, alive)
 
     return jax.lax.fori_loop(0, count, one, (state, jnp.asarray(alive)))
 

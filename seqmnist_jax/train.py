@@ -1,8 +1,10 @@
 """Training: from a run, or several of one program, to work directories with results. Read it top to bottom."""
 
 import dataclasses
+import json
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -15,12 +17,13 @@ import ml_collections
 import numpy as np
 
 from seqmnist_jax import config as configs
-from seqmnist_jax import distributed, provenance, steps
+from seqmnist_jax import distributed, provenance, records, steps
 from seqmnist_jax import workdir as files
 from seqmnist_jax.checkpoints import CheckpointError, Checkpoints
-from seqmnist_jax.clock import Clock, Progress
+from seqmnist_jax.clock import Clock, Progress, Standing
 from seqmnist_jax.errors import SeqMnistError, UsageError
 from seqmnist_jax.lock import owned
+from seqmnist_jax.profiling import StepTrace
 from seqmnist_jax.programs import Divergence, Programs, Scores, divide, join
 from seqmnist_jax.run import Run
 from seqmnist_jax.scores import score
@@ -110,7 +113,7 @@ class Sitting:
     origin: Json
     clock: Clock
     say: Say
-    tick: Callable[[int], None]
+    tick: Callable[[Standing], None]
     should_stop: Callable[[], bool]
 
     @property
@@ -198,7 +201,7 @@ def train_replicas(
     *,
     commands: Sequence[str | None],
     say: Say = print_at_once,
-    tick: Callable[[int], None] = lambda step: None,
+    tick: Callable[[Standing], None] = lambda standing: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[Json | None]:
     """Trains runs of one program together, as replicas, each into its own folder.
@@ -211,7 +214,7 @@ def train_replicas(
       workdirs: their folders; each is made, or resumed if it holds its run.
       commands: how a user would start each alone, for the record.
       say: takes each line meant for the user.
-      tick: told the step after each dispatch.
+      tick: told where the runs stand, after each dispatch and each line about them.
       should_stop: asked between dispatches; when true the runs save their state and stop.
 
     Returns:
@@ -248,7 +251,11 @@ def train_replicas(
         compiled_before = sitting.clock.compile
         programs = Programs(runs, states, sitting.clock)
         say(f"Compiled the training step in {sitting.clock.compile - compiled_before:.1f} s. {programs.memory_plan}")
-        states = _train_loop(sitting, programs, writers, programs.place(states), step)
+        if step == 0:
+            for seat, writer in zip(seats, writers, strict=True):
+                records.introduce(writer, seat.run, programs.traced)
+        trace = stack.enter_context(StepTrace(sitting.where, runs[0].profile_steps))
+        states = _train_loop(sitting, programs, writers, programs.place(states), step, trace)
         return list(_test(sitting, programs, writers, states))
 
 
@@ -282,13 +289,9 @@ def _open(stack: ExitStack, runs: Sequence[Run], workdirs: Sequence[Path]) -> No
 def _writer(seat: Seat, step: int) -> MetricWriter:
     if not distributed.is_main():
         return MultiWriter([])
-    writer = MultiWriter(
+    return MultiWriter(
         [JsonLinesWriter(seat.workdir / files.METRICS), TensorBoardWriter(seat.workdir, first_step=step + 1)]
     )
-    if step == 0:
-        text = "\n".join(f"    {name} = {value!r}" for name, value in configs.flatten(seat.run.config).items())
-        writer.write_texts(0, {"config": text})
-    return writer
 
 
 def _common_step(sitting: Sitting) -> int:
@@ -366,11 +369,16 @@ def _announce(sitting: Sitting, states: steps.TrainState, step: int) -> None:
 
 
 def _train_loop(
-    sitting: Sitting, programs: Programs, writers: Sequence[MetricWriter], states: steps.TrainState, step: int
+    sitting: Sitting,
+    programs: Programs,
+    writers: Sequence[MetricWriter],
+    states: steps.TrainState,
+    step: int,
+    trace: StepTrace,
 ) -> steps.TrainState:
     """Dispatch steps up to the next point where the host has something to do; do it; repeat."""
     run, clock, seats = sitting.run, sitting.clock, sitting.seats
-    progress = Progress(step, run.steps, clock)
+    progress = Progress(step, run.steps, clock, runs=len(seats), validated=_validated(seats))
     saved_at = time.perf_counter()
     # A stop came between the last steps and their report.
     owes_report = step > 0 and step % run.eval_every == 0 and _has_metrics(divide(states, len(seats)))
@@ -379,6 +387,8 @@ def _train_loop(
         if not owes_report:
             ends = [step + progress.steps_within(run.dispatch_seconds), run.steps]
             ends += [step + every - step % every for every in (run.eval_every, run.checkpoint_every)]
+            ends += trace.ends(step)
+            trace.at(step)
             before = clock.train
             states, step, alive = programs.train(states, step, distributed.agree(min(ends) - step), sitting.alive)
             if (alive != sitting.alive).any():
@@ -390,9 +400,11 @@ def _train_loop(
                         if good not in (0, seat.checkpoints.last_step()):
                             sitting.save(seat, writer, apart[index], None)
                         _retire(sitting, seat, programs.divergence(index, apart[index]))
+            trace.at(step)
             progress.advance(step, clock.train - before)
-            sitting.tick(step)
         owes_report = False
+        rates = _learning_rates(seats, step)
+        sitting.tick(progress.standing(rates))
 
         # 2. Metrics, unless it is asked to stop: then the resumed run makes them.
         validated: list[Scores | None] = [None] * len(seats)
@@ -405,24 +417,32 @@ def _train_loop(
             trained = [steps.as_numbers(state.metrics) for state in apart]
         if is_report:
             times = {"steps_per_second": progress.close_window(), "seconds": sitting.share().train}
-            scores = [{f"train/{name}": value for name, value in (one | times).items()} for one in trained]
+            scores = [
+                {f"train/{name}": value for name, value in (one | times | {"learning_rate": rate}).items()}
+                for one, rate in zip(trained, rates, strict=True)
+            ]
             split = run.task.measured_split
+            logits: list[np.ndarray | None] = [None] * len(seats)
             if run.task.part(split):
-                for index, (found, _) in enumerate(programs.evaluate(states.variables, split)):
+                for index, (found, logits[index]) in enumerate(programs.evaluate(states.variables, split)):
                     if seats[index].diverged is None and not math.isfinite(found["loss"]):
                         _retire(sitting, seats[index], f"step {step}: the loss on {split} is {found['loss']}")
                     validated[index] = found
                     scores[index] |= {f"{split}/{name}": value for name, value in (found | times).items()}
-            for seat, writer, state, told in zip(seats, writers, apart, scores, strict=True):
+            for seat, writer, state, told, said in zip(seats, writers, apart, scores, logits, strict=True):
                 if seat.diverged is None:
                     writer.write_scalars(step, told)
-                    writer.write_histograms(step, _norm_histograms(state, since=run.eval_every))
+                    records.write_histograms(writer, run, state)
+                    if said is not None and records.has_pictures(run, step):
+                        records.write_pictures(writer, run, step, split, said)
             if step % run.eval_every == 0:  # not at an end between evaluations, which more steps may pass over
                 states = programs.place(states.replace(metrics=jax.tree.map(jnp.zeros_like, states.metrics)))
             sitting.say(progress.line(_mean(sitting, scores)))
+            sitting.tick(progress.standing(rates))
         elif trained:
             scores = [{f"train/{name}": value for name, value in one.items()} for one in trained]
             sitting.say(progress.line(_mean(sitting, scores)))
+            sitting.tick(progress.standing(rates))
 
         # 3. A checkpoint: wherever a model was measured that may turn out the best, and when it is time.
         is_time = run.checkpoint_seconds > 0 and distributed.any_of(
@@ -477,14 +497,24 @@ def _retire(sitting: Sitting, seat: Seat, what: Divergence | str) -> None:
         raise Diverged(seat.diverged if len(sitting.seats) == 1 else "All replicas have diverged; see above.")
 
 
-def _norm_histograms(state: steps.TrainState, since: int) -> dict[str, np.ndarray]:
-    """The gradient norms of each tensor, before and after the clip, at the steps since the last report."""
-    norms = np.asarray(state.gradient_norms)[: (int(state.step) - 1) % since + 1]
-    return {
-        f"gradient_norm_{kind}/{name}": norms[:, place, tensor]
-        for place, kind in enumerate(("raw", "clipped"))
-        for tensor, name in enumerate(steps.tensor_names(state.params))
-    }
+def _learning_rates(seats: Sequence[Seat], step: int) -> list[float]:
+    """The rate of the step after `step` of each run, as the shortest decimal that names the float32."""
+    factor = np.float32(seats[0].run.learner.unit_rate(jnp.int32(step)))  # one program has one schedule
+    return [float(str(np.float32(seat.run.learner.hyper.learning_rate) * factor)) for seat in seats]
+
+
+def _validated(seats: Sequence[Seat]) -> list[tuple[int, float]]:
+    """The steps at which all runs were measured before, and their mean accuracy there."""
+    split, found = seats[0].run.task.measured_split, Counter[int]()
+    total: dict[int, float] = {}
+    for seat in seats:
+        path = seat.workdir / files.METRICS
+        for line in path.read_text().splitlines() if path.exists() else []:
+            event = json.loads(line)  # `_clear` left whole lines alone
+            if event["split"] == split:
+                found[event["step"]] += 1
+                total[event["step"]] = total.get(event["step"], 0.0) + event["accuracy"]
+    return [(step, total[step] / len(seats)) for step in sorted(found) if found[step] == len(seats)]
 
 
 def _test(
@@ -534,6 +564,8 @@ def _summarize(
     told = {name: scores[name] for name in ("loss", "accuracy", "calibration_error")}
     times = {"steps_per_second": run.steps / clock.train, "seconds": clock.train}
     writer.write_scalars(run.steps, {f"test/{name}": value for name, value in (told | times).items()})
+    records.write_pictures(writer, run, run.steps, "test", logits)
+    writer.write_end(run.steps)
     writer.flush()
     predictions = logits.argmax(-1).astype(np.uint8)
     if distributed.is_main():

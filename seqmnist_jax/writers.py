@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 Scalars = Mapping[str, float | int]
+Hparams = Mapping[str, float | int | bool | str]
 
 # A histogram's bins, each a tenth wider than the one before on either side of zero, as TensorFlow's.
 _RISING = 1e-12 * 1.1 ** np.arange(774)
@@ -28,11 +29,25 @@ class MetricWriter(Protocol):
     def write_scalars(self, step: int, scalars: Scalars) -> None:
         """Records numbers that hold at `step`."""
 
-    def write_histograms(self, step: int, arrays: Mapping[str, np.ndarray]) -> None:
-        """Records the distribution of each array's values."""
+    def write_histograms(
+        self, step: int, arrays: Mapping[str, np.ndarray], num_buckets: Mapping[str, int] | None = None
+    ) -> None:
+        """Records each array's distribution, in `BINS`, or in as many equal bins as `num_buckets` says."""
 
     def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
         """Records texts, in Markdown."""
+
+    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Records images, each uint8 [height, width, 3]."""
+
+    def write_hparams(self, hparams: Hparams) -> None:
+        """Records what the run is, for a comparison with others."""
+
+    def write_graph(self, graph_def: Any) -> None:
+        """Records the program as a graph, a GraphDef."""
+
+    def write_end(self, step: int) -> None:
+        """Records that the run has come to its end."""
 
     def flush(self) -> None:
         """Hands everything recorded so far to the operating system."""
@@ -64,11 +79,25 @@ class JsonLinesWriter:
         with contextlib.suppress(OSError):
             self.flush()  # for who follows the file
 
-    def write_histograms(self, step: int, arrays: Mapping[str, np.ndarray]) -> None:
-        """Histograms are for TensorBoard only."""
+    def write_histograms(
+        self, step: int, arrays: Mapping[str, np.ndarray], num_buckets: Mapping[str, int] | None = None
+    ) -> None:
+        """Histograms are for TensorBoard only, and so are all others below."""
 
     def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
-        """Texts stand in files of their own."""
+        """Not here."""
+
+    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Not here."""
+
+    def write_hparams(self, hparams: Hparams) -> None:
+        """Not here."""
+
+    def write_graph(self, graph_def: Any) -> None:
+        """Not here."""
+
+    def write_end(self, step: int) -> None:
+        """Not here."""
 
     def flush(self) -> None:
         """As MetricWriter.
@@ -107,25 +136,55 @@ class TensorBoardWriter:
         """As MetricWriter."""
         self._write(step, lambda make: [make.scalar(name, value) for name, value in scalars.items()])
 
-    def write_histograms(self, step: int, arrays: Mapping[str, np.ndarray]) -> None:
+    def write_histograms(
+        self, step: int, arrays: Mapping[str, np.ndarray], num_buckets: Mapping[str, int] | None = None
+    ) -> None:
         """As MetricWriter."""
-        self._write(step, lambda make: [make.histogram(name, values, BINS) for name, values in arrays.items()])
+        bins = num_buckets or {}
+        self._write(
+            step, lambda make: [make.histogram(name, values, bins.get(name, BINS)) for name, values in arrays.items()]
+        )
 
     def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
         """As MetricWriter."""
         self._write(step, lambda make: [make.text(name, text) for name, text in texts.items()])
 
-    def _write(self, step: int, summaries: Callable[[Any], list[Any]]) -> None:
+    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """As MetricWriter."""
+        self._write(step, lambda make: [make.image(name, pixels, dataformats="HWC") for name, pixels in images.items()])
+
+    def write_hparams(self, hparams: Hparams) -> None:
+        """As MetricWriter."""
+        # The start of a session alone: without the experiment TensorBoard finds out itself what differs, and shows
+        # that first; the end comes later.
+        self._write(0, lambda make: make.hparams(hparams, {})[1:2])
+
+    def write_end(self, step: int) -> None:
+        """As MetricWriter."""
+        self._write(step, lambda make: make.hparams({}, {})[2:])
+
+    def write_graph(self, graph_def: Any) -> None:
+        """As MetricWriter."""
+        content = graph_def.SerializeToString()
+        self._write_events(lambda event: [event(graph_def=content)])
+
+    def _write(self, step: int, summaries: Callable[[Any], Iterable[Any]]) -> None:
         """Writes what `summaries` makes with tensorboardX.summary."""
         from tensorboardX import summary
-        from tensorboardX.proto.event_pb2 import Event
 
         made = summaries(summary)
+        self._write_events(lambda event: [event(step=step, summary=one) for one in made])
+
+    def _write_events(self, events: Callable[[Any], Iterable[Any]]) -> None:
+        """Writes what `events` makes with the class of events, dated now."""
+        from tensorboardX.proto.event_pb2 import Event
+
         with self._forgiving():
             if self._open_file is None:
                 self._start()
-            for one in made:
-                self._open_file.write_event(Event(step=step, wall_time=time.time(), summary=one))
+            for event in events(Event):
+                event.wall_time = time.time()
+                self._open_file.write_event(event)
 
     def _start(self) -> None:
         """Begins a file of a name that no other has, whatever the clock says."""
@@ -175,15 +234,37 @@ class MultiWriter:
         for writer in self._writers:
             writer.write_scalars(step, scalars)
 
-    def write_histograms(self, step: int, arrays: Mapping[str, np.ndarray]) -> None:
+    def write_histograms(
+        self, step: int, arrays: Mapping[str, np.ndarray], num_buckets: Mapping[str, int] | None = None
+    ) -> None:
         """As MetricWriter."""
         for writer in self._writers:
-            writer.write_histograms(step, arrays)
+            writer.write_histograms(step, arrays, num_buckets)
 
     def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
         """As MetricWriter."""
         for writer in self._writers:
             writer.write_texts(step, texts)
+
+    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """As MetricWriter."""
+        for writer in self._writers:
+            writer.write_images(step, images)
+
+    def write_hparams(self, hparams: Hparams) -> None:
+        """As MetricWriter."""
+        for writer in self._writers:
+            writer.write_hparams(hparams)
+
+    def write_graph(self, graph_def: Any) -> None:
+        """As MetricWriter."""
+        for writer in self._writers:
+            writer.write_graph(graph_def)
+
+    def write_end(self, step: int) -> None:
+        """As MetricWriter."""
+        for writer in self._writers:
+            writer.write_end(step)
 
     def flush(self) -> None:
         """As MetricWriter."""

@@ -81,7 +81,7 @@ def test_average_is_what_is_measured_saved_and_resumed(tmp_path):
             build_run(small_config(**changes)),
             folder,
             say=lambda line: None,
-            tick=asked.append,
+            tick=lambda now: asked.append(now.step),
             should_stop=lambda: stop_at is not None and asked[-1] >= stop_at,
         )
 

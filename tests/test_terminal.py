@@ -1,35 +1,80 @@
-"""Lines and the live bar."""
+"""Lines and the live display."""
 
 import io
 
 import pytest
 import rich.console
+import rich.text
 
-from seqmnist_jax.terminal import Terminal
+from seqmnist_jax.clock import Clock, Progress, Standing
+from seqmnist_jax.terminal import ASCII_BLOCKS, BLOCKS, Terminal, sparkline
+
+STANDING = Standing(
+    step=1500,
+    total=3000,
+    rate=1164.4,
+    seconds_left=65.0,
+    learning_rates=(0.02, 0.02),
+    scores={"train/loss": 0.25, "train/accuracy": 0.925, "validation/loss": 0.5, "validation/accuracy": 0.9},
+    validated=((500, 0.5), (1000, 0.96), (1500, 0.9)),
+    runs=1,
+)
 
 
-def shown(*, is_terminal, quiet=False):
-    """What a terminal of 10 steps writes for a line, half the steps, and a line."""
-    file = io.StringIO()
+def shown(*, is_terminal, quiet=False, width=80, standing=STANDING, encoding="utf-8"):
+    """What a terminal writes for a line, where a run stands, and a long line."""
+    file = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     console = rich.console.Console(
-        file=file, force_terminal=is_terminal, width=80, highlight=False, markup=False, soft_wrap=True
+        file=file, force_terminal=is_terminal, width=width, highlight=False, markup=False, soft_wrap=True
     )
-    with Terminal(10, quiet=quiet, console=console) as terminal:
+    with Terminal(quiet=quiet, console=console) as terminal:
         terminal.say("first [bold] line")
-        terminal.tick(5)
+        terminal.show(standing)
         terminal.say("x" * 200)
-    return file.getvalue()
+    file.flush()
+    return file.buffer.getvalue().decode(encoding)
+
+
+def drawn(text):
+    """The lines of the last display in what a terminal was sent, as they look."""
+    return rich.text.Text.from_ansi(text[text.rindex("step 1,5") :]).plain.splitlines()
 
 
 def test_a_pipe_gets_plain_whole_lines():
     assert shown(is_terminal=False) == "first [bold] line\n" + "x" * 200 + "\n"
 
 
-def test_a_terminal_gets_a_bar_under_its_lines():
+def test_a_terminal_gets_a_display_under_its_lines():
     text = shown(is_terminal=True)
     assert "first [bold] line" in text
-    assert "5/10" in text
-    assert "50%" in text
+    lines = drawn(text)
+    assert lines[0].startswith("step 1,500/3,000 ")
+    assert lines[0].endswith(" 50% 1164.4 steps/s 0:01:05 left")
+    assert lines[1] == "train       loss 0.2500  accuracy 92.50%  learning rate 0.02"
+    assert lines[2].startswith("validation  loss 0.5000  accuracy 90.00%  best 96.00%  at step 1,000  ▁█")
+
+
+@pytest.mark.parametrize("width", [20, 40, 80, 120])
+def test_a_display_is_three_lines_however_wide_the_terminal(width):
+    many = tuple((step, step / 3000) for step in range(3000))
+    lines = drawn(shown(is_terminal=True, width=width, standing=STANDING._replace(validated=many, runs=12)))
+    assert [line.split()[0] for line in lines[:3]] == ["step", "train", "validation"]
+    assert all(len(line) <= width for line in lines)
+
+
+def test_a_display_before_anything_is_measured():
+    lines = drawn(shown(is_terminal=True, standing=STANDING._replace(seconds_left=None, scores={}, validated=())))
+    assert [line.rstrip() for line in lines[1:2]] == ["train  learning rate 0.02"]
+
+
+def test_runs_of_different_rates():
+    lines = drawn(shown(is_terminal=True, standing=STANDING._replace(learning_rates=(0.001, 0.004), runs=8)))
+    assert lines[1].endswith("learning rate 0.001 to 0.004  8 runs")
+
+
+def test_a_terminal_without_unicode_gets_another_curve():
+    lines = drawn(shown(is_terminal=True, encoding="ascii"))
+    assert lines[2].rstrip().endswith(f"at step 1,000  {ASCII_BLOCKS[0]}{ASCII_BLOCKS[-1]}{ASCII_BLOCKS[6]}")
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
@@ -37,9 +82,31 @@ def test_quiet_says_nothing(is_terminal):
     assert shown(is_terminal=is_terminal, quiet=True) == ""
 
 
-def test_an_error_takes_the_bar_away():
+def test_an_error_takes_the_display_away():
     file = io.StringIO()
     console = rich.console.Console(file=file, force_terminal=True, width=80)
-    with pytest.raises(RuntimeError), Terminal(10, console=console):
+    terminal = Terminal(console=console)
+    terminal.show(STANDING)
+    with pytest.raises(RuntimeError), terminal:
         raise RuntimeError
-    assert file.getvalue().endswith("\x1b[?25h") or "\x1b[?25h" in file.getvalue(), "the cursor is shown again"
+    assert "\x1b[?25h" in file.getvalue(), "the cursor is shown again"
+
+
+def test_a_sparkline_is_scaled_and_fits():
+    assert sparkline([], 5) == sparkline([1.0], 0) == sparkline([1.0], -3) == ""
+    assert sparkline([0.3, 0.3], 5) == BLOCKS[0] * 2
+    assert sparkline([0.0, 0.5, 1.0], 5) == BLOCKS[0] + BLOCKS[4] + BLOCKS[7]
+    assert sparkline(range(800), 8) == BLOCKS
+
+
+def test_progress_remembers_what_was_measured():
+    progress = Progress(10, 30, Clock(), validated=[(10, 0.25)])
+    assert progress.standing([0.1])[:4] == (10, 30, 0.0, None)
+    progress.advance(20, 2.0)
+    progress.line({"train/loss": 1.0, "train/accuracy": 0.5})
+    progress.line({"train/loss": 0.5, "train/accuracy": 0.75, "validation/loss": 0.5, "validation/accuracy": 0.5})
+    standing = progress.standing([0.1, 0.3, 0.2])
+    assert (standing.step, standing.rate, standing.learning_rates) == (20, 5.0, (0.1, 0.3))
+    assert standing.validated == ((10, 0.25), (20, 0.5))
+    assert standing.scores["train/loss"] == 0.5
+    assert standing.seconds_left >= 0.0

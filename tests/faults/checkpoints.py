@@ -81,7 +81,11 @@ def _stop(run: Run, workdir: Path) -> None:
     steps_done = [0]
     try:
         training.train(
-            run, workdir, say=lambda line: None, tick=steps_done.append, should_stop=lambda: steps_done[-1] >= STOP
+            run,
+            workdir,
+            say=lambda line: None,
+            tick=lambda now: steps_done.append(now.step),
+            should_stop=lambda: steps_done[-1] >= STOP,
         )
     except training.Stopped:
         return
@@ -124,7 +128,7 @@ def _resume(run: Run, workdir: Path, whole: Path) -> str:
     was_told = any("is set aside" in line for line in said)
     if summary["lost_checkpoints"]:
         return "detected" if was_told else "a checkpoint is lost without a word"
-    differs = runs.is_same(whole, workdir)
+    differs = runs.is_same(whole, workdir, with_checkpoints=False)
     if differs:
         return f"silently another result: {differs}"
     return "detected" if was_told else "harmless"
