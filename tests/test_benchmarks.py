@@ -179,6 +179,7 @@ def test_time_to_accuracy_stops_at_the_target_or_at_the_end():
     assert abs(rows[0]["validation_accuracy"] - rows[1]["validation_accuracy"]) <= 0.002
 
 
+@pytest.mark.slow
 def test_the_commands(tmp_path):
     path = tmp_path / "figures.json"
     sizes = ["--hidden=4", "--steps=6"]

@@ -65,6 +65,7 @@ def test_bfloat16_stays_near_and_is_not_float32(reference, backend):
     assert 1e-6 < farthest(params, reference["lstm"]) < 2e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"model.num_layers": 2, "model.bidirectional": True, "data.min_length": 9}])
 def test_remat_changes_nothing_but_rounding(changes):
     plain, _ = train(small(**changes))
@@ -72,6 +73,7 @@ def test_remat_changes_nothing_but_rounding(changes):
     assert farthest(remat, plain) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_remat_saves_memory(backend):
     changes = {"runtime.backend": backend, "model.hidden_size": 64}

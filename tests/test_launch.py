@@ -27,7 +27,9 @@ def run(arguments, environment, cwd):
     return subprocess.run(command(*arguments), cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_train_interrupt_resume_evaluate(tmp_path, environment, number, code):
     workdir = tmp_path / "run"
     base = ["--config", str(ROOT / "configs" / "row_lstm.py"), f"--workdir={workdir}", *SMALL]

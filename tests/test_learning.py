@@ -158,6 +158,7 @@ def test_masks_are_fresh_at_every_step_and_follow_from_seed_and_step():
     assert loss_of(plain.take(plain.take(plain.state, 0), 0)) == loss_of(plain.take(plain.state, 0))
 
 
+@pytest.mark.slow
 def test_dropout_and_random_lengths_stopped_and_resumed_are_the_same_run(tmp_path):
     changes = {**DROPOUT, "data.min_length": 5}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -174,6 +175,7 @@ def test_dropout_and_random_lengths_stopped_and_resumed_are_the_same_run(tmp_pat
 # Random lengths.
 
 
+@pytest.mark.slow
 def test_lengths_are_drawn_anew_from_the_least_to_the_whole():
     case, seen, states = spied_steps(4, **{"data.min_length": 25}, **STILL)
     lengths = np.stack([options["lengths"] for options in seen])

@@ -130,6 +130,7 @@ def test_a_diverged_replica_hurts_no_other(tmp_path):
     assert len(table.rows(table.find([str(tmp_path / "sweep")]))) == 1
 
 
+@pytest.mark.slow
 def test_runs_that_all_diverge_are_reported(tmp_path):
     changes = {"optimizer.learning_rate": 3e38, "optimizer.name": "sgd", "sweep": "{'model.hidden_size': (4, 5)}"}
     summary, members, _ = run_sweep(tmp_path, "1-2", **changes)
@@ -155,7 +156,7 @@ def test_replicas_that_do_not_fit_train_in_chunks(swept, tmp_path, monkeypatch):
     for one, other in zip(summary["ranking"], whole["ranking"], strict=True):
         assert one["test"]["mean"] == pytest.approx(other["test"]["mean"], abs=0.01)
     monkeypatch.setattr(memory, "available_bytes", lambda: 1000)
-    with pytest.raises(memory.TooLarge, match="need .* MiB available"):
+    with pytest.raises(memory.TooLarge, match=r"need .* MiB available"):
         run_sweep(tmp_path / "none", "1-3", **rates)
 
 

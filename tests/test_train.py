@@ -271,7 +271,7 @@ def test_selection_last(tmp_path):
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 @pytest.mark.parametrize("optimizer", ["rmsprop", "adam", "sgd"])
-@pytest.mark.parametrize("schedule", ["constant", "warmup_cosine"])
+@pytest.mark.parametrize("schedule", ["constant", pytest.param("warmup_cosine", marks=pytest.mark.slow)])
 def test_every_cell_optimizer_and_schedule_runs(tmp_path, cell, optimizer, schedule):
     changes = {"model.cell": cell, "optimizer.name": optimizer, "optimizer.schedule": schedule}
     summary = run_in(
@@ -313,6 +313,7 @@ def test_a_step_out_of_the_finite_numbers_is_not_taken(tmp_path):
     assert not [path for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
 
 
+@pytest.mark.slow
 def test_how_often_checkpoints_are_made_does_not_decide_which_is_best(tmp_path):
     """Every evaluated model may turn out the best, whatever the checkpoint interval."""
     results = []
