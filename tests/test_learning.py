@@ -356,6 +356,7 @@ def test_an_impossible_selection(selection):
 # Whole runs.
 
 
+@pytest.mark.slow
 def test_two_layers_both_ways_train_and_are_restored(tmp_path):
     changes = {"model.num_layers": 2, "model.bidirectional": True, "model.norm": "batch"}
     summary = train_in(tmp_path, **changes, **DROPOUT, **{"train.steps": 4})

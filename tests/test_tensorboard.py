@@ -240,6 +240,7 @@ def test_no_steps_to_profile_is_no_trace(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_trace_holds_the_steps_that_were_asked_for(tmp_path):
     """And leaves the numbers as they are."""
     seen = []
