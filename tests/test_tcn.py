@@ -1,11 +1,13 @@
 """The temporal convolutional network: what its outputs depend on, ragged batches and dropout."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seqmnist_jax.tcn import TCN
+from seqmnist_jax.tcn import TCN, causal_convolution
 
 BATCH, TIME, FEATURES, CLASSES = 5, 21, 2, 3
 MODEL = TCN(num_classes=CLASSES, channels=6, levels=3, kernel_size=3)
@@ -135,3 +137,52 @@ def test_dropout_draws_follow_the_rng(variables, x):
 
     np.testing.assert_array_equal(run(0), run(0))
     assert np.any(run(0) != run(1))
+
+
+def convolution_tap_by_tap(x, kernel, stride, dilation):
+    """One matrix product a tap, differentiated by JAX."""
+    size, time = len(kernel), x.shape[1]
+    padded = jnp.pad(x, ((0, 0), ((size - 1) * dilation, 0), (0, 0)))
+    every = sum(padded[:, k * dilation : k * dilation + time] @ kernel[k] for k in range(size))
+    return every[:, (time - 1) % stride :: stride]
+
+
+@pytest.mark.parametrize(
+    ("size", "time", "stride", "dilation"),
+    [
+        (3, 20, 1, 1),
+        (3, 20, 2, 1),
+        (3, 20, 3, 2),
+        (7, 3, 1, 4),
+        (7, 3, 2, 1),
+        (3, 1, 2, 1),
+        (1, 6, 2, 3),
+        (2, 21, 2, 4),
+    ],
+)
+def test_the_convolution_and_its_gradients_are_those_of_a_sum_over_taps(size, time, stride, dilation):
+    random = np.random.default_rng(0)
+    x, kernel = random.normal(size=(2, time, 3)), random.normal(size=(size, 3, 5))
+    weights = random.normal(size=(2, -(-time // stride), 5))
+
+    def values_and_gradients(convolution):
+        def run(x, kernel, weights):
+            y, pull = jax.vjp(lambda x, kernel: convolution(x, kernel, stride, dilation), x, kernel)
+            return y, *pull(weights)
+
+        return jax.jit(run)(*(jnp.float32(array) for array in (x, kernel, weights)))
+
+    for ours, theirs in zip(*map(values_and_gradients, (causal_convolution, convolution_tap_by_tap)), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="other compilers order axes as they please")
+def test_in_a_loop_every_convolution_has_the_order_that_is_fast_on_a_cpu(variables, x):
+    def step(_, variables):
+        gradients = jax.grad(lambda variables: MODEL.apply(variables, x).sum())(variables)
+        return jax.tree.map(jnp.subtract, variables, gradients)
+
+    program = jax.jit(lambda variables: jax.lax.fori_loop(0, 3, step, variables)).lower(variables).compile().as_text()
+    orders = re.findall(r" convolution\(.*dim_labels=([^,\s]*)", program)
+    # Two convolutions a level and their two gradients, of which the input itself needs none.
+    assert orders == ["b0f_0io->b0f"] * (3 * 2 * MODEL.levels - 1)
