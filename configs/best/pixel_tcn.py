@@ -26,6 +26,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.clip.mask = "all"
     config.optimizer.clip.unit = "group"
     config.train.batch_size = 64
-    config.train.steps = 8590
+    config.train.steps = 17_190
     config.train.eval_every = 859
     return config

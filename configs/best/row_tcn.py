@@ -10,4 +10,5 @@ def get_config() -> ml_collections.ConfigDict:
     config = pixel_tcn.get_config()
     config.data.view = "row"
     config.model.num_layers = 3
+    config.train.steps = 8590
     return config
