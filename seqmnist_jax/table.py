@@ -1,6 +1,6 @@
 """A table of results from work directories: one row for each recipe, over its seeds.
 
-Only summary.json is read, so that a run's result can be kept without its checkpoints.
+Only summary.json and, where it is, metrics.jsonl are read, so that a result can be kept without its checkpoints.
 """
 
 import csv
@@ -20,6 +20,8 @@ from seqmnist_jax.scores import in_percent, over_seeds
 Json = dict[str, Any]
 # What tells runs of one recipe apart.
 SEED = "seed"
+# The validation accuracies, in percent, of which the table says when they were first reached.
+TARGETS = (90, 95, 98, 99)
 
 
 class Result(NamedTuple):
@@ -29,11 +31,13 @@ class Result(NamedTuple):
       folder: its work directory.
       summary: its summary.json.
       recipe: its identity without the seed, and the number of steps.
+      validated: seconds of training and accuracy of each evaluation on the validation images, in order.
     """
 
     folder: Path
     summary: Json
     recipe: configs.FlatConfig
+    validated: list[tuple[float, float]]
 
 
 def find(patterns: Sequence[str]) -> list[Result]:
@@ -70,7 +74,9 @@ def _read(path: Path) -> Result:
     summary = files.read_json(path, needed=("test_accuracy", "steps", "seed", "dataset", "device"))
     identity = summary.get("identity") or _identity_of_config(path.parent)
     recipe = {name: value for name, value in identity.items() if name != SEED} | {"train.steps": summary["steps"]}
-    return Result(path.parent, summary, recipe)
+    events = [event for event in files.read_events(path.parent) if event["split"] == "validation"]
+    validated = [(event["seconds"], event["accuracy"]) for event in events if {"seconds", "accuracy"} <= event.keys()]
+    return Result(path.parent, summary, recipe, validated)
 
 
 def _identity_of_config(folder: Path) -> configs.FlatConfig:
@@ -109,6 +115,7 @@ def _row(group: list[Result]) -> Json:
     validated = [s["validation_accuracy"] for s in summaries if s["validation_accuracy"] is not None]
     validation = over_seeds(validated) if validated else None
     seconds, device = _fastest(summaries)
+    curves = [result.validated for result in group if result.summary["device"] == device]
     epochs = first["steps"] * recipe["train.batch_size"] / first["dataset"]["sizes"]["train"]
     dataset = first["dataset"]
     return {
@@ -128,6 +135,7 @@ def _row(group: list[Result]) -> Json:
         "test_interval": test["interval"],
         "train_seconds": seconds,
         "seconds_per_epoch": seconds / epochs,
+        **{f"seconds_to_{target}": _seconds_to(target / 100, curves) for target in TARGETS},
         "device": device,
         "command": _command(summaries),
     }
@@ -139,6 +147,13 @@ def _fastest(summaries: Sequence[Json]) -> tuple[float, str]:
     for summary in summaries:
         by_device.setdefault(summary["device"], []).append(summary["train_seconds"])
     return min((statistics.fmean(seconds), device) for device, seconds in by_device.items())
+
+
+def _seconds_to(target: float, curves: Sequence[list[tuple[float, float]]]) -> float | None:
+    """The mean time of training at which an accuracy was first measured; None where a run never had it."""
+    first = [next((seconds for seconds, accuracy in curve if accuracy >= target), None) for curve in curves]
+    reached = [seconds for seconds in first if seconds is not None]
+    return statistics.fmean(reached) if len(reached) == len(first) else None
 
 
 def _task(recipe: configs.FlatConfig, dataset: Json) -> str:
@@ -213,7 +228,14 @@ def _cells(row: Json) -> list[str]:
     ]
 
 
-def _duration(seconds: float) -> str:
+def _times(row: Json) -> list[str]:
+    targets = [_duration(row[f"seconds_to_{target}"]) for target in TARGETS]
+    return [row["task"], row["model"], in_percent(row["test_accuracy"], row["test_std"]), *targets, row["device"]]
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
     return f"{seconds:.1f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
 
 
@@ -235,6 +257,18 @@ def as_markdown(rows: Sequence[Json], published: Sequence[dict[str, str]] = ()) 
         "mean. Training time: a run's mean on the device named, without compilation, evaluation and checkpoints; of "
         "replicas trained together, a run's share.",
     ]
+    timed = [row for row in rows if any(row[f"seconds_to_{target}"] is not None for target in TARGETS)]
+    if timed:
+        header = ["Task", "Model", "Test, %", *(f"{target} %" for target in TARGETS), "Device"]
+        text += [
+            "",
+            "Training time until the validation images were first read so well:",
+            "",
+            _markdown(header, [_times(row) for row in timed]),
+            "",
+            "Mean over the seeds, '-' where one of them never was. Measured every `train.eval_every` steps, under the "
+            "learning rate's schedule for the whole run.",
+        ]
     commands = dict.fromkeys(f"{row['model']}, {row['task']}: `{row['command']}`" for row in rows if row["command"])
     if commands:
         text += ["", "The command of each:", "", *(f"- {command}" for command in commands)]

@@ -89,6 +89,38 @@ def test_markdown_says_what_it_must(runs):
     assert len(columns) == 1
 
 
+def write_curve(folder, seconds_and_accuracies):
+    events = [
+        {"step": step, "split": split, "accuracy": accuracy, "seconds": seconds}
+        for step, (seconds, accuracy) in enumerate(seconds_and_accuracies)
+        for split in ("train", "validation")
+    ]
+    # Training and test accuracies say nothing of the time to one on validation.
+    events = [e | ({"accuracy": 1.0} if e["split"] == "train" else {}) for e in events]
+    lines = [json.dumps(event) for event in events]
+    (folder / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 9, "spl']))
+
+
+def test_the_time_to_an_accuracy_is_that_of_its_first_measurement(runs):
+    write_curve(runs / "gru1", [(10.0, 0.8), (20.0, 0.91), (30.0, 0.89), (40.0, 0.96), (50.0, 0.985)])
+    write_curve(runs / "gru2", [(11.0, 0.9), (21.0, 0.96), (31.0, 0.97)])
+    write_curve(runs / "gru3", [(12.0, 0.95), (22.0, 0.97)])
+    rows = table.rows(table.find([str(runs)]))
+    assert [rows[0][f"seconds_to_{target}"] for target in (90, 95, 98, 99)] == [
+        pytest.approx((20 + 11 + 12) / 3),
+        pytest.approx((40 + 21 + 12) / 3),
+        None,  # one seed of three had it
+        None,
+    ]
+    assert "| 14.3 s | 24.3 s | - | - | 2 CPU cores |" in table.as_markdown(rows)
+
+
+def test_without_curves_no_time_to_an_accuracy_is_told(runs):
+    rows = table.rows(table.find([str(runs)]))
+    assert rows[0]["seconds_to_90"] is None
+    assert "first read so well" not in table.as_markdown(rows)
+
+
 def test_departures_from_the_protocol_are_told(runs):
     dataset = {"name": "mnist", "permutation": "numpy:100", "sizes": {"train": 55_000}}
     make_run(runs / "new", 5, 0.9, dataset={**dataset, "overrides": ["permutation"]})

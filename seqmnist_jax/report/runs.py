@@ -1,8 +1,6 @@
 """A run as a report finds it: what of its folder is there and whole, and what must be said of the rest."""
 
-import contextlib
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +111,7 @@ def find(workdir: Path) -> Found:
     notices: list[str] = []
     config, facts = files.read_config(workdir), files.read_facts(workdir)
     summary = _read_summary(workdir, config, notices)
-    events = read_events(workdir / files.METRICS)
+    events = files.read_events(workdir)
     if not events:
         notices.append(f"There are no learning curves: {files.METRICS} is missing or empty.")
     answers = None
@@ -159,25 +157,6 @@ def _read_summary(workdir: Path, config: Json, notices: list[str]) -> Json | Non
         )
         return None
     return files.read_json(workdir / files.SUMMARY, needed=("selected_on", "best_step", "validation_accuracy", "steps"))
-
-
-def read_events(path: Path) -> list[Json]:
-    """The whole events of metrics.jsonl; [] where there is no such file.
-
-    A run that goes on may be about to write its last line.
-    """
-    events = []
-    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-    for line in lines:
-        with contextlib.suppress(ValueError):
-            event = json.loads(line, parse_constant=_refuse)
-            if isinstance(event, dict) and isinstance(event.get("step"), int) and "split" in event:
-                events.append(event)
-    return events
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no number")
 
 
 def _build_part(config: Any, facts: Json, split: str, notices: list[str]) -> Images | None:
