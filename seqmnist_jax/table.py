@@ -96,7 +96,22 @@ def rows(results: Sequence[Result]) -> list[Json]:
     groups: dict[str, list[Result]] = {}
     for result in results:
         groups.setdefault(repr(sorted(result.recipe.items())), []).append(result)
-    return sorted((_row(group) for group in groups.values()), key=lambda row: (row["task"], -row["test_accuracy"]))
+    made = [_row(group) for group in groups.values()]
+    _tell_apart(made, [group[0].recipe for group in groups.values()])
+    return sorted(made, key=lambda row: (row["task"], -row["test_accuracy"]))
+
+
+def _tell_apart(rows: Sequence[Json], recipes: Sequence[configs.FlatConfig]) -> None:
+    """Adds to each row the values by which it differs from others of the same model, protocol and length."""
+    alike: dict[tuple[str, ...], list[int]] = {}
+    for i, row in enumerate(rows):
+        key = (row["task"], row["model"], row["protocol"], row["epochs"])
+        alike.setdefault(key, []).append(i)
+    for indices in alike.values():
+        names = sorted({name for i in indices for name in recipes[i]})
+        differing = [name for name in names if len({repr(recipes[i].get(name)) for i in indices}) > 1]
+        for i in indices:
+            rows[i]["recipe"] = ", ".join(f"{name.rpartition('.')[2]} {recipes[i].get(name)}" for name in differing)
 
 
 def _row(group: list[Result]) -> Json:
@@ -121,6 +136,7 @@ def _row(group: list[Result]) -> Json:
     return {
         "task": _task(recipe, dataset),
         "model": _model(recipe),
+        "recipe": "",  # as `_tell_apart` says
         "protocol": _protocol(recipe, dataset),
         "selected_on": first["selected_on"],
         "parameters": first["parameters"],
@@ -192,8 +208,8 @@ def _command(summaries: Sequence[Json]) -> str | None:
     }
     if not commands:
         return None
-    # The config's own seed needs no flag, so the command that names one stands for all.
-    return max(commands, key=lambda command: "SEED" in command)
+    # The config's own seed needs no flag, so a command that names one stands for all; of several the plainest.
+    return min(commands, key=lambda command: ("SEED" not in command, len(command), command))
 
 
 HEADER = (
@@ -211,11 +227,15 @@ HEADER = (
 )
 
 
+def _name(row: Json) -> str:
+    return row["model"] + (f" ({row['recipe']})" if row["recipe"] else "")
+
+
 def _cells(row: Json) -> list[str]:
     selected = " **(selected on test)**" if row["selected_on"].startswith("test") else ""
     return [
         row["task"],
-        row["model"],
+        _name(row),
         row["protocol"] + selected,
         f"{row['parameters']:,}",
         f"{row['epochs']:.3g}",
@@ -230,7 +250,7 @@ def _cells(row: Json) -> list[str]:
 
 def _times(row: Json) -> list[str]:
     targets = [_duration(row[f"seconds_to_{target}"]) for target in TARGETS]
-    return [row["task"], row["model"], in_percent(row["test_accuracy"], row["test_std"]), *targets, row["device"]]
+    return [row["task"], _name(row), in_percent(row["test_accuracy"], row["test_std"]), *targets, row["device"]]
 
 
 def _duration(seconds: float | None) -> str:
@@ -269,7 +289,7 @@ def as_markdown(rows: Sequence[Json], published: Sequence[dict[str, str]] = ()) 
             "Mean over the seeds, '-' where one of them never was. Measured every `train.eval_every` steps, under the "
             "learning rate's schedule for the whole run.",
         ]
-    commands = dict.fromkeys(f"{row['model']}, {row['task']}: `{row['command']}`" for row in rows if row["command"])
+    commands = dict.fromkeys(f"{_name(row)}, {row['task']}: `{row['command']}`" for row in rows if row["command"])
     if commands:
         text += ["", "The command of each:", "", *(f"- {command}" for command in commands)]
     if published:

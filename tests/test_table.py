@@ -129,6 +129,26 @@ def test_departures_from_the_protocol_are_told(runs):
     assert {row["protocol"] for row in rows} == {"seqmnist but permutation numpy:100"}
 
 
+def test_recipes_that_share_a_name_are_told_apart(runs):
+    make_run(runs / "slow", 1, 0.97, identity={"optimizer.learning_rate": 0.001})
+    make_run(runs / "lstm", 1, 0.96, identity={"model.cell": "lstm"})
+    rows = table.rows(table.find([str(runs)]))
+    assert [(row["model"], row["recipe"]) for row in rows] == [
+        ("GRU 128, bfloat16", "learning_rate 0.008"),
+        ("GRU 128, bfloat16", "learning_rate 0.001"),
+        ("LSTM 128, bfloat16", ""),
+    ]
+    assert "| GRU 128, bfloat16 (learning_rate 0.001) |" in table.as_markdown(rows)
+
+
+def test_the_plainest_command_that_names_a_seed_stands_for_all(runs):
+    plain = "python launch.py --config configs/pixel_gru.py"
+    make_run(runs / "own seed", 10, 0.98, command=plain)
+    make_run(runs / "said at length", 11, 0.98, command=f"{plain} --config.seed=11 --config.model.cell=gru")
+    (row,) = table.rows(table.find([str(runs)]))
+    assert row["command"] == f"{plain} --config.seed=SEED"
+
+
 def test_csv_has_full_precision(runs, tmp_path):
     rows = table.rows(table.find([str(runs)]))
     table.write_csv(rows, tmp_path / "table.csv")
