@@ -1,4 +1,4 @@
-"""`best/pixel_tcn` through the protocol's permutation, `RandomState(92916)`. Not trained to its end yet."""
+"""`best/pixel_tcn` through the protocol's permutation, `RandomState(92916)`. Results: RESULTS.md."""
 
 import ml_collections
 

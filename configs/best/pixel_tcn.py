@@ -1,8 +1,8 @@
-"""A temporal convolutional network on pixels, the tutorial's part 3. Trained for one epoch only: RESULTS.md.
+"""A temporal convolutional network on pixels, the tutorial's part 3. Results: RESULTS.md.
 
 The architecture of Bai, Kolter and Koltun (2018) for this task: 8 levels of 25 channels, kernel 7, weight
 norm, dropout 0.05 (67,000 parameters, a receptive field of 3,061 steps), Adam at 2e-3, batches of 64. Here
-10 epochs under a cosine, where the paper has 20 and two steps of the rate.
+the paper's 20 epochs run under a cosine, where the paper lowers the rate in two steps.
 """
 
 import ml_collections
