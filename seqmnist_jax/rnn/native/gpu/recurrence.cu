@@ -1,0 +1,483 @@
+// A cell over whole sequences on a GPU, forward and backward: all of it but the cell, which is generated (`Cell`).
+//
+// Sequences of a batch don't meet, so a block takes kSequences of them through all steps and waits for no other block.
+// Products are results^T = W^T sources^T: units on the side of 16 rows, sequences on the side of 8 columns. A warp owns 16
+// units with all their values, so what belongs to a unit meets in one thread and the stages are plain scalar code. The
+// weights stay in registers in 16 bits; only the sources cross shared memory, twice buffered, one barrier a product.
+// With 4 sequences every other column is left out: half the scalar work a thread, for batches that leave blocks idle.
+//
+// Arrays are [replica, ..., batch, time, ...] outside. What is kept for the way back stands in the order of the threads.
+
+struct Pointers {
+  void* at[24];
+};
+
+template <int I, int N, class F>
+DEVICE void each(F&& f) {
+  if constexpr (I < N) {
+    f(Int<I>{});
+    each<I + 1, N>(f);
+  }
+}
+
+constexpr int kWarps = kUnits / 16, kThreads = 32 * kWarps, kTiles = kUnits / 16;
+constexpr int kPairs = kSequences / 2, kColumns = kSequences / 4;  // of a thread
+constexpr int kRow = kUnits + 8, kTile = 8 * kRow * 2;             // a source in shared memory, padded against conflicts
+constexpr int kKeptWords = Cell::kKept * kPairs / 2, kPiece = kThreads * 4 * kKeptWords, kStages = 6;
+constexpr int kScalarsAhead = 2;
+
+// Where a thread stands.
+struct Place {
+  int tid, lane, warp, row, quad, replica, block, batch, time;
+  int sequence[kColumns];
+  bool inside[kColumns];
+
+  DEVICE Place(int batch, int time, int tiles) : batch(batch), time(time) {
+    tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, row = 16 * warp + (lane >> 2), quad = lane & 3;
+    replica = blockIdx.x / tiles, block = blockIdx.x % tiles;
+    for (int c = 0; c < kColumns; c++) {
+      sequence[c] = block * kSequences + kColumns * quad + c;
+      inside[c] = !kMasked || sequence[c] < batch;
+    }
+  }
+  DEVICE int unit(int pair) const { return row + 8 * (pair / kColumns); }
+  DEVICE int column(int pair) const { return pair % kColumns; }
+  // Of an accumulator of a product.
+  DEVICE static int sum(int pair) { return kColumns == 2 ? pair : 2 * pair; }
+  DEVICE u64 index(int c) const { return (u64)replica * batch + (kMasked && !inside[c] ? 0 : sequence[c]); }
+  DEVICE bool is_unit(int pair) const { return kHidden == kUnits || unit(pair) < kHidden; }
+};
+
+DEVICE int when(int step, int time) { return kReverse ? time - 1 - step : step; }
+
+// Values of each pair, as matrices to shared memory: [sequence][unit].
+template <u32 (*pack)(float, float)>
+DEVICE void put(u32 to, const float (&v)[kPairs]) {
+  if constexpr (kColumns == 2)
+    store_matrices_turned(to, pack(v[0], v[1]), pack(v[2], v[3]));
+  else
+    store_matrices_turned(to, pack(v[0], 0.f), pack(v[1], 0.f));
+}
+
+// The same to global memory: rows of a matrix whose columns are units in the order g, g + 8.
+template <u32 (*pack)(float, float)>
+DEVICE void put_rows(const Place& here, u16* array, int width, int first, int t, const float (&v)[kPairs]) {
+#pragma unroll
+  for (int c = 0; c < kColumns; c++) {
+    const u32 word = pack(v[c], v[c + kColumns]);
+    if (!kMasked || here.inside[c])
+      store_words<1>(array + (here.index(c) * here.time + t) * width + first + 16 * here.warp + 2 * (here.lane >> 2),
+                     &word);
+  }
+}
+
+template <u32 (*pack)(float, float), class At>
+DEVICE void load_weights(u32 (&a)[kTiles][4], At&& at) {
+#pragma unroll
+  for (int k = 0; k < kTiles; k++) {
+    a[k][0] = pack(at(0, 16 * k), at(0, 16 * k + 1));
+    a[k][1] = pack(at(8, 16 * k), at(8, 16 * k + 1));
+    a[k][2] = pack(at(0, 16 * k + 8), at(0, 16 * k + 9));
+    a[k][3] = pack(at(8, 16 * k + 8), at(8, 16 * k + 9));
+  }
+}
+
+template <int N>
+DEVICE void keep(char* piece, int tid, const u32 (&words)[N]) {
+  each<0, N / 4>([&](auto i) { store_words<4>(piece + 16 * kThreads * i.value + 16 * tid, words + 4 * i.value); });
+  char* rest = piece + 16 * kThreads * (N / 4);
+  if constexpr (N & 2) store_words<2>(rest + 8 * tid, words + N / 4 * 4);
+  if constexpr (N & 1) store_words<1>(rest + 8 * kThreads * (N >> 1 & 1) + 4 * tid, words + N - 1);
+}
+template <int N>
+DEVICE void fetch(u32 to, const char* piece, int tid) {
+  each<0, N / 4>([&](auto i) { fetch_words<4>(to + 16 * kThreads * i.value + 16 * tid, piece + 16 * kThreads * i.value + 16 * tid); });
+  const int rest = 16 * kThreads * (N / 4), last = rest + 8 * kThreads * (N >> 1 & 1);
+  if constexpr (N & 2) fetch_words<2>(to + rest + 8 * tid, piece + rest + 8 * tid);
+  if constexpr (N & 1) fetch_words<1>(to + last + 4 * tid, piece + last + 4 * tid);
+}
+template <int N>
+DEVICE void recall(const char* stage, int tid, u32 (&words)[N]) {
+#pragma unroll
+  for (int i = 0; i < N / 4; i++) {
+    const uint4 v = ((const uint4*)(stage + 16 * kThreads * i))[tid];
+    words[4 * i] = v.x, words[4 * i + 1] = v.y, words[4 * i + 2] = v.z, words[4 * i + 3] = v.w;
+  }
+  const char* rest = stage + 16 * kThreads * (N / 4);
+  if constexpr (N & 2) {
+    const uint2 v = ((const uint2*)rest)[tid];
+    words[N / 4 * 4] = v.x, words[N / 4 * 4 + 1] = v.y;
+  }
+  if constexpr (N & 1) words[N - 1] = ((const u32*)(rest + 8 * kThreads * (N >> 1 & 1)))[tid];
+}
+
+// Scalars of x, read some steps before they are needed; backward from the last step to the first.
+template <bool kBackward>
+struct Scalars {
+  static constexpr int kCount = at_least_one(Cell::kScalars);
+  const float* from[kColumns];
+  float ahead[kScalarsAhead][kCount][kColumns];
+
+  DEVICE Scalars(const Place& here, const float* x, int step) {
+    for (int c = 0; c < kColumns; c++) from[c] = x + here.index(c) * here.time * Cell::kScalars;
+    for (int i = 0; i < kScalarsAhead; i++) read(here, step + i, ahead[i]);
+  }
+  DEVICE void read(const Place& here, int step, float (&to)[kCount][kColumns]) {
+    if (Cell::kScalars == 0) return;
+    const int last = here.time - 1, near = step < last ? step : last, t = when(kBackward ? last - near : near, here.time);
+#pragma unroll
+    for (int f = 0; f < Cell::kScalars; f++)
+#pragma unroll
+      for (int c = 0; c < kColumns; c++) to[f][c] = read_once(from[c] + (u64)t * Cell::kScalars + f);
+  }
+};
+
+// Values [batch, time, kCount * units] that a pair reads, one step before they are needed.
+template <int kCount>
+struct Inputs {
+  const float* from[kColumns];
+  float ahead[at_least_one(kCount)][kPairs];
+
+  DEVICE Inputs(const Place& here, const float* array) {
+    for (int c = 0; c < kColumns; c++) from[c] = array + here.index(c) * here.time * kCount * kUnits;
+  }
+  DEVICE void read(const Place& here, int t) {
+#pragma unroll
+    for (int j = 0; j < kCount; j++)
+#pragma unroll
+      for (int i = 0; i < kPairs; i++)
+        ahead[j][i] = read_once(from[here.column(i)] + ((u64)t * kCount + j) * kUnits + here.unit(i));
+  }
+};
+
+// ---- Forward -----------------------------------------------------------------------------
+
+extern "C" __global__ void __launch_bounds__(kThreads, 1) recurrence_forward(Pointers p, int batch, int time, int tiles) {
+  using Unit = Cell::Forward;
+  SHARED(shared);
+  const Place here(batch, time, tiles);
+  const float* weights = (const float*)p.at[0] + (u64)here.replica * Cell::kProducts * kUnits * kUnits;
+  const float* vectors = (const float*)p.at[1] + (u64)here.replica * Cell::kVectors * kUnits;
+  const float* carry0 = (const float*)p.at[4] + (u64)here.replica * Cell::kCarries * batch * kUnits;
+  const int* lengths = (const int*)p.at[5] + (u64)here.replica * batch;
+  float* carry_end = (float*)p.at[6] + (u64)here.replica * Cell::kCarries * batch * kUnits;
+  float* outputs = (float*)p.at[7];
+  char* kept = (char*)p.at[8] + (u64)blockIdx.x * time * kPiece;
+
+  u32 a[at_least_one(Cell::kProducts)][kTiles][4];
+#pragma unroll
+  for (int q = 0; q < Cell::kProducts; q++) {
+    const float* w = weights + (u64)q * kUnits * kUnits + here.row + 2 * here.quad * kUnits;
+    load_weights<pack_half>(a[q], [&](int row, int k) { return w[k * kUnits + row]; });
+  }
+  Unit u[kPairs];
+  int length[kColumns];
+#pragma unroll
+  for (int i = 0; i < kPairs; i++) {
+#pragma unroll
+    for (int j = 0; j < Cell::kVectors; j++) u[i].p[j] = vectors[j * kUnits + here.unit(i)];
+#pragma unroll
+    for (int j = 0; j < Cell::kCarries; j++)
+      u[i].c[j] = here.inside[here.column(i)]
+                      ? carry0[((u64)j * batch + here.sequence[here.column(i)]) * kUnits + here.unit(i)]
+                      : 0.f;
+#pragma unroll
+    for (int j = 0; j < Cell::kOutputs; j++) u[i].y[j] = 0.f;
+  }
+  for (int c = 0; c < kColumns; c++) length[c] = !kMasked ? time : here.inside[c] ? lengths[here.sequence[c]] : 0;
+  Scalars<false> scalars(here, (const float*)p.at[3], 0);
+  Inputs<Cell::kInputs> inputs(here, (const float*)p.at[2]);
+  inputs.read(here, when(0, time));
+  const u32 base = shared_address(shared);
+  const u32 from = base + 2 * ((here.lane & 7) * kRow + (here.lane >> 3) * 8);
+  const u32 to = base + 2 * ((here.lane & 7) * kRow + 16 * here.warp + ((here.lane >> 3) & 1) * 8);
+  u32 words[at_least_one(kKeptWords)];
+
+  for (int step = 0; step < time; step++) {
+    const int t = when(step, time);
+    const u32 buffer = (step & 1) * Cell::kSources * kTile;
+    float m[at_least_one(Cell::kResults)][4] = {};
+    float last[at_least_one(Cell::kOutputs)][kPairs];
+#pragma unroll
+    for (int i = 0; i < kPairs; i++) {
+#pragma unroll
+      for (int f = 0; f < Cell::kScalars; f++) u[i].s[f] = scalars.ahead[0][f][here.column(i)];
+#pragma unroll
+      for (int j = 0; j < Cell::kInputs; j++) u[i].x[j] = inputs.ahead[j][i];
+#pragma unroll
+      for (int j = 0; j < Cell::kOutputs; j++) last[j][i] = u[i].y[j];
+      Cell::forward(Int<0>{}, u[i]);
+    }
+    each<1, Cell::kRounds + 1>([&](auto round) {
+      constexpr int kRound = round.value;
+#pragma unroll
+      for (int k = 0; k < Cell::kSources; k++)
+        if (Cell::source_round(k) == kRound) {
+          float v[kPairs];
+#pragma unroll
+          for (int i = 0; i < kPairs; i++) v[i] = here.is_unit(i) ? u[i].source[k] : 0.f;
+          put<pack_half>(to + buffer + k * kTile, v);
+          const int group = Cell::source_group(k), width = Cell::group_sources(group) * kUnits;
+          if (kSave)
+            put_rows<pack_bfloat>(here, (u16*)p.at[9 + group], width, Cell::source_place(k) * kUnits, t, v);
+        }
+      __syncthreads();
+#pragma unroll
+      for (int k = 0; k < Cell::kSources; k++)
+        if (Cell::source_round(k) == kRound)
+#pragma unroll
+          for (int k2 = 0; k2 < kTiles / 2; k2++) {
+            u32 b[4];
+            load_matrices(b, from + buffer + k * kTile + k2 * 64);
+#pragma unroll
+            for (int half = 0; half < 2; half++)
+#pragma unroll
+              for (int q = 0; q < Cell::kProducts; q++)
+                if (Cell::product_source(q) == k)
+                  mma_half(m[Cell::product_result(q)], a[q][2 * k2 + half], b[2 * half], b[2 * half + 1]);
+          }
+      // While the products run: what the step before left to store, what a later one will need.
+      if (kRound == 1) {
+        if (kSave && kKeptWords > 0 && step > 0) keep<at_least_one(kKeptWords)>(kept + (u64)when(step - 1, time) * kPiece, here.tid, words);
+#pragma unroll
+        for (int i = 0; i + 1 < kScalarsAhead; i++)
+#pragma unroll
+          for (int f = 0; f < Cell::kScalars; f++)
+#pragma unroll
+            for (int c = 0; c < kColumns; c++) scalars.ahead[i][f][c] = scalars.ahead[i + 1][f][c];
+        scalars.read(here, step + kScalarsAhead, scalars.ahead[kScalarsAhead - 1]);
+        inputs.read(here, when(step + 1 < time ? step + 1 : step, time));
+      }
+#pragma unroll
+      for (int i = 0; i < kPairs; i++) {
+#pragma unroll
+        for (int j = 0; j < Cell::kResults; j++)
+          if (Cell::result_round(j) == kRound) u[i].m[j] = m[j][Place::sum(i)];
+        Cell::forward(round, u[i]);
+      }
+    });
+    if (kSave) {
+      float k[at_least_one(Cell::kKept)][kPairs];
+#pragma unroll
+      for (int i = 0; i < kPairs; i++) {
+        float one[at_least_one(Cell::kKept)];
+        Cell::keep(u[i], one);
+#pragma unroll
+        for (int j = 0; j < Cell::kKept; j++) k[j][i] = one[j];
+      }
+#pragma unroll
+      for (int j = 0; j < Cell::kKept; j++)
+#pragma unroll
+        for (int h = 0; h < kPairs / 2; h++) words[j * kPairs / 2 + h] = pack_half(k[j][2 * h], k[j][2 * h + 1]);
+    }
+#pragma unroll
+    for (int i = 0; i < kPairs; i++) {
+      const bool running = !kMasked || t < length[here.column(i)];
+#pragma unroll
+      for (int j = 0; j < Cell::kCarries; j++) u[i].c[j] = running ? u[i].next[j] : u[i].c[j];
+#pragma unroll
+      for (int j = 0; j < Cell::kOutputs; j++) {
+        if (kOutputs == kAll && here.inside[here.column(i)])
+          outputs[((here.index(here.column(i)) * time + t) * Cell::kOutputs + j) * kUnits + here.unit(i)] =
+              running ? u[i].y[j] : 0.f;
+        u[i].y[j] = running ? u[i].y[j] : last[j][i];
+      }
+    }
+  }
+  if (kSave && kKeptWords > 0) keep<at_least_one(kKeptWords)>(kept + (u64)when(time - 1, time) * kPiece, here.tid, words);
+#pragma unroll
+  for (int i = 0; i < kPairs; i++) {
+    const int c = here.column(i);
+    if (!here.inside[c]) continue;
+#pragma unroll
+    for (int j = 0; j < Cell::kCarries; j++)
+      carry_end[((u64)j * batch + here.sequence[c]) * kUnits + here.unit(i)] = u[i].c[j];
+#pragma unroll
+    for (int j = 0; j < Cell::kOutputs; j++)
+      if (kOutputs == kLast) outputs[(here.index(c) * Cell::kOutputs + j) * kUnits + here.unit(i)] = u[i].y[j];
+  }
+}
+
+// ---- Backward ----------------------------------------------------------------------------
+
+extern "C" __global__ void __launch_bounds__(kThreads, 1) recurrence_backward(Pointers p, int batch, int time, int tiles) {
+  using Unit = Cell::Backward;
+  SHARED(shared);
+  const Place here(batch, time, tiles);
+  const float* weights = (const float*)p.at[0] + (u64)here.replica * Cell::kProducts * kUnits * kUnits;
+  const float* vectors = (const float*)p.at[1] + (u64)here.replica * Cell::kVectors * kUnits;
+  const float* carry_end = (const float*)p.at[4] + (u64)here.replica * Cell::kCarries * batch * kUnits;
+  const int* lengths = (const int*)p.at[5] + (u64)here.replica * batch;
+  const char* kept = (const char*)p.at[6] + (u64)blockIdx.x * time * kPiece;
+  const float* d_end = (const float*)p.at[7] + (u64)here.replica * Cell::kCarries * batch * kUnits;
+  const float* d_outputs = (const float*)p.at[8];
+  float* d_start = (float*)p.at[9] + (u64)here.replica * Cell::kCarries * batch * kUnits;
+  float* d_inputs = (float*)p.at[10];
+  // As many rows as there are blocks of 4 sequences: where a block has 8, its second row is zero.
+  float* sums = (float*)p.at[11] + (u64)blockIdx.x * kColumns * Cell::kSums * kUnits;
+
+  const u32 ring = shared_address(shared);
+  auto get = [&](int step) {
+    if (kKeptWords > 0) {
+      if (step < time)
+        fetch<kKeptWords>(ring + step % kStages * kPiece, kept + (u64)when(time - 1 - step, time) * kPiece, here.tid);
+      fetch_commit();
+    }
+  };
+#pragma unroll
+  for (int i = 0; i < kStages - 1; i++) get(i);
+  u32 a[at_least_one(Cell::kProducts)][kTiles][4];
+#pragma unroll
+  for (int q = 0; q < Cell::kProducts; q++) {
+    const float* w = weights + (u64)q * kUnits * kUnits + here.row * kUnits + 2 * here.quad;
+    load_weights<pack_bfloat>(a[q], [&](int row, int k) { return w[row * kUnits + k]; });
+  }
+  Unit u[kPairs];
+  float total[at_least_one(Cell::kSums)][2] = {};
+  int length[kColumns];
+#pragma unroll
+  for (int i = 0; i < kPairs; i++) {
+    const int c = here.column(i);
+#pragma unroll
+    for (int j = 0; j < Cell::kVectors; j++) u[i].p[j] = vectors[j * kUnits + here.unit(i)];
+#pragma unroll
+    for (int j = 0; j < Cell::kCarries; j++) {
+      const u64 at = ((u64)j * batch + here.sequence[c]) * kUnits + here.unit(i);
+      u[i].dn[j] = here.inside[c] ? d_end[at] : 0.f;
+      u[i].after[j] = here.inside[c] ? carry_end[at] : 0.f;
+    }
+#pragma unroll
+    for (int j = 0; j < Cell::kOutputs; j++) u[i].dy[j] = 0.f;
+  }
+  for (int c = 0; c < kColumns; c++) length[c] = !kMasked ? time : here.inside[c] ? lengths[here.sequence[c]] : 0;
+  Scalars<true> scalars(here, (const float*)p.at[3], 0);
+  const u32 base = ring + kStages * kPiece;
+  const u32 from = base + 2 * ((here.lane & 7) * kRow + (here.lane >> 3) * 8);
+  const u32 to = base + 2 * ((here.lane & 7) * kRow + 16 * here.warp + ((here.lane >> 3) & 1) * 8);
+  Inputs<Cell::kInputsBack> inputs(here, (const float*)p.at[2]);
+  Inputs<kOutputs == kAll ? Cell::kOutputs : 0> bars(here, d_outputs);
+  inputs.read(here, when(time - 1, time));
+  bars.read(here, when(time - 1, time));
+
+  for (int step = 0; step < time; step++) {
+    const int t = when(time - 1 - step, time);
+    const u32 buffer = (step & 1) * Cell::kResults * kTile;
+    u32 words[at_least_one(kKeptWords)];
+    if constexpr (kKeptWords > 0) {
+      fetch_wait<kStages - 2>();
+      recall<kKeptWords>(shared + step % kStages * kPiece, here.tid, words);
+    }
+    get(step + kStages - 1);
+    bool running[kColumns];
+    for (int c = 0; c < kColumns; c++) running[c] = !kMasked || t < length[c];
+#pragma unroll
+    for (int j = 0; j < Cell::kKept; j++)
+#pragma unroll
+      for (int h = 0; h < kPairs / 2; h++) {
+        const float2 v = unpack_half(words[j * kPairs / 2 + h]);
+        u[2 * h].k[j] = v.x, u[2 * h + 1].k[j] = v.y;
+      }
+#pragma unroll
+    for (int i = 0; i < kPairs; i++) {
+      const int c = here.column(i);
+#pragma unroll
+      for (int f = 0; f < Cell::kScalars; f++) u[i].s[f] = scalars.ahead[0][f][c];
+#pragma unroll
+      for (int j = 0; j < Cell::kInputsBack; j++) u[i].x[Cell::input_back(j)] = inputs.ahead[j][i];
+#pragma unroll
+      for (int j = 0; j < Cell::kOutputs; j++) {
+        if (kOutputs == kAll) u[i].dy[j] = running[c] ? bars.ahead[j][i] : 0.f;
+        // The last output is that of the last step that runs.
+        if (kOutputs == kLast) {
+          const bool is_last = running[c] && (kReverse ? t == 0 : t == length[c] - 1);
+          u[i].dy[j] = is_last ? d_outputs[(here.index(c) * Cell::kOutputs + j) * kUnits + here.unit(i)] : 0.f;
+        }
+      }
+#pragma unroll
+      for (int k = 0; k < Cell::kSources; k++) u[i].ds[k] = 0.f;
+      Cell::backward(Int<0>{}, u[i]);
+    }
+    each<0, Cell::kRounds>([&](auto waited) {
+      constexpr int kRound = Cell::kRounds - waited.value;
+#pragma unroll
+      for (int j = 0; j < Cell::kResults; j++)
+        if (Cell::result_round(j) == kRound) {
+          float v[kPairs];
+#pragma unroll
+          for (int i = 0; i < kPairs; i++) v[i] = running[here.column(i)] && here.is_unit(i) ? u[i].dm[j] : 0.f;
+          put<pack_bfloat>(to + buffer + j * kTile, v);
+          const int group = Cell::result_group(j), width = Cell::group_results(group) * kUnits;
+          put_rows<pack_bfloat>(here, (u16*)p.at[12 + group], width, Cell::result_place(j) * kUnits, t, v);
+        }
+      __syncthreads();
+      float d[at_least_one(Cell::kProducts)][4] = {};
+#pragma unroll
+      for (int j = 0; j < Cell::kResults; j++)
+        if (Cell::result_round(j) == kRound)
+#pragma unroll
+          for (int k2 = 0; k2 < kTiles / 2; k2++) {
+            u32 b[4];
+            load_matrices(b, from + buffer + j * kTile + k2 * 64);
+#pragma unroll
+            for (int q = 0; q < Cell::kProducts; q++)
+              if (Cell::product_result(q) == j) {
+                mma_bfloat(d[q], a[q][2 * k2], b[0], b[1]);
+                mma_bfloat(d[q], a[q][2 * k2 + 1], b[2], b[3]);
+              }
+          }
+      if (waited.value == 0) {
+#pragma unroll
+        for (int i = 0; i + 1 < kScalarsAhead; i++)
+#pragma unroll
+          for (int f = 0; f < Cell::kScalars; f++)
+#pragma unroll
+            for (int c = 0; c < kColumns; c++) scalars.ahead[i][f][c] = scalars.ahead[i + 1][f][c];
+        scalars.read(here, step + kScalarsAhead, scalars.ahead[kScalarsAhead - 1]);
+        const int next = when(step + 1 < time ? time - 2 - step : 0, time);
+        inputs.read(here, next);
+        bars.read(here, next);
+      }
+#pragma unroll
+      for (int i = 0; i < kPairs; i++) {
+#pragma unroll
+        for (int q = 0; q < Cell::kProducts; q++)
+          if (Cell::source_round(Cell::product_source(q)) == kRound)
+            u[i].ds[Cell::product_source(q)] += d[q][Place::sum(i)];
+        Cell::backward(Int<waited.value + 1>{}, u[i]);
+      }
+    });
+#pragma unroll
+    for (int i = 0; i < kPairs; i++) {
+      const int c = here.column(i);
+      float sum[at_least_one(Cell::kSums)], before[at_least_one(Cell::kCarries)];
+      Cell::finish(u[i], sum, before);
+#pragma unroll
+      for (int j = 0; j < Cell::kSums; j++) total[j][i / kColumns] += running[c] ? sum[j] : 0.f;
+#pragma unroll
+      for (int j = 0; j < Cell::kInputs; j++)
+        if (here.inside[c])
+          d_inputs[((here.index(c) * time + t) * Cell::kInputs + j) * kUnits + here.unit(i)] =
+              running[c] ? u[i].dx[j] : 0.f;
+#pragma unroll
+      for (int j = 0; j < Cell::kCarries; j++) {
+        u[i].dn[j] = running[c] ? before[j] : u[i].dn[j];
+        u[i].after[j] = u[i].c[j];
+      }
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kPairs; i++)
+    if (here.inside[here.column(i)])
+#pragma unroll
+      for (int j = 0; j < Cell::kCarries; j++)
+        d_start[((u64)j * batch + here.sequence[here.column(i)]) * kUnits + here.unit(i)] = u[i].dn[j];
+#pragma unroll
+  for (int j = 0; j < Cell::kSums; j++)
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      float v = total[j][h];
+      v += __shfl_xor_sync(~0u, v, 1);
+      v += __shfl_xor_sync(~0u, v, 2);
+      if (here.quad < kColumns) sums[(here.quad * Cell::kSums + j) * kUnits + here.row + 8 * h] = here.quad == 0 ? v : 0.f;
+    }
+}

@@ -1,0 +1,230 @@
+"""The kernel's source for one cell and shape: the skeleton `recurrence.cu`, and what is generated of the cell's stages."""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from seqmnist_jax.rnn.stages import Output, Stages, Statement, crossing
+
+FOLDER = Path(__file__).parent
+OUTPUTS = ("none", "all", "last")
+
+
+class Shape(NamedTuple):
+    """All that a kernel is compiled for beside the cell.
+
+    Attributes:
+      hidden: units.
+      sequences: of a block, 8 or 4.
+      outputs: a name in `OUTPUTS`.
+      save: whether the forward pass keeps what the way back needs.
+      masked: sequences of different lengths, or a batch that does not fill the last block.
+      reverse: from the last step to the first.
+    """
+
+    hidden: int
+    sequences: int
+    outputs: str
+    save: bool
+    masked: bool
+    reverse: bool
+
+    @property
+    def units(self) -> int:
+        """Hidden in whole tiles of the products."""
+        return -(-self.hidden // 32) * 32
+
+    @property
+    def threads(self) -> int:
+        """Of a block."""
+        return 2 * self.units
+
+
+def groups(stages: Stages) -> list[tuple[list[int], list[int]]]:
+    """Sources and results that products join: each group's weights' gradients are one product."""
+    products = stages.division.products
+    left, out = {(p.source, p.result) for p in products}, []
+    while left:
+        sources, results = {min(left)[0]}, set[int]()
+        while True:
+            more = {p for p in left if p[0] in sources or p[1] in results}
+            if not more:
+                break
+            left -= more
+            sources |= {s for s, _ in more}
+            results |= {r for _, r in more}
+        out.append((sorted(sources), sorted(results)))
+    return out
+
+
+def _table(name: str, values: Sequence[int]) -> str:
+    text = "".join(f"i == {i} ? {v} : " for i, v in enumerate(values))
+    return f"  static constexpr int {name}(int i) {{ return {text}0; }}"
+
+
+def _stage_functions(
+    name: str, struct: str, statements: list[Statement], writes: list[tuple[str, Output, int]], last: int
+) -> list[str]:
+    """One function a stage; what crosses stages lives in the struct."""
+    cross = crossing(statements, [(out, stage) for _, out, stage in writes])
+    fields = [f"    {kind} {name};" for name, kind in cross.items()]
+
+    def known(text: str) -> str:
+        for n in sorted(cross, key=len, reverse=True):
+            text = _substitute(text, n, f"u.{n}")
+        return text
+
+    lines = []
+    for stage in range(last + 1):
+        lines.append(f"  static DEVICE void {name}(Int<{stage}>, {struct}& u) {{")
+        for s in statements:
+            if s.stage == stage:
+                to = f"u.{s.name}" if s.name in cross else s.name if s.name.startswith("u.") else f"const {s.kind} {s.name}"
+                lines.append(f"    {to} = {known(s.text)};")
+        lines += [f"    {to} = {known(out.text)};" for to, out, at in writes if at == stage]
+        lines.append("  }")
+    return [*fields, "<functions>", *lines]
+
+
+def _substitute(text: str, name: str, by: str) -> str:
+    out, word = "", ""
+    for c in text + " ":
+        if c.isalnum() or c in "._[]":
+            word += c
+        else:
+            out += (by if word == name else word) + c
+            word = ""
+    return out[:-1]
+
+
+def cell(stages: Stages) -> str:
+    """The struct `Cell` that the skeleton takes."""
+    d = stages.division
+    joined = groups(stages)
+    group_of_source = {s: (g, i) for g, (sources, _) in enumerate(joined) for i, s in enumerate(sources)}
+    group_of_result = {r: (g, i) for g, (_, results) in enumerate(joined) for i, r in enumerate(results)}
+    inputs_back = [
+        i for i in range(d.count("x")) if any(f"u.x[{i}]" in s.text for s in (*stages.backward, *stages.recall()))
+    ]
+    sizes = {
+        "kProducts": len(d.products),
+        "kVectors": d.count("p"),
+        "kCarries": len(d.carries),
+        "kScalars": d.count("s"),
+        "kInputs": d.count("x"),
+        "kInputsBack": len(inputs_back),
+        "kOutputs": d.outputs,
+        "kSources": len(d.sources),
+        "kResults": len(d.results),
+        "kRounds": d.rounds,
+        "kKept": len(stages.kept),
+        "kSums": len(stages.sums),
+    }
+    tables = {
+        "source_round": [round for round, _ in d.sources],
+        "result_round": [round for round, _ in d.results],
+        "product_source": [p.source for p in d.products],
+        "product_result": [p.result for p in d.products],
+        "source_group": [group_of_source[s][0] for s in range(len(d.sources))],
+        "source_place": [group_of_source[s][1] for s in range(len(d.sources))],
+        "result_group": [group_of_result[r][0] for r in range(len(d.results))],
+        "result_place": [group_of_result[r][1] for r in range(len(d.results))],
+        "group_sources": [len(sources) for sources, _ in joined],
+        "group_results": [len(results) for _, results in joined],
+        "input_back": inputs_back,
+    }
+    at = lambda n: max(n, 1)  # noqa: E731
+    raw = (
+        f"float c[{at(len(d.carries))}], m[{at(len(d.results))}], x[{at(d.count('x'))}], "
+        f"s[{at(d.count('s'))}], p[{at(d.count('p'))}];"
+    )
+    writes = [(f"u.source[{i}]", out, d.sources[i][0] - 1) for i, out in enumerate(stages.sources)]
+    writes += [(f"u.next[{i}]", out, d.rounds) for i, out in enumerate(stages.carry)]
+    writes += [(f"u.y[{i}]", out, d.rounds) for i, out in enumerate(stages.outputs)]
+    keeps = [(f"k[{i}]", Output(text, 0), d.rounds) for i, text in enumerate(stages.texts)]
+    # `keep` is a function of its own, so all that it reads crosses.
+    beyond = [(to, out, d.rounds + 1) for to, out, _ in keeps]
+    forward = _stage_functions("forward", "Forward", stages.forward, writes + beyond, d.rounds)
+    back = [*stages.recall(), *stages.backward]
+    back_writes = [(f"u.dm[{i}]", out, d.rounds - d.results[i][0]) for i, out in enumerate(stages.d_results)]
+    back_writes += [(f"u.dx[{i}]", out, d.rounds) for i, out in enumerate(stages.d_inputs)]
+    ends = [(f"sum[{i}]", out, d.rounds + 1) for i, out in enumerate(stages.sums)]
+    ends += [(f"before[{i}]", out, d.rounds + 1) for i, out in enumerate(stages.d_carry)]
+    backward = _stage_functions("backward", "Backward", back, back_writes + ends, d.rounds)
+    fields, functions = forward[: forward.index("<functions>")], forward[forward.index("<functions>") + 1 :]
+    back_fields, back_functions = backward[: backward.index("<functions>")], backward[backward.index("<functions>") + 1 :]
+
+    def through(names: list[str], text: str) -> str:
+        words = {f.split()[1].rstrip(";") for f in names}
+        return f"u.{text}" if text in words else text
+
+    return "\n".join(
+        [
+            "struct Cell {",
+            f"  static constexpr int {', '.join(f'{k} = {v}' for k, v in sizes.items())};",
+            *(_table(name, values) for name, values in tables.items()),
+            "  struct Forward {",
+            f"    {raw}",
+            f"    float source[{at(len(d.sources))}], next[{at(len(d.carries))}], y[{at(d.outputs)}];",
+            *fields,
+            "  };",
+            *functions,
+            f"  static DEVICE void keep(const Forward& u, float (&k)[{at(len(stages.kept))}]) {{",
+            *(f"    {to} = {through(fields, out.text)};" for to, out, _ in keeps),
+            "  }",
+            "  struct Backward {",
+            f"    {raw}",
+            f"    float k[{at(len(stages.kept))}], after[{at(len(d.carries))}], ds[{at(len(d.sources))}];",
+            f"    float dn[{at(len(d.carries))}], dy[{at(d.outputs)}], dm[{at(len(d.results))}], dx[{at(d.count('x'))}];",
+            *back_fields,
+            "  };",
+            *back_functions,
+            f"  static DEVICE void finish(const Backward& u, float (&sum)[{at(len(stages.sums))}], "
+            f"float (&before)[{at(len(d.carries))}]) {{",
+            *(f"    {to} = {through(back_fields, out.text)};" for to, out, _ in ends),
+            "  }",
+            "};",
+        ]
+    )
+
+
+def constants(shape: Shape) -> str:
+    """What the skeleton is told of the shape."""
+    flags = {"kSave": shape.save, "kMasked": shape.masked, "kReverse": shape.reverse}
+    sizes = {"kHidden": shape.hidden, "kUnits": shape.units, "kSequences": shape.sequences}
+    sizes |= {"kAll": 1, "kLast": 2, "kOutputs": OUTPUTS.index(shape.outputs)}
+    return "\n".join(
+        [f"constexpr int {', '.join(f'{k} = {v}' for k, v in sizes.items())};"]
+        + [f"constexpr bool {k} = {str(v).lower()};" for k, v in flags.items()]
+    )
+
+
+@functools.cache
+def _file(name: str) -> str:
+    return (FOLDER / name).read_text()
+
+
+def source(stages: Stages, shape: Shape, machine: str | None = None) -> str:
+    """All of a kernel's source, which includes nothing; `machine` in place of `machine.h`."""
+    parts = [
+        _file("machine.h") if machine is None else machine,
+        _file("stages.h"),
+        constants(shape),
+        cell(stages),
+        _file("recurrence.cu"),
+    ]
+    return "\n\n".join(parts)
+
+
+def shared_bytes(stages: Stages, shape: Shape) -> tuple[int, int]:
+    """The shared memory of a block, forward and backward."""
+    d = stages.division
+    tile = 8 * (shape.units + 8) * 2
+    piece = shape.threads * piece_words(stages, shape) * 4
+    return 2 * len(d.sources) * tile, 6 * piece + 2 * len(d.results) * tile
+
+
+def piece_words(stages: Stages, shape: Shape) -> int:
+    """32-bit words that a thread keeps of a step."""
+    return len(stages.kept) * shape.sequences // 4
