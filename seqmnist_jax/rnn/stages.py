@@ -57,6 +57,43 @@ _SAME = frozenset(
 _LINEAR = frozenset({"add", "add_any", "sub", "mul", "neg", "square", "integer_pow", "select_n", "copy", "div"})
 
 
+Array = jax.Array
+
+
+class Options(NamedTuple):
+    """What is static about a kernel's call.
+
+    Attributes:
+      outputs: of which steps they are wanted: 'all', 'last' (of the last step that runs), 'none'.
+      reverse: from the last step to the first.
+      precision: as in `cells`.
+    """
+
+    outputs: str
+    reverse: bool
+    precision: str
+
+
+class Operands(NamedTuple):
+    """The arrays of a kernel's call, or their gradients; outputs stand as [batch, time, number, hidden].
+
+    Attributes:
+      weights: [products, hidden, hidden], from source (rows) to result (columns).
+      vectors: the 'p' values, [number, hidden].
+      inputs: the 'x' values, [batch, time, number, hidden].
+      x: for the 's' values, [batch, time, features]; no features where there are none. A kernel has no gradient of it.
+      carry: [carries, batch, hidden].
+      lengths: int32 [batch] in 0 to time, or None.
+    """
+
+    weights: Array
+    vectors: Array
+    inputs: Array
+    x: Array
+    carry: Array
+    lengths: Array | None
+
+
 class Statement(NamedTuple):
     """``name = text``, of a stage; kind 'float' or 'bool'."""
 

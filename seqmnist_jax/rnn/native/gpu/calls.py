@@ -11,7 +11,7 @@ import numpy as np
 
 from seqmnist_jax.rnn.native.gpu import nvrtc
 from seqmnist_jax.rnn.native.gpu.source import Shape, groups, piece_words, shared_bytes, source
-from seqmnist_jax.rnn.stages import Stages
+from seqmnist_jax.rnn.stages import Operands, Options, Stages
 
 Array = jax.Array
 
@@ -57,9 +57,8 @@ def _launcher() -> Any:
     return library
 
 
-def _call(
-    stages: Stages, shape: Shape, name: str, results: Any, arguments: tuple[Array, ...], batch: int, time: int
-) -> Any:
+def _call(stages: Stages, shape: Shape, name: str, results: Any, arguments: tuple[Array, ...]) -> Any:
+    batch, time, _ = arguments[3].shape
     device = jax.devices("cuda")[0]
     architecture = f"sm_{str(device.compute_capability).replace('.', '')}"
     few = 4 * device.core_count
@@ -86,85 +85,110 @@ def _floats(*shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
+def _shape(stages: Stages, options: Options, operands: Operands, save: bool) -> Shape:
+    masked = operands.lengths is not None or operands.carry.shape[1] % 8 != 0
+    return Shape(stages.division.hidden, 8, options.outputs, save, masked, options.reverse)
+
+
+def _padded(array: Array, units: int, *axes: int) -> Array:
+    """Axes of hidden units in whole tiles."""
+    extra = [(0, units - n if axis in axes else 0) for axis, n in enumerate(array.shape)]
+    return jnp.pad(array, extra) if any(n for _, n in extra) else array
+
+
+def _arguments(operands: Operands, carry: Array, units: int) -> tuple[Array, ...]:
+    """The first arrays of either kernel."""
+    weights, vectors, inputs, x, _, lengths = operands
+    batch, time, _ = x.shape
+    if lengths is None:
+        lengths = jnp.full((batch,), time, jnp.int32)
+    return _padded(weights, units, 1, 2), _padded(vectors, units, 1), _padded(inputs, units, 3), x, carry, lengths
+
+
 def forward(
-    stages: Stages, shape: Shape, weights: Array, vectors: Array, inputs: Array, x: Array, carry: Array, lengths: Array
-) -> tuple[Array, Kept]:
-    """Outputs, and what is kept (of which only the carry is filled where nothing is saved)."""
-    d, units = stages.division, shape.units
-    _, batch, _ = carry.shape
-    time = x.shape[1]
-    rows = 2 * -(-batch // 8)
-    outputs = {"none": (0,), "all": (batch, time, d.outputs, units), "last": (batch, d.outputs, units)}[shape.outputs]
-    words = piece_words(stages, shape._replace(sequences=4)) * shape.threads if shape.save else 0
-    kept = jax.ShapeDtypeStruct((rows, time, words), jnp.uint32)
-    joined = groups(stages)
-    sources = [
-        jax.ShapeDtypeStruct((batch if shape.save else 0, time, len(s) * units), jnp.bfloat16) for s, _ in joined
-    ]
+    stages: Stages, options: Options, operands: Operands, save: bool
+) -> tuple[Array, Array | None, Kept]:
+    """The carry after the last step, the outputs, and what is kept."""
+    d, shape = stages.division, _shape(stages, options, operands, save)
+    units, (batch, time, _) = shape.units, operands.x.shape
+    sizes = {"none": (0,), "all": (batch, time, d.outputs, units), "last": (batch, d.outputs, units)}
+    words = piece_words(stages, shape._replace(sequences=4)) * shape.threads if save else 0
+    saved = [(batch if save else 0, time, len(sources) * units) for sources, _ in groups(stages)]
     end, outputs, pieces, *sources = _call(
         stages,
         shape,
         "recurrence_forward",
-        (_floats(*carry.shape), _floats(*outputs), kept, *sources),
-        (weights, vectors, inputs, x, carry, lengths),
-        batch,
-        time,
+        (
+            _floats(len(d.carries), batch, units),
+            _floats(*sizes[options.outputs]),
+            jax.ShapeDtypeStruct((_rows(batch), time, words), jnp.uint32),
+            *(jax.ShapeDtypeStruct(size, jnp.bfloat16) for size in saved),
+        ),
+        _arguments(operands, _padded(operands.carry, units, 2), units),
     )
-    return outputs, Kept(end, pieces, tuple(sources))
+    hidden = d.hidden
+    return (
+        end[..., :hidden],
+        None if options.outputs == "none" else outputs[..., :hidden],
+        Kept(end, pieces, tuple(sources)),
+    )
 
 
 def backward(
-    stages: Stages,
-    shape: Shape,
-    weights: Array,
-    vectors: Array,
-    inputs: Array,
-    x: Array,
-    lengths: Array,
-    kept: Kept,
-    d_carry: Array,
-    d_outputs: Array,
-) -> tuple[Array, Array, Array, Array]:
-    """Gradients of weights, vectors, inputs and the first carry."""
-    d, units = stages.division, shape.units
-    _, batch, _ = d_carry.shape
-    time = x.shape[1]
+    stages: Stages, options: Options, operands: Operands, kept: Kept, d_carry: Array, d_outputs: Array | None
+) -> Operands:
+    """Gradients of all but x."""
+    d, shape = stages.division, _shape(stages, options, operands, True)
+    units, (batch, time, _) = shape.units, operands.x.shape
     joined = groups(stages)
     d_start, d_inputs, sums, *d_results = _call(
         stages,
         shape,
         "recurrence_backward",
         (
-            _floats(*d_carry.shape),
+            _floats(len(d.carries), batch, units),
             _floats(batch, time, d.count("x"), units),
-            _floats(2 * -(-batch // 8), max(len(stages.sums), 1), units),
-            *(jax.ShapeDtypeStruct((batch, time, len(r) * units), jnp.bfloat16) for _, r in joined),
+            _floats(_rows(batch), len(stages.sums), units),
+            *(jax.ShapeDtypeStruct((batch, time, len(results) * units), jnp.bfloat16) for _, results in joined),
         ),
-        (weights, vectors, inputs, x, kept.carry, lengths, kept.pieces, d_carry, d_outputs),
-        batch,
-        time,
+        (
+            *_arguments(operands, kept.carry, units),
+            kept.pieces,
+            _padded(d_carry, units, 2),
+            _floats_of(d_outputs, units),
+        ),
     )
     blocks: dict[tuple[int, int], Array] = {}
-    for (sources, results), source_rows, result_rows in zip(joined, kept.sources, d_results, strict=True):
+    for (sources, results), source, result in zip(joined, kept.sources, d_results, strict=True):
+        rows = batch * time
         product = jax.lax.dot_general(
-            source_rows.reshape(batch * time, -1),
-            result_rows.reshape(batch * time, -1),
+            source.reshape(rows, source.shape[-1]),
+            result.reshape(rows, result.shape[-1]),
             (((0,), (0,)), ((), ())),
             preferred_element_type=jnp.float32,
         )
-        product = _in_order(_in_order(product, 0), 1)
-        for i, s in enumerate(sources):
-            for j, r in enumerate(results):
-                blocks[s, r] = product[i * units : (i + 1) * units, j * units : (j + 1) * units]
-    d_weights = [blocks[p.source, p.result] for p in d.products]
-    total = sums.sum(0)
-    d_vectors = [jnp.zeros(units) if place is None else total[place] for place in stages.sum_of]
-    return (
-        jnp.stack(d_weights) if d_weights else jnp.zeros((0, units, units)),
-        jnp.stack(d_vectors) if d_vectors else jnp.zeros((0, units)),
-        d_inputs,
-        d_start,
+        product = _in_order(_in_order(product, 0), 1).reshape(len(sources), units, len(results), units)
+        blocks |= {(s, r): product[i, :, j] for i, s in enumerate(sources) for j, r in enumerate(results)}
+    total, hidden = sums.sum(0), d.hidden
+    weights = [blocks[p.source, p.result][:hidden, :hidden] for p in d.products]
+    vectors = [jnp.zeros(hidden) if place is None else total[place, :hidden] for place in stages.sum_of]
+    return Operands(
+        jnp.stack(weights) if weights else operands.weights,
+        jnp.stack(vectors) if vectors else operands.vectors,
+        d_inputs[..., :hidden],
+        jnp.zeros_like(operands.x),
+        d_start[..., :hidden],
+        None,
     )
+
+
+def _floats_of(d_outputs: Array | None, units: int) -> Array:
+    return jnp.zeros((0,), jnp.float32) if d_outputs is None else _padded(d_outputs, units, d_outputs.ndim - 1)
+
+
+def _rows(batch: int) -> int:
+    """Blocks of 4 sequences, in pairs."""
+    return 2 * -(-batch // 8)
 
 
 def _in_order(array: Array, axis: int) -> Array:
