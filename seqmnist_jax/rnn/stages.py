@@ -287,17 +287,16 @@ class Stages:
         self.sums = different
         self.sum_of = [different.index(bar) if bar in different else None for bar in by_kind["p"]]
 
-    def recall(self) -> list[Statement]:
-        """The results that the forward pass kept, as the way back reads them."""
-        out = []
-        for i, carry in self.after.items():
-            out.append(Statement(0, "float", f"t{i}", f"u.after[{carry}]"))
-        for place, (kind, i) in enumerate(self.kept):
+    def recall(self, apart: Sequence[int]) -> list[Statement]:
+        """What the way back reads: those of `kept` that stand in ``u.k``, by place, and the carries after the step."""
+        out = [Statement(0, "float", f"t{i}", f"u.after[{carry}]") for i, carry in self.after.items()]
+        for i, place in enumerate(apart):
+            kind, which = self.kept[place]
             if kind == "t":
-                text = f"u.k[{place}]"
-                out.append(Statement(0, "float", f"t{i}", f"opened_({text})" if i in self.memory else text))
+                text = f"u.k[{i}]"
+                out.append(Statement(0, "float", f"t{which}", f"opened_({text})" if which in self.memory else text))
             else:
-                out.append(Statement(0, "float", f"u.{kind}[{i}]", f"u.k[{place}]"))
+                out.append(Statement(0, "float", f"u.{kind}[{which}]", f"u.k[{i}]"))
         return out
 
 

@@ -24,7 +24,7 @@ class Kept(NamedTuple):
     Attributes:
       carry: after the last step, [carries, batch, units].
       pieces: in the order of the threads.
-      sources: of each group of products, [batch, time, sources * units] in bfloat16, units in the threads' order.
+      sources: of each group of products, [batch, time, sources * units] in 16 bits, units in the threads' order.
     """
 
     carry: Array
@@ -87,7 +87,21 @@ def _floats(*shape: int) -> jax.ShapeDtypeStruct:
 
 def _shape(stages: Stages, options: Options, operands: Operands, save: bool) -> Shape:
     masked = operands.lengths is not None or operands.carry.shape[1] % 8 != 0
-    return Shape(stages.division.hidden, 8, options.outputs, save, masked, options.reverse)
+    half = options.precision == "tensorfloat32"
+    return Shape(stages.division.hidden, 8, options.outputs, save, masked, options.reverse, half)
+
+
+def _dtype(shape: Shape) -> Any:
+    return jnp.float16 if shape.half else jnp.bfloat16
+
+
+def _scale(shape: Shape, *bars: Array | None) -> Array:
+    """A power of two that brings the largest cotangent to 1 / 64: float16 then has room for growth by 4 million."""
+    if not shape.half:
+        return jnp.ones((1,), jnp.float32)
+    largest = jnp.stack([jnp.abs(bar).max(initial=0.0) for bar in bars if bar is not None]).max()
+    exponent = jnp.frexp(largest)[1]
+    return jnp.where((largest > 0) & jnp.isfinite(largest), jnp.ldexp(jnp.float32(1), -5 - exponent), 1.0)[None]
 
 
 def _padded(array: Array, units: int, *axes: int) -> Array:
@@ -122,7 +136,7 @@ def forward(
             _floats(len(d.carries), batch, units),
             _floats(*sizes[options.outputs]),
             jax.ShapeDtypeStruct((_rows(batch), time, words), jnp.uint32),
-            *(jax.ShapeDtypeStruct(size, jnp.bfloat16) for size in saved),
+            *(jax.ShapeDtypeStruct(size, _dtype(shape)) for size in saved),
         ),
         _arguments(operands, _padded(operands.carry, units, 2), units),
     )
@@ -140,7 +154,7 @@ def backward(
     """Gradients of all but x."""
     d, shape = stages.division, _shape(stages, options, operands, True)
     units, (batch, time, _) = shape.units, operands.x.shape
-    joined = groups(stages)
+    joined, scale = groups(stages), _scale(shape, d_carry, d_outputs)
     d_start, d_inputs, sums, *d_results = _call(
         stages,
         shape,
@@ -149,13 +163,15 @@ def backward(
             _floats(len(d.carries), batch, units),
             _floats(batch, time, d.count("x"), units),
             _floats(_rows(batch), len(stages.sums), units),
-            *(jax.ShapeDtypeStruct((batch, time, len(results) * units), jnp.bfloat16) for _, results in joined),
+            *(jax.ShapeDtypeStruct((batch, time, len(results) * units), _dtype(shape)) for _, results in joined),
         ),
         (
             *_arguments(operands, kept.carry, units),
             kept.pieces,
             _padded(d_carry, units, 2),
             _floats_of(d_outputs, units),
+            scale,
+            *kept.sources,
         ),
     )
     blocks: dict[tuple[int, int], Array] = {}
@@ -167,7 +183,7 @@ def backward(
             (((0,), (0,)), ((), ())),
             preferred_element_type=jnp.float32,
         )
-        product = _in_order(_in_order(product, 0), 1).reshape(len(sources), units, len(results), units)
+        product = _in_order(_in_order(product / scale, 0), 1).reshape(len(sources), units, len(results), units)
         blocks |= {(s, r): product[i, :, j] for i, s in enumerate(sources) for j, r in enumerate(results)}
     total, hidden = sums.sum(0), d.hidden
     weights = [blocks[p.source, p.result][:hidden, :hidden] for p in d.products]

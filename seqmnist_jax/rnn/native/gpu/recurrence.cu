@@ -22,9 +22,20 @@ DEVICE void each(F&& f) {
 
 constexpr int kWarps = kUnits / 16, kThreads = 32 * kWarps, kTiles = kUnits / 16;
 constexpr int kPairs = kSequences / 2, kColumns = kSequences / 4;  // of a thread
+// The way back in float16 is as exact as TF32, and needs its cotangents scaled; in bfloat16 it has float32's range.
+DEVICE u32 pack_back(float a, float b) { return kHalf ? pack_half(a, b) : pack_bfloat(a, b); }
 constexpr int kRow = kUnits + 8, kTile = 8 * kRow * 2;             // a source in shared memory, padded against conflicts
-constexpr int kKeptWords = Cell::kKept * kPairs / 2, kPiece = kThreads * 4 * kKeptWords, kStages = 6;
+constexpr int kKeptWords = Cell::kKept * kPairs / 2, kPiece = kThreads * 4 * kKeptWords;
+constexpr int kRecalledBytes = kThreads * 4 * kColumns * Cell::kRecalled;  // carries read back from the sources
+constexpr int kStages = 6, kStage = kPiece + kRecalledBytes;
 constexpr int kScalarsAhead = 2;
+
+DEVICE void mma_back(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+  if (kHalf)
+    mma_half(c, a, b0, b1);
+  else
+    mma_bfloat(c, a, b0, b1);
+}
 
 // Where a thread stands.
 struct Place {
@@ -83,7 +94,7 @@ DEVICE void load_weights(u32 (&a)[kTiles][4], At&& at) {
 }
 
 template <int N>
-DEVICE void keep(char* piece, int tid, const u32 (&words)[N]) {
+DEVICE void keep(char* piece, int tid, const u32* words) {
   each<0, N / 4>([&](auto i) { store_words<4>(piece + 16 * kThreads * i.value + 16 * tid, words + 4 * i.value); });
   char* rest = piece + 16 * kThreads * (N / 4);
   if constexpr (N & 2) store_words<2>(rest + 8 * tid, words + N / 4 * 4);
@@ -97,7 +108,7 @@ DEVICE void fetch(u32 to, const char* piece, int tid) {
   if constexpr (N & 1) fetch_words<1>(to + last + 4 * tid, piece + last + 4 * tid);
 }
 template <int N>
-DEVICE void recall(const char* stage, int tid, u32 (&words)[N]) {
+DEVICE void recall(const char* stage, int tid, u32* words) {
 #pragma unroll
   for (int i = 0; i < N / 4; i++) {
     const uint4 v = ((const uint4*)(stage + 16 * kThreads * i))[tid];
@@ -219,7 +230,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) recurrence_forward(Poi
           put<pack_half>(to + buffer + k * kTile, v);
           const int group = Cell::source_group(k), width = Cell::group_sources(group) * kUnits;
           if (kSave)
-            put_rows<pack_bfloat>(here, (u16*)p.at[9 + group], width, Cell::source_place(k) * kUnits, t, v);
+            put_rows<pack_back>(here, (u16*)p.at[9 + group], width, Cell::source_place(k) * kUnits, t, v);
         }
       __syncthreads();
 #pragma unroll
@@ -238,7 +249,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) recurrence_forward(Poi
           }
       // While the products run: what the step before left to store, what a later one will need.
       if (kRound == 1) {
-        if (kSave && kKeptWords > 0 && step > 0) keep<at_least_one(kKeptWords)>(kept + (u64)when(step - 1, time) * kPiece, here.tid, words);
+        if (kSave && step > 0) keep<kKeptWords>(kept + (u64)when(step - 1, time) * kPiece, here.tid, words);
 #pragma unroll
         for (int i = 0; i + 1 < kScalarsAhead; i++)
 #pragma unroll
@@ -284,7 +295,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) recurrence_forward(Poi
       }
     }
   }
-  if (kSave && kKeptWords > 0) keep<at_least_one(kKeptWords)>(kept + (u64)when(time - 1, time) * kPiece, here.tid, words);
+  if (kSave) keep<kKeptWords>(kept + (u64)when(time - 1, time) * kPiece, here.tid, words);
 #pragma unroll
   for (int i = 0; i < kPairs; i++) {
     const int c = here.column(i);
@@ -311,18 +322,30 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) recurrence_backward(Po
   const char* kept = (const char*)p.at[6] + (u64)blockIdx.x * time * kPiece;
   const float* d_end = (const float*)p.at[7] + (u64)here.replica * Cell::kCarries * batch * kUnits;
   const float* d_outputs = (const float*)p.at[8];
-  float* d_start = (float*)p.at[9] + (u64)here.replica * Cell::kCarries * batch * kUnits;
-  float* d_inputs = (float*)p.at[10];
+  const float scale = ((const float*)p.at[9])[here.replica], unscale = 1.f / scale;
+  float* d_start = (float*)p.at[10 + Cell::kGroups] + (u64)here.replica * Cell::kCarries * batch * kUnits;
+  float* d_inputs = (float*)p.at[11 + Cell::kGroups];
   // As many rows as there are blocks of 4 sequences: where a block has 8, its second row is zero.
-  float* sums = (float*)p.at[11] + (u64)blockIdx.x * kColumns * Cell::kSums * kUnits;
+  float* sums = (float*)p.at[12 + Cell::kGroups] + (u64)blockIdx.x * kColumns * Cell::kSums * kUnits;
 
   const u32 ring = shared_address(shared);
   auto get = [&](int step) {
-    if (kKeptWords > 0) {
-      if (step < time)
-        fetch<kKeptWords>(ring + step % kStages * kPiece, kept + (u64)when(time - 1 - step, time) * kPiece, here.tid);
-      fetch_commit();
+    if (step < time) {
+      const int t = when(time - 1 - step, time);
+      const u32 stage = ring + step % kStages * kStage;
+      fetch<kKeptWords>(stage, kept + (u64)t * kPiece, here.tid);
+#pragma unroll
+      for (int r = 0; r < Cell::kRecalled; r++)
+#pragma unroll
+        for (int c = 0; c < kColumns; c++) {
+          const int k = Cell::recalled_source(r), group = Cell::source_group(k);
+          const u16* rows = (const u16*)p.at[10 + group];
+          fetch_words<1>(stage + kPiece + 4 * ((r * kColumns + c) * kThreads + here.tid),
+                         rows + (here.index(c) * time + t) * Cell::group_sources(group) * kUnits +
+                             Cell::source_place(k) * kUnits + 16 * here.warp + 2 * (here.lane >> 2));
+        }
     }
+    fetch_commit();
   };
 #pragma unroll
   for (int i = 0; i < kStages - 1; i++) get(i);
@@ -330,7 +353,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) recurrence_backward(Po
 #pragma unroll
   for (int q = 0; q < Cell::kProducts; q++) {
     const float* w = weights + (u64)q * kUnits * kUnits + here.row * kUnits + 2 * here.quad;
-    load_weights<pack_bfloat>(a[q], [&](int row, int k) { return w[row * kUnits + k]; });
+    load_weights<pack_back>(a[q], [&](int row, int k) { return w[row * kUnits + k]; });
   }
   Unit u[kPairs];
   float total[at_least_one(Cell::kSums)][2] = {};
@@ -343,7 +366,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) recurrence_backward(Po
 #pragma unroll
     for (int j = 0; j < Cell::kCarries; j++) {
       const u64 at = ((u64)j * batch + here.sequence[c]) * kUnits + here.unit(i);
-      u[i].dn[j] = here.inside[c] ? d_end[at] : 0.f;
+      u[i].dn[j] = here.inside[c] ? d_end[at] * scale : 0.f;
       u[i].after[j] = here.inside[c] ? carry_end[at] : 0.f;
     }
 #pragma unroll
@@ -351,7 +374,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) recurrence_backward(Po
   }
   for (int c = 0; c < kColumns; c++) length[c] = !kMasked ? time : here.inside[c] ? lengths[here.sequence[c]] : 0;
   Scalars<true> scalars(here, (const float*)p.at[3], 0);
-  const u32 base = ring + kStages * kPiece;
+  const u32 base = ring + kStages * kStage;
   const u32 from = base + 2 * ((here.lane & 7) * kRow + (here.lane >> 3) * 8);
   const u32 to = base + 2 * ((here.lane & 7) * kRow + 16 * here.warp + ((here.lane >> 3) & 1) * 8);
   Inputs<Cell::kInputsBack> inputs(here, (const float*)p.at[2]);
@@ -363,10 +386,16 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) recurrence_backward(Po
     const int t = when(time - 1 - step, time);
     const u32 buffer = (step & 1) * Cell::kResults * kTile;
     u32 words[at_least_one(kKeptWords)];
-    if constexpr (kKeptWords > 0) {
-      fetch_wait<kStages - 2>();
-      recall<kKeptWords>(shared + step % kStages * kPiece, here.tid, words);
-    }
+    fetch_wait<kStages - 2>();
+    const char* stage = shared + step % kStages * kStage;
+    recall<kKeptWords>(stage, here.tid, words);
+#pragma unroll
+    for (int r = 0; r < Cell::kRecalled; r++)
+#pragma unroll
+      for (int c = 0; c < kColumns; c++) {
+        const float2 v = unpack_half(((const u32*)(stage + kPiece))[(r * kColumns + c) * kThreads + here.tid]);
+        u[c].c[Cell::recalled_carry(r)] = v.x, u[c + kColumns].c[Cell::recalled_carry(r)] = v.y;
+      }
     get(step + kStages - 1);
     bool running[kColumns];
     for (int c = 0; c < kColumns; c++) running[c] = !kMasked || t < length[c];
@@ -386,11 +415,11 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) recurrence_backward(Po
       for (int j = 0; j < Cell::kInputsBack; j++) u[i].x[Cell::input_back(j)] = inputs.ahead[j][i];
 #pragma unroll
       for (int j = 0; j < Cell::kOutputs; j++) {
-        if (kOutputs == kAll) u[i].dy[j] = running[c] ? bars.ahead[j][i] : 0.f;
+        if (kOutputs == kAll) u[i].dy[j] = running[c] ? bars.ahead[j][i] * scale : 0.f;
         // The last output is that of the last step that runs.
         if (kOutputs == kLast) {
           const bool is_last = running[c] && (kReverse ? t == 0 : t == length[c] - 1);
-          u[i].dy[j] = is_last ? d_outputs[(here.index(c) * Cell::kOutputs + j) * kUnits + here.unit(i)] : 0.f;
+          u[i].dy[j] = is_last ? d_outputs[(here.index(c) * Cell::kOutputs + j) * kUnits + here.unit(i)] * scale : 0.f;
         }
       }
 #pragma unroll
@@ -405,9 +434,9 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) recurrence_backward(Po
           float v[kPairs];
 #pragma unroll
           for (int i = 0; i < kPairs; i++) v[i] = running[here.column(i)] && here.is_unit(i) ? u[i].dm[j] : 0.f;
-          put<pack_bfloat>(to + buffer + j * kTile, v);
+          put<pack_back>(to + buffer + j * kTile, v);
           const int group = Cell::result_group(j), width = Cell::group_results(group) * kUnits;
-          put_rows<pack_bfloat>(here, (u16*)p.at[12 + group], width, Cell::result_place(j) * kUnits, t, v);
+          put_rows<pack_back>(here, (u16*)p.at[13 + Cell::kGroups + group], width, Cell::result_place(j) * kUnits, t, v);
         }
       __syncthreads();
       float d[at_least_one(Cell::kProducts)][4] = {};
@@ -421,8 +450,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) recurrence_backward(Po
 #pragma unroll
             for (int q = 0; q < Cell::kProducts; q++)
               if (Cell::product_result(q) == j) {
-                mma_bfloat(d[q], a[q][2 * k2], b[0], b[1]);
-                mma_bfloat(d[q], a[q][2 * k2 + 1], b[2], b[3]);
+                mma_back(d[q], a[q][2 * k2], b[0], b[1]);
+                mma_back(d[q], a[q][2 * k2 + 1], b[2], b[3]);
               }
           }
       if (waited.value == 0) {
@@ -457,7 +486,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) recurrence_backward(Po
       for (int j = 0; j < Cell::kInputs; j++)
         if (here.inside[c])
           d_inputs[((here.index(c) * time + t) * Cell::kInputs + j) * kUnits + here.unit(i)] =
-              running[c] ? u[i].dx[j] : 0.f;
+              running[c] ? u[i].dx[j] * unscale : 0.f;
 #pragma unroll
       for (int j = 0; j < Cell::kCarries; j++) {
         u[i].dn[j] = running[c] ? before[j] : u[i].dn[j];
@@ -470,7 +499,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) recurrence_backward(Po
     if (here.inside[here.column(i)])
 #pragma unroll
       for (int j = 0; j < Cell::kCarries; j++)
-        d_start[((u64)j * batch + here.sequence[here.column(i)]) * kUnits + here.unit(i)] = u[i].dn[j];
+        d_start[((u64)j * batch + here.sequence[here.column(i)]) * kUnits + here.unit(i)] = u[i].dn[j] * unscale;
 #pragma unroll
   for (int j = 0; j < Cell::kSums; j++)
 #pragma unroll
@@ -478,6 +507,6 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) recurrence_backward(Po
       float v = total[j][h];
       v += __shfl_xor_sync(~0u, v, 1);
       v += __shfl_xor_sync(~0u, v, 2);
-      if (here.quad < kColumns) sums[(here.quad * Cell::kSums + j) * kUnits + here.row + 8 * h] = here.quad == 0 ? v : 0.f;
+      if (here.quad < kColumns) sums[(here.quad * Cell::kSums + j) * kUnits + here.row + 8 * h] = here.quad == 0 ? v * unscale : 0.f;
     }
 }

@@ -21,6 +21,7 @@ class Shape(NamedTuple):
       save: whether the forward pass keeps what the way back needs.
       masked: sequences of different lengths, or a batch that does not fill the last block.
       reverse: from the last step to the first.
+      half: the way back in float16, else in bfloat16.
     """
 
     hidden: int
@@ -29,6 +30,7 @@ class Shape(NamedTuple):
     save: bool
     masked: bool
     reverse: bool
+    half: bool
 
     @property
     def units(self) -> int:
@@ -98,14 +100,28 @@ def _substitute(text: str, name: str, by: str) -> str:
     return out[:-1]
 
 
-def cell(stages: Stages) -> str:
+def recalled(stages: Stages, shape: Shape) -> list[tuple[int, int]]:
+    """Carries that are a source as they are, and this source: in float16 they need not be kept a second time."""
+    places = {out.text: i for i, out in reversed(list(enumerate(stages.sources)))}
+    kept = [i for kind, i in stages.kept if kind == "c"] if shape.half else []
+    return [(i, places[f"u.c[{i}]"]) for i in kept if f"u.c[{i}]" in places]
+
+
+def kept_apart(stages: Stages, shape: Shape) -> list[int]:
+    """The places in `Stages.kept` of what is kept beside the sources."""
+    again = {("c", i) for i, _ in recalled(stages, shape)}
+    return [place for place, what in enumerate(stages.kept) if what not in again]
+
+
+def cell(stages: Stages, shape: Shape) -> str:
     """The struct `Cell` that the skeleton takes."""
     d = stages.division
+    from_sources, apart = recalled(stages, shape), kept_apart(stages, shape)
     joined = groups(stages)
     group_of_source = {s: (g, i) for g, (sources, _) in enumerate(joined) for i, s in enumerate(sources)}
     group_of_result = {r: (g, i) for g, (_, results) in enumerate(joined) for i, r in enumerate(results)}
     inputs_back = [
-        i for i in range(d.count("x")) if any(f"u.x[{i}]" in s.text for s in (*stages.backward, *stages.recall()))
+        i for i in range(d.count("x")) if any(f"u.x[{i}]" in s.text for s in stages.backward)
     ]
     sizes = {
         "kProducts": len(d.products),
@@ -118,7 +134,9 @@ def cell(stages: Stages) -> str:
         "kSources": len(d.sources),
         "kResults": len(d.results),
         "kRounds": d.rounds,
-        "kKept": len(stages.kept),
+        "kKept": len(apart),
+        "kRecalled": len(from_sources),
+        "kGroups": len(joined),
         "kSums": len(stages.sums),
     }
     tables = {
@@ -133,6 +151,8 @@ def cell(stages: Stages) -> str:
         "group_sources": [len(sources) for sources, _ in joined],
         "group_results": [len(results) for _, results in joined],
         "input_back": inputs_back,
+        "recalled_carry": [carry for carry, _ in from_sources],
+        "recalled_source": [source for _, source in from_sources],
     }
     at = lambda n: max(n, 1)  # noqa: E731
     raw = (
@@ -142,11 +162,11 @@ def cell(stages: Stages) -> str:
     writes = [(f"u.source[{i}]", out, d.sources[i][0] - 1) for i, out in enumerate(stages.sources)]
     writes += [(f"u.next[{i}]", out, d.rounds) for i, out in enumerate(stages.carry)]
     writes += [(f"u.y[{i}]", out, d.rounds) for i, out in enumerate(stages.outputs)]
-    keeps = [(f"k[{i}]", Output(text, 0), d.rounds) for i, text in enumerate(stages.texts)]
+    keeps = [(f"k[{i}]", Output(stages.texts[place], 0), d.rounds) for i, place in enumerate(apart)]
     # `keep` is a function of its own, so all that it reads crosses.
     beyond = [(to, out, d.rounds + 1) for to, out, _ in keeps]
     forward = _stage_functions("forward", "Forward", stages.forward, writes + beyond, d.rounds)
-    back = [*stages.recall(), *stages.backward]
+    back = [*stages.recall(apart), *stages.backward]
     back_writes = [(f"u.dm[{i}]", out, d.rounds - d.results[i][0]) for i, out in enumerate(stages.d_results)]
     back_writes += [(f"u.dx[{i}]", out, d.rounds) for i, out in enumerate(stages.d_inputs)]
     ends = [(f"sum[{i}]", out, d.rounds + 1) for i, out in enumerate(stages.sums)]
@@ -170,12 +190,12 @@ def cell(stages: Stages) -> str:
             *fields,
             "  };",
             *functions,
-            f"  static DEVICE void keep(const Forward& u, float (&k)[{at(len(stages.kept))}]) {{",
+            f"  static DEVICE void keep(const Forward& u, float (&k)[{at(len(apart))}]) {{",
             *(f"    {to} = {through(fields, out.text)};" for to, out, _ in keeps),
             "  }",
             "  struct Backward {",
             f"    {raw}",
-            f"    float k[{at(len(stages.kept))}], after[{at(len(d.carries))}], ds[{at(len(d.sources))}];",
+            f"    float k[{at(len(apart))}], after[{at(len(d.carries))}], ds[{at(len(d.sources))}];",
             f"    float dn[{at(len(d.carries))}], dy[{at(d.outputs)}], dm[{at(len(d.results))}], dx[{at(d.count('x'))}];",
             *back_fields,
             "  };",
@@ -191,7 +211,7 @@ def cell(stages: Stages) -> str:
 
 def constants(shape: Shape) -> str:
     """What the skeleton is told of the shape."""
-    flags = {"kSave": shape.save, "kMasked": shape.masked, "kReverse": shape.reverse}
+    flags = {"kSave": shape.save, "kMasked": shape.masked, "kReverse": shape.reverse, "kHalf": shape.half}
     sizes = {"kHidden": shape.hidden, "kUnits": shape.units, "kSequences": shape.sequences}
     sizes |= {"kAll": 1, "kLast": 2, "kOutputs": OUTPUTS.index(shape.outputs)}
     return "\n".join(
@@ -211,20 +231,20 @@ def source(stages: Stages, shape: Shape, machine: str | None = None) -> str:
         _file("machine.h") if machine is None else machine,
         _file("stages.h"),
         constants(shape),
-        cell(stages),
+        cell(stages, shape),
         _file("recurrence.cu"),
     ]
     return "\n\n".join(parts)
+
+
+def piece_words(stages: Stages, shape: Shape) -> int:
+    """32-bit words that a thread keeps of a step, beside the sources."""
+    return len(kept_apart(stages, shape)) * shape.sequences // 4
 
 
 def shared_bytes(stages: Stages, shape: Shape) -> tuple[int, int]:
     """The shared memory of a block, forward and backward."""
     d = stages.division
     tile = 8 * (shape.units + 8) * 2
-    piece = shape.threads * piece_words(stages, shape) * 4
-    return 2 * len(d.sources) * tile, 6 * piece + 2 * len(d.results) * tile
-
-
-def piece_words(stages: Stages, shape: Shape) -> int:
-    """32-bit words that a thread keeps of a step."""
-    return len(stages.kept) * shape.sequences // 4
+    words = piece_words(stages, shape) + len(recalled(stages, shape)) * shape.sequences // 4
+    return 2 * len(d.sources) * tile, 6 * 4 * shape.threads * words + 2 * len(d.results) * tile
