@@ -17,11 +17,13 @@ import jax
 import jax.numpy as jnp
 
 from seqmnist_jax.rnn import initializers
+from seqmnist_jax.rnn.checks import choice, whole
 
 Array = jax.Array
 Params = dict[str, Array]
 LSTMCarry = tuple[Array, Array]
 
+PRECISIONS = ("float32", "bfloat16")
 LSTM_GATES = 4
 GRU_GATES = 3
 
@@ -29,14 +31,11 @@ GRU_GATES = 3
 def check_sizes(features: int, hidden_size: int) -> None:
     """Refuses a layer without inputs or units."""
     for name, size in (("features", features), ("hidden_size", hidden_size)):
-        if size < 1:
-            raise ValueError(f"{name} is {size}; expected at least 1")
+        whole(name, size, 1)
 
 
 def _kernels(name: str) -> Callable[..., initializers.KernelPair]:
-    if name not in initializers.KERNELS:
-        raise ValueError(f"kernel_init is {name!r}; expected one of {sorted(initializers.KERNELS)}")
-    return initializers.KERNELS[name]
+    return initializers.KERNELS[choice("kernel_init", name, tuple(initializers.KERNELS))]
 
 
 def init_lstm(
@@ -98,14 +97,34 @@ def _sigmoid_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, 
 
 def product(a: Array, b: Array, precision: str) -> Array:
     """The matrix product a b, its operands rounded to bfloat16 and summed in float32 where precision says so."""
-    if precision == "float32":
+    if choice("precision", precision, PRECISIONS) == "float32":
         return a @ b
     return jnp.matmul(a.astype(jnp.bfloat16), b.astype(jnp.bfloat16), preferred_element_type=jnp.float32)
 
 
+def widened(tree: Any) -> Any:
+    """The tree's halves as float32: the gradient of what is narrowed again at each use is summed in float32."""
+
+    def wide(leaf: Any) -> Any:
+        is_half = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype.itemsize < 4
+        return jnp.asarray(leaf, jnp.float32) if is_half else leaf
+
+    return jax.tree.map(wide, tree)
+
+
+def narrowed(wide: Any, like: Any) -> Any:
+    """What was `widened` in the dtypes that it had."""
+    return jax.tree.map(lambda leaf, old: leaf if leaf is old else leaf.astype(old.dtype), wide, like)
+
+
+def with_bias(products: Array, bias: Array) -> Array:
+    """Products + bias, whose gradient, a sum over all rows, is made in float32 at least."""
+    return products + jnp.broadcast_to(widened(bias), products.shape).astype(bias.dtype)
+
+
 def inputs(params: Params, x: Array, precision: str = "float32") -> Array:
     """x W + b, for x [..., features]: the gates' share that needs no carry, [..., gates * hidden]."""
-    return product(x, params["kernel"], precision) + params["bias"]
+    return with_bias(product(x, params["kernel"], precision), params["bias"])
 
 
 def lstm_gates(params: Params, h: Array, inputs: Array, precision: str = "float32") -> tuple[Array, ...]:
@@ -182,7 +201,7 @@ def gru_gates(params: Params, h: Array, inputs: Array, precision: str = "float32
     after the product with h, as in cuDNN and PyTorch.
     """
     x_r, x_z, x_n = jnp.split(inputs, GRU_GATES, axis=-1)
-    products = product(h, params["recurrent_kernel"], precision) + params["recurrent_bias"]
+    products = with_bias(product(h, params["recurrent_kernel"], precision), params["recurrent_bias"])
     h_r, h_z, h_n = jnp.split(products, GRU_GATES, axis=-1)
     r = sigmoid(x_r + h_r)
     return r, sigmoid(x_z + h_z), jnp.tanh(x_n + r * h_n), h_n

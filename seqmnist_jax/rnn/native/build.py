@@ -157,9 +157,16 @@ def _compile(compiler: list[str], flags: list[str], target: Path) -> None:
 
 
 def _folder() -> Path:
-    """Where built kernels live, beside the package's other caches."""
+    """Where built kernels live, beside the package's other caches.
+
+    Raises:
+      OSError: this user has no home.
+    """
     named = os.environ.get("SEQMNIST_CACHE_DIR")
-    return (Path(named) if named else platformdirs.user_cache_path("seqmnist_jax")) / "native"
+    try:
+        return (Path(named) if named else platformdirs.user_cache_path("seqmnist_jax")) / "native"
+    except (RuntimeError, KeyError) as error:
+        raise FileNotFoundError(f"there is no cache folder ({error})") from error
 
 
 def _cpu() -> str:
@@ -198,7 +205,7 @@ def _make(folder: Path) -> None:
     Raises:
       OSError: it can't be made, or others could put a library there.
     """
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o755)
     if not _is_ours(folder):
         raise PermissionError(f"{folder} belongs to others or can be written by them")
 
@@ -239,12 +246,16 @@ def _locked(path: Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             file = stack.enter_context(path.open("w"))
-            end = time.monotonic() + LOCK_SECONDS
+            end, waits = time.monotonic() + LOCK_SECONDS, False
             while time.monotonic() < end:
                 try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    # A record lock: a process that is forked off meanwhile does not hold it too.
+                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
-                except BlockingIOError:
+                except (BlockingIOError, PermissionError):
+                    if not waits:
+                        _say("Another process builds the recurrence kernel; this one waits for it.")
+                    waits = True
                     time.sleep(0.05)
         yield
 
@@ -256,6 +267,7 @@ def _publish(made: Path, target: Path) -> None:
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(content)
+            os.chmod(name, 0o644)  # What root has built, in an image, serves all.
             os.replace(name, place)
         except OSError:
             os.unlink(name)
@@ -271,17 +283,23 @@ def _build(compiler: list[str], flags: list[str], target: Path | None) -> ctypes
     with tempfile.TemporaryDirectory(prefix="seqmnist_jax-") as scratch:
         made = Path(scratch) / "recurrence.so"
         _compile(compiler, flags, made)
+        trouble: Exception | None = None
+        if target is not None:
+            try:
+                _publish(made, target)
+                # From where it stays, so that profilers and debuggers find it, and where it may be run if not here.
+                return _open(target)
+            except (OSError, AttributeError) as error:
+                trouble = error
+                for path in (target, _checksum_file(target)):
+                    with contextlib.suppress(OSError):
+                        path.unlink()
         try:
             library = _open(made)
         except (OSError, AttributeError) as error:
             raise CannotBuildError(f"the library that was built does not load: {error}") from error
-        if target is not None:
-            try:
-                _publish(made, target)
-                # From where it stays, so that profilers and debuggers find it.
-                return _open(target)
-            except (OSError, AttributeError) as error:
-                _say(f"The recurrence kernel is built for this process alone: {error}.")
+        if trouble is not None:
+            _say(f"The recurrence kernel is built for this process alone: {trouble}.")
         return library
 
 
@@ -301,7 +319,7 @@ def _built(folder: Path, key: str, flags: list[str]) -> Kernel:
     with _locked(target.with_suffix(".lock")):
         library = _cached(target)
         if library is None:
-            if target.exists():
+            if os.access(target, os.R_OK):
                 _say(f"The recurrence kernel {target} is damaged, and is built anew.")
             library = _build(compiler, flags, target)
     return Kernel(library, origin)
@@ -311,7 +329,13 @@ def _kernel() -> Kernel:
     """The library, of today's compiler or, where that one fails, of an earlier one."""
     if sys.platform not in ("linux", "darwin"):
         raise CannotBuildError(f"the kernel is for Linux and macOS, not {sys.platform}")
-    folder, flags = _folder(), _flags()
+    flags = _flags()
+    try:
+        folder = _folder()
+    except OSError as error:
+        _say(f"The recurrence kernel is built for this process alone: {error}.")
+        compiler = _compiler()
+        return Kernel(_build(compiler, flags, None), f"built by {shlex.join(compiler)}")
     key = _key(flags)
     try:
         return _built(folder, key, flags)
@@ -327,6 +351,15 @@ def _kernel() -> Kernel:
 _one_at_a_time = threading.Lock()
 
 
+def _unlock() -> None:
+    """In a process that was forked off: the thread that held the lock stayed behind."""
+    global _one_at_a_time
+    _one_at_a_time = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_unlock)
+
+
 @functools.cache
 def _outcome() -> Kernel | str:
     """The kernel, registered with XLA, or why there is none."""
@@ -334,7 +367,7 @@ def _outcome() -> Kernel | str:
         kernel = _kernel()
     except CannotBuildError as error:
         return str(error)
-    except OSError as error:
+    except Exception as error:  # Whatever it is, there is another backend.
         return f"the kernel can't be built here: {error}"
     for name, symbol in SYMBOLS.items():
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(kernel.library, symbol)), platform="cpu")
@@ -363,9 +396,14 @@ def is_loaded() -> bool:
     return _outcome.cache_info().currsize > 0 and problem() is None
 
 
-@functools.cache
+_warned: list[bool] = []
+
+
 def warn_once() -> None:
-    """Says, once in a process, that there is no kernel and why."""
+    """Says, once in a process, that there is no kernel and why; once too where warnings are errors."""
+    if _warned:
+        return
+    _warned.append(True)
     warnings.warn(
         f"seqmnist_jax.rnn has no native kernel here and takes the slower 'fused' backend: {problem()}.",
         RuntimeWarning,
