@@ -14,7 +14,7 @@ from seqmnist_jax.rnn.eager import compiled
 from seqmnist_jax.rnn.layers import BACKENDS, PRECISIONS, gru, lstm
 from seqmnist_jax.rnn.min_gru import init_min_gru, min_gru, min_gru_step
 from seqmnist_jax.rnn.remat import remat
-from seqmnist_jax.rnn.scan import scan
+from seqmnist_jax.rnn.any_cell import scan
 
 Array = jax.Array
 Layers = dict[str, dict[str, dict[str, Array]]]

@@ -248,3 +248,22 @@ def shared_bytes(stages: Stages, shape: Shape) -> tuple[int, int]:
     tile = 8 * (shape.units + 8) * 2
     words = piece_words(stages, shape) + len(recalled(stages, shape)) * shape.sequences // 4
     return 2 * len(d.sources) * tile, 6 * 4 * shape.threads * words + 2 * len(d.results) * tile
+
+
+# Words of weights in a thread's registers, beside which the rest finds its place.
+MOST_WEIGHT_WORDS = 160
+MOST_UNITS = 128
+
+
+def misfit(stages: Stages, capability: int) -> str | None:
+    """Why no kernel for these stages fits a GPU of this capability (90 for 9.0), or None."""
+    d = stages.division
+    if d.hidden > MOST_UNITS:
+        return f"it has {d.hidden} units; the GPU kernel has at most {MOST_UNITS}"
+    units = -(-d.hidden // 32) * 32
+    words = len(d.products) * units // 4
+    if words > MOST_WEIGHT_WORDS:
+        return f"the weights of {len(d.products)} products of {d.hidden} units don't fit into a block's registers"
+    if d.products == []:
+        return "it has no product of the state"
+    return None
