@@ -13,11 +13,12 @@ import ml_collections
 import numpy as np
 
 from benchmarks import peers
-from seqmnist_jax import models, optimizers, steps, sweep
-from seqmnist_jax.clock import Clock
 from seqmnist_jax.data.batches import ExampleStream
-from seqmnist_jax.programs import Programs, join
-from seqmnist_jax.run import Run, build_run
+from seqmnist_jax.models import build
+from seqmnist_jax.training import optimizers, steps, sweep
+from seqmnist_jax.training.clock import Clock
+from seqmnist_jax.training.programs import Programs, join
+from seqmnist_jax.training.run import Run, build_run
 
 LAYER = ("rnn", "layer_0", "forward")
 
@@ -128,7 +129,7 @@ class TorchTrainer:
         self._rates = optimizer.learning_rate * np.asarray(
             jax.vmap(lambda step: jnp.float32(unit_rate(step)))(jnp.arange(train.steps + 1))
         )
-        joint = models.CELLS[self._config.model.cell].joint_kernels
+        joint = build.CELLS[self._config.model.cell].joint_kernels
         groups: dict[Hashable, list[int]] = {}
         for index, path in enumerate(self._tensors):
             if optimizers.CLIP_MASKS[optimizer.clip.mask](path):
@@ -153,7 +154,7 @@ class TorchTrainer:
         h = (last[0] if isinstance(last, tuple) else last)[0]
         if ("norm", "scale") in self._tensors:
             # Batch normalisation whose moving mean stays 0 and variance 1.
-            root = (1.0 + models.NORM_EPSILON) ** 0.5
+            root = (1.0 + build.NORM_EPSILON) ** 0.5
             h = h / root * self._tensors["norm", "scale"] + self._tensors["norm", "bias"]
         return h @ self._tensors["dense", "kernel"] + self._tensors["dense", "bias"]
 

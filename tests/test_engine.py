@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from configs import pixel_gru, row_lstm
-from seqmnist_jax import config as configs
-from seqmnist_jax import describe, rnn, steps
+from seqmnist_jax import rnn
+from seqmnist_jax.cli import describe
 from seqmnist_jax.data.batches import ExampleStream
 from seqmnist_jax.errors import UsageError
-from seqmnist_jax.run import build_run
+from seqmnist_jax.training import steps
+from seqmnist_jax.training.run import build_run
+from seqmnist_jax.workdir import config as configs
 
 BACKENDS = [
     "scan",

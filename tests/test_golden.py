@@ -14,9 +14,9 @@ import numpy as np
 import optax
 import pytest
 
-from seqmnist_jax import steps
 from seqmnist_jax.data.batches import ExampleStream
-from seqmnist_jax.run import build_run
+from seqmnist_jax.training import steps
+from seqmnist_jax.training.run import build_run
 
 # config: (loss, gradient norm, parameter norm before, parameter norm after)
 GOLDEN = {

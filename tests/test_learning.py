@@ -12,13 +12,13 @@ import pytest
 
 import seqmnist_jax
 from configs import default, row_lstm
-from seqmnist_jax import steps
-from seqmnist_jax import train as training
-from seqmnist_jax.checkpoints import Checkpoints
 from seqmnist_jax.errors import UsageError
-from seqmnist_jax.optimizers import DROPOUT_PLACES, build_hyperparameters, build_optimizer, clip_state
-from seqmnist_jax.run import build_run
-from seqmnist_jax.steps import TrainMetrics
+from seqmnist_jax.training import steps
+from seqmnist_jax.training import train as training
+from seqmnist_jax.training.optimizers import DROPOUT_PLACES, build_hyperparameters, build_optimizer, clip_state
+from seqmnist_jax.training.run import build_run
+from seqmnist_jax.training.steps import TrainMetrics
+from seqmnist_jax.workdir.checkpoints import Checkpoints
 
 BATCH, TIME = 8, 28
 DROPOUT = {"model.dropout.input_keep": 0.8, "model.dropout.output_keep": 0.7, "model.dropout.state_keep": 0.6}

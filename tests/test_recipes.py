@@ -10,13 +10,14 @@ import pytest
 
 import seqmnist_jax
 from configs import row_lstm
-from seqmnist_jax import rnn, steps
-from seqmnist_jax import train as training
-from seqmnist_jax.checkpoints import Checkpoints
+from seqmnist_jax import rnn
+from seqmnist_jax.analysis.evaluate import evaluate
 from seqmnist_jax.data.batches import ExampleStream
 from seqmnist_jax.errors import UsageError
-from seqmnist_jax.evaluate import evaluate
-from seqmnist_jax.run import build_run
+from seqmnist_jax.training import steps
+from seqmnist_jax.training import train as training
+from seqmnist_jax.training.run import build_run
+from seqmnist_jax.workdir.checkpoints import Checkpoints
 
 
 def small_config(**changes):

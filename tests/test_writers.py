@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from seqmnist_jax.writers import JsonLinesWriter, MultiWriter, TensorBoardWriter
+from seqmnist_jax.workdir.writers import JsonLinesWriter, MultiWriter, TensorBoardWriter
 
 
 def tensorboard_events(folder):

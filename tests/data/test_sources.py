@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from configs import row_lstm
-from seqmnist_jax import task
-from seqmnist_jax.data import cache, embedded, sources
+from seqmnist_jax.data import cache, embedded, sources, task
 from seqmnist_jax.data.idx import DataError, write_idx
 from seqmnist_jax.data.sources import FILES, KNOWN_CONTENT, Request, load_embedded
 

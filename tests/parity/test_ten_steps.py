@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import row_lstm
-from seqmnist_jax import steps
 from seqmnist_jax.data.batches import ExampleStream
-from seqmnist_jax.run import build_run
+from seqmnist_jax.training import steps
+from seqmnist_jax.training.run import build_run
 
 STEPS = 10
 

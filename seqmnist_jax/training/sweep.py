@@ -14,18 +14,18 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from seqmnist_jax import config as configs
-from seqmnist_jax import distributed
-from seqmnist_jax import workdir as files
+from seqmnist_jax.cli.terminal import aligned
+from seqmnist_jax.data.task import Task
+from seqmnist_jax.devices import processes
+from seqmnist_jax.devices.memory import TooLarge
 from seqmnist_jax.errors import UsageError, did_you_mean
-from seqmnist_jax.executors import run_jobs
-from seqmnist_jax.lock import owned
-from seqmnist_jax.memory import TooLarge
-from seqmnist_jax.run import Run, build_run
-from seqmnist_jax.scores import in_percent, over_seeds
-from seqmnist_jax.task import Task
-from seqmnist_jax.terminal import aligned
-from seqmnist_jax.train import Diverged, Say, finished, print_at_once, train_replicas
+from seqmnist_jax.training.jobs import run_jobs
+from seqmnist_jax.training.run import Run, build_run
+from seqmnist_jax.training.scores import in_percent, over_seeds
+from seqmnist_jax.training.train import Diverged, Say, finished, print_at_once, train_replicas
+from seqmnist_jax.workdir import config as configs
+from seqmnist_jax.workdir import files
+from seqmnist_jax.workdir.lock import owned
 
 Json = dict[str, Any]
 Changes = dict[str, Any]
@@ -191,12 +191,12 @@ def train_sweep(
       JobsFailed: jobs of the executor failed; the message names their logs.
     """
     with ExitStack() as stack:
-        if distributed.is_main():
+        if processes.is_main():
             workdir.mkdir(parents=True, exist_ok=True)
             stack.enter_context(owned(workdir))
         _train_groups(swept, members, workdir, command, executor, say, **watch)
         summary = _summarize(members, workdir, swept)
-        if distributed.is_main():
+        if processes.is_main():
             files.write_json(workdir / files.SUMMARY, summary)
     return summary
 
@@ -219,7 +219,7 @@ def _train_groups(
         f"{len(members)} runs in {len(groups)} program{'s' if len(groups) > 1 else ''}, in {workdir}: "
         + "; ".join(f"{field} {', '.join(map(str, values))}" for field, values in swept.items())
     )
-    if distributed.is_main():
+    if processes.is_main():
         files.write_json(workdir / files.SWEEP, {"sweep": dict(swept), "config of one run": members[0].run.config})
     # What has diverged would only do so again.
     going = ([job for job in group if not (job.folder / files.DIVERGED).exists()] for group in groups.values())
@@ -241,7 +241,7 @@ def _train_groups(
                 for group in left
             ],
         )
-    distributed.wait("all runs are done")
+    processes.wait("all runs are done")
 
 
 def _folder(workdir: Path, member: Member) -> Path:

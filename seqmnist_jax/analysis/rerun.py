@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from seqmnist_jax import workdir as files
-from seqmnist_jax.checkpoints import Checkpoints
+from seqmnist_jax.workdir import files
+from seqmnist_jax.workdir.checkpoints import Checkpoints
 
 Json = Any
 # What differs between any two runs.

@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 import scipy.special
 
+from seqmnist_jax.analysis.report.runs import Opened
+from seqmnist_jax.analysis.trained import TrainedModel
 from seqmnist_jax.data.protocols import SCALINGS
 from seqmnist_jax.data.views import SequenceView
-from seqmnist_jax.models import NORM_EPSILON
-from seqmnist_jax.report.runs import Opened
-from seqmnist_jax.trained import TrainedModel
+from seqmnist_jax.models.build import NORM_EPSILON
 
 Json = dict[str, Any]
 

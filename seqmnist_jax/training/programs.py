@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from seqmnist_jax import memory, steps
-from seqmnist_jax.clock import Clock
 from seqmnist_jax.data.batches import ExampleStream
-from seqmnist_jax.mesh import DATA, REPLICA, make_mesh
-from seqmnist_jax.run import Run
+from seqmnist_jax.devices import memory
+from seqmnist_jax.devices.mesh import DATA, REPLICA, make_mesh
+from seqmnist_jax.training import steps
+from seqmnist_jax.training.clock import Clock
+from seqmnist_jax.training.run import Run
 
 Scores = dict[str, float]
 # What the training steps are called with, for those who draw them.

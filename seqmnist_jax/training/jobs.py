@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from seqmnist_jax.config import parse_mapping
 from seqmnist_jax.errors import SeqMnistError, UsageError
+from seqmnist_jax.workdir.config import parse_mapping
 
 Json = dict[str, Any]
 

@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from seqmnist_jax.errors import SeqMnistError
-from seqmnist_jax.steps import TrainState, Variables, tensor_names
+from seqmnist_jax.training.steps import TrainState, Variables, tensor_names
 
 Json = Any
 Rank = tuple[float, float, int]

@@ -7,7 +7,7 @@ from typing import Any
 import ml_collections
 
 from seqmnist_jax.errors import UsageError
-from seqmnist_jax.optimizers import schedule_depends_on_steps
+from seqmnist_jax.training.optimizers import schedule_depends_on_steps
 
 Json = Any
 FlatConfig = dict[str, Json]

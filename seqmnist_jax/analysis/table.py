@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from seqmnist_jax import config as configs
-from seqmnist_jax import workdir as files
 from seqmnist_jax.data.protocols import FIELDS
 from seqmnist_jax.errors import UsageError
-from seqmnist_jax.scores import in_percent, over_seeds
+from seqmnist_jax.training.scores import in_percent, over_seeds
+from seqmnist_jax.workdir import config as configs
+from seqmnist_jax.workdir import files
 
 Json = dict[str, Any]
 # What tells runs of one recipe apart.

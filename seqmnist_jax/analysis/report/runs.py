@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from seqmnist_jax import config as configs
-from seqmnist_jax import scores
-from seqmnist_jax import workdir as files
-from seqmnist_jax.checkpoints import CheckpointError
+from seqmnist_jax.analysis.trained import TrainedModel, load
 from seqmnist_jax.data.idx import DataError
 from seqmnist_jax.data.sources import Images
+from seqmnist_jax.data.task import build_dataset_of_run, split_part
 from seqmnist_jax.errors import UsageError
-from seqmnist_jax.task import build_dataset_of_run, split_part
-from seqmnist_jax.trained import TrainedModel, load
+from seqmnist_jax.training import scores
+from seqmnist_jax.workdir import config as configs
+from seqmnist_jax.workdir import files
+from seqmnist_jax.workdir.checkpoints import CheckpointError
 
 Json = dict[str, Any]
 

@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from seqmnist_jax import config as configs
-from seqmnist_jax import provenance
-from seqmnist_jax import workdir as files
+from seqmnist_jax.analysis.report import comparison, gradients, page, reading, runs, summary
 from seqmnist_jax.errors import UsageError
-from seqmnist_jax.report import comparison, gradients, page, reading, runs, summary
+from seqmnist_jax.workdir import config as configs
+from seqmnist_jax.workdir import files, provenance
 
 Json = dict[str, Any]
 

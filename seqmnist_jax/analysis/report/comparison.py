@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from seqmnist_jax import config as configs
-from seqmnist_jax import scores, table
-from seqmnist_jax import workdir as files
-from seqmnist_jax.compare import COMPARABLE
+from seqmnist_jax.analysis import table
+from seqmnist_jax.analysis.compare import COMPARABLE
+from seqmnist_jax.analysis.report import summary as summaries
+from seqmnist_jax.analysis.report.runs import Found
 from seqmnist_jax.errors import UsageError
-from seqmnist_jax.report import summary as summaries
-from seqmnist_jax.report.runs import Found
+from seqmnist_jax.training import scores
+from seqmnist_jax.workdir import config as configs
+from seqmnist_jax.workdir import files
 
 Json = dict[str, Any]
 

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from seqmnist_jax.errors import UsageError, choose
-from seqmnist_jax.models import CELLS
+from seqmnist_jax.models.build import CELLS
 
 Array = jax.Array
 Path = tuple[str, ...]

@@ -14,9 +14,9 @@ import jax
 import ml_collections
 
 from seqmnist_jax import rnn
+from seqmnist_jax.devices.mesh import own_share, shards
 from seqmnist_jax.errors import UsageError, choose
-from seqmnist_jax.mesh import own_share, shards
-from seqmnist_jax.tcn import TCN
+from seqmnist_jax.models.tcn import TCN
 
 Array = jax.Array
 

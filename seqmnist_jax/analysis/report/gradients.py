@@ -5,12 +5,12 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from seqmnist_jax import steps
-from seqmnist_jax import workdir as files
-from seqmnist_jax.checkpoints import CheckpointError, Checkpoints
-from seqmnist_jax.models import CELLS
-from seqmnist_jax.optimizers import CLIP_MASKS, CLIP_UNITS
-from seqmnist_jax.report.runs import Opened
+from seqmnist_jax.analysis.report.runs import Opened
+from seqmnist_jax.models.build import CELLS
+from seqmnist_jax.training import steps
+from seqmnist_jax.training.optimizers import CLIP_MASKS, CLIP_UNITS
+from seqmnist_jax.workdir import files
+from seqmnist_jax.workdir.checkpoints import CheckpointError, Checkpoints
 
 Json = dict[str, Any]
 

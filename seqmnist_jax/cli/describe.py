@@ -7,12 +7,12 @@ import clu.parameter_overview
 import jax
 import jax.numpy as jnp
 
-from seqmnist_jax import config as configs
-from seqmnist_jax import steps
 from seqmnist_jax.data.protocols import SELECTIONS, TEST_SELECTION
-from seqmnist_jax.models import explain_engine
-from seqmnist_jax.run import Run
-from seqmnist_jax.task import SPLITS
+from seqmnist_jax.data.task import SPLITS
+from seqmnist_jax.models.build import explain_engine
+from seqmnist_jax.training import steps
+from seqmnist_jax.training.run import Run
+from seqmnist_jax.workdir import config as configs
 
 Json = dict[str, Any]
 

@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from seqmnist_jax import config as configs
-from seqmnist_jax import memory, steps
+from seqmnist_jax.data.task import Task, build_task, find_data_dir
 from seqmnist_jax.data.views import SequenceView
+from seqmnist_jax.devices import memory
+from seqmnist_jax.devices.profiling import parse_steps
 from seqmnist_jax.errors import UsageError
-from seqmnist_jax.models import build_model
-from seqmnist_jax.optimizers import (
+from seqmnist_jax.models.build import build_model
+from seqmnist_jax.training import steps
+from seqmnist_jax.training.optimizers import (
     DROPOUT_PLACES,
     Hyperparameters,
     UnitSchedule,
@@ -23,8 +25,7 @@ from seqmnist_jax.optimizers import (
     build_optimizer,
     build_schedule,
 )
-from seqmnist_jax.profiling import parse_steps
-from seqmnist_jax.task import Task, build_task, find_data_dir
+from seqmnist_jax.workdir import config as configs
 
 Array = jax.Array
 

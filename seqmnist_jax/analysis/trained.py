@@ -10,12 +10,12 @@ import jax
 import ml_collections
 import numpy as np
 
-from seqmnist_jax import config as configs
-from seqmnist_jax import steps
-from seqmnist_jax import workdir as files
-from seqmnist_jax.checkpoints import CheckpointError, Checkpoints
 from seqmnist_jax.data.views import SequenceView
-from seqmnist_jax.run import Learner, build_learner
+from seqmnist_jax.training import steps
+from seqmnist_jax.training.run import Learner, build_learner
+from seqmnist_jax.workdir import config as configs
+from seqmnist_jax.workdir import files
+from seqmnist_jax.workdir.checkpoints import CheckpointError, Checkpoints
 
 Json = dict[str, Any]
 

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from seqmnist_jax import rerun, scores
-from seqmnist_jax import workdir as files
+from seqmnist_jax.analysis import rerun
+from seqmnist_jax.cli.terminal import aligned
 from seqmnist_jax.errors import UsageError
-from seqmnist_jax.terminal import aligned
+from seqmnist_jax.training import scores
+from seqmnist_jax.workdir import files
 
 Json = dict[str, Any]
 

@@ -7,18 +7,11 @@ from typing import Any
 import numpy as np
 import scipy.special
 
+from seqmnist_jax.analysis.trained import TrainedModel, load
 from seqmnist_jax.data.sources import Dataset, Images
+from seqmnist_jax.data.task import SPLITS, build_dataset_of_run, build_request, find_data_dir, load_dataset, split_part
 from seqmnist_jax.errors import UsageError
-from seqmnist_jax.scores import score
-from seqmnist_jax.task import (
-    SPLITS,
-    build_dataset_of_run,
-    build_request,
-    find_data_dir,
-    load_dataset,
-    split_part,
-)
-from seqmnist_jax.trained import TrainedModel, load
+from seqmnist_jax.training.scores import score
 
 Json = dict[str, Any]
 # Where in a sequence the text shows how much is known.

@@ -14,13 +14,13 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
-from seqmnist_jax import config as configs
-from seqmnist_jax import provenance, steps
-from seqmnist_jax import workdir as files
+from seqmnist_jax.analysis.trained import TrainedModel, load
 from seqmnist_jax.data.protocols import SCALINGS
 from seqmnist_jax.errors import UsageError
-from seqmnist_jax.models import NORM_EPSILON, portable
-from seqmnist_jax.trained import TrainedModel, load
+from seqmnist_jax.models.build import NORM_EPSILON, portable
+from seqmnist_jax.training import steps
+from seqmnist_jax.workdir import config as configs
+from seqmnist_jax.workdir import files, provenance
 
 Json = dict[str, Any]
 

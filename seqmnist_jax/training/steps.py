@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from seqmnist_jax.mesh import own_share, shards
-from seqmnist_jax.optimizers import DROPOUT_PLACES, Hyperparameters, MakeOptimizer, clip_state
+from seqmnist_jax.devices.mesh import own_share, shards
+from seqmnist_jax.training.optimizers import DROPOUT_PLACES, Hyperparameters, MakeOptimizer, clip_state
 
 Array = jax.Array
 Variables = dict[str, Any]

@@ -9,7 +9,7 @@ import rich.progress_bar
 import rich.table
 import rich.text
 
-from seqmnist_jax.clock import Standing, as_time
+from seqmnist_jax.training.clock import Standing, as_time
 
 # Of a curve that is drawn in one line: the heights of its points, and the most of them.
 BLOCKS = "▁▂▃▄▅▆▇█"

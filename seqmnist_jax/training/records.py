@@ -5,12 +5,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from seqmnist_jax import config as configs
-from seqmnist_jax import pictures, steps
-from seqmnist_jax.graph import graph_def
-from seqmnist_jax.programs import ARGUMENTS
-from seqmnist_jax.run import Run
-from seqmnist_jax.writers import MetricWriter
+from seqmnist_jax.training import steps
+from seqmnist_jax.training.programs import ARGUMENTS
+from seqmnist_jax.training.run import Run
+from seqmnist_jax.workdir import config as configs
+from seqmnist_jax.workdir import pictures
+from seqmnist_jax.workdir.graph import graph_def
+from seqmnist_jax.workdir.writers import MetricWriter
 
 # Of the evaluations of a run about so many leave pictures, evenly spread: each takes as long as some steps.
 PICTURES = 5

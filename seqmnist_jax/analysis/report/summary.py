@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from seqmnist_jax import config as configs
+from seqmnist_jax.analysis.report.runs import Found, Opened
+from seqmnist_jax.analysis.table import CELL_NAMES
 from seqmnist_jax.data.protocols import PROTOCOLS, SELECTIONS, TEST_SELECTION
-from seqmnist_jax.report.runs import Found, Opened
-from seqmnist_jax.table import CELL_NAMES
+from seqmnist_jax.workdir import config as configs
 
 Json = dict[str, Any]
 Pairs = list[tuple[str, str]]

@@ -16,19 +16,20 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from seqmnist_jax import config as configs
-from seqmnist_jax import distributed, provenance, records, steps
-from seqmnist_jax import workdir as files
-from seqmnist_jax.checkpoints import CheckpointError, Checkpoints
-from seqmnist_jax.clock import Clock, Progress, Standing
+from seqmnist_jax.data.task import SPLITS
+from seqmnist_jax.devices import processes
+from seqmnist_jax.devices.profiling import StepTrace
 from seqmnist_jax.errors import SeqMnistError, UsageError
-from seqmnist_jax.lock import owned
-from seqmnist_jax.profiling import StepTrace
-from seqmnist_jax.programs import Divergence, Programs, Scores, divide, join
-from seqmnist_jax.run import Run
-from seqmnist_jax.scores import score
-from seqmnist_jax.task import SPLITS
-from seqmnist_jax.writers import JsonLinesWriter, MetricWriter, MultiWriter, TensorBoardWriter
+from seqmnist_jax.training import records, steps
+from seqmnist_jax.training.clock import Clock, Progress, Standing
+from seqmnist_jax.training.programs import Divergence, Programs, Scores, divide, join
+from seqmnist_jax.training.run import Run
+from seqmnist_jax.training.scores import score
+from seqmnist_jax.workdir import config as configs
+from seqmnist_jax.workdir import files, provenance
+from seqmnist_jax.workdir.checkpoints import CheckpointError, Checkpoints
+from seqmnist_jax.workdir.lock import owned
+from seqmnist_jax.workdir.writers import JsonLinesWriter, MetricWriter, MultiWriter, TensorBoardWriter
 
 Say = Callable[[str], None]
 Json = dict[str, Any]
@@ -237,12 +238,12 @@ def train_replicas(
         sitting = Sitting(seats, provenance.origin(), Clock(), say, tick, should_stop)
         step = _common_step(sitting)
         summaries = [finished(seat.workdir, step) if step == seat.run.steps else None for seat in seats]
-        if distributed.agree(all(summaries)):
+        if processes.agree(all(summaries)):
             say(f"{sitting.where} is finished: all its {step} steps are done.")
             return list(summaries)
         states = join([_begin(sitting, seat, step) for seat in seats])
-        distributed.wait("all have read what is there")
-        if distributed.is_main():
+        processes.wait("all have read what is there")
+        if processes.is_main():
             for seat in seats:
                 _clear(seat, step)
                 record(seat.run, seat.workdir)  # a resumed run may have more steps, or its data in another place
@@ -274,20 +275,20 @@ def _explaining_full_disk(workdirs: Sequence[Path]) -> Iterator[None]:
 
 def _open(stack: ExitStack, runs: Sequence[Run], workdirs: Sequence[Path]) -> None:
     """Opens the folders; process 0 first, which owns them and makes what the others find."""
-    if not distributed.is_main():
-        distributed.wait("folders")
+    if not processes.is_main():
+        processes.wait("folders")
     for run, workdir in zip(runs, workdirs, strict=True):
-        if distributed.is_main():
+        if processes.is_main():
             workdir.mkdir(parents=True, exist_ok=True)
             stack.enter_context(owned(workdir))
             files.remove_half_written(workdir)
         open_workdir(run, workdir)
-    if distributed.is_main():
-        distributed.wait("folders")
+    if processes.is_main():
+        processes.wait("folders")
 
 
 def _writer(seat: Seat, step: int) -> MetricWriter:
-    if not distributed.is_main():
+    if not processes.is_main():
         return MultiWriter([])
     return MultiWriter(
         [JsonLinesWriter(seat.workdir / files.METRICS), TensorBoardWriter(seat.workdir, first_step=step + 1)]
@@ -305,11 +306,11 @@ def _common_step(sitting: Sitting) -> int:
         damaged[seat.workdir] = seat.checkpoints.set_aside_damaged(seat.run.learner.template())
         for told in damaged[seat.workdir].values():
             sitting.say(f"WARNING: {told}")
-    distributed.wait("damaged checkpoints are set aside")
+    processes.wait("damaged checkpoints are set aside")
     for seat in sitting.seats:
         seat.checkpoints.refresh()
     step = max(set.intersection(*(set(seat.checkpoints.steps()) for seat in sitting.seats)), default=0)
-    step = distributed.agree(step)
+    step = processes.agree(step)
     for seat in sitting.seats:
         last = seat.checkpoints.last_step() or 0
         if last > seat.run.steps:
@@ -390,7 +391,7 @@ def _train_loop(
             ends += trace.ends(step)
             trace.at(step)
             before = clock.train
-            states, step, alive = programs.train(states, step, distributed.agree(min(ends) - step), sitting.alive)
+            states, step, alive = programs.train(states, step, processes.agree(min(ends) - step), sitting.alive)
             if (alive != sitting.alive).any():
                 apart = divide(states, len(seats))
                 for index, (seat, writer) in enumerate(zip(seats, writers, strict=True)):
@@ -409,10 +410,10 @@ def _train_loop(
         # 2. Metrics, unless it is asked to stop: then the resumed run makes them.
         validated: list[Scores | None] = [None] * len(seats)
         is_end = step == run.steps
-        stopping = distributed.any_of(sitting.should_stop()) and not is_end
+        stopping = processes.any_of(sitting.should_stop()) and not is_end
         is_report = (step % run.eval_every == 0 or is_end) and not stopping
         trained: list[Scores] = []
-        if is_report or distributed.agree(progress.is_due()):
+        if is_report or processes.agree(progress.is_due()):
             apart = divide(states, len(seats))
             trained = [steps.as_numbers(state.metrics) for state in apart]
         if is_report:
@@ -445,7 +446,7 @@ def _train_loop(
             sitting.tick(progress.standing(rates))
 
         # 3. A checkpoint: wherever a model was measured that may turn out the best, and when it is time.
-        is_time = run.checkpoint_seconds > 0 and distributed.any_of(
+        is_time = run.checkpoint_seconds > 0 and processes.any_of(
             time.perf_counter() - saved_at > run.checkpoint_seconds
         )
         if any(validated) or step % run.checkpoint_every == 0 or is_time or is_end or stopping:
@@ -458,7 +459,7 @@ def _train_loop(
         if stopping:
             break
     sitting.settle()
-    if distributed.any_of(sitting.should_stop()):
+    if processes.any_of(sitting.should_stop()):
         raise Stopped(f"Stopped at step {step} of {run.steps}; saved. The same command resumes {sitting.where}.")
     return states
 
@@ -488,7 +489,7 @@ def _retire(sitting: Sitting, seat: Seat, what: Divergence | str) -> None:
         f"Training diverged at {told}. {good}; {seat.workdir / files.DIVERGED} says more. "
         "Try a lower optimizer.learning_rate or optimizer.clip.norm, in a new work directory."
     )
-    if distributed.is_main():
+    if processes.is_main():
         report = {} if isinstance(what, str) else what.facts()
         files.write_json(seat.workdir / files.DIVERGED, {"reason": seat.diverged, "last_checkpoint": last, **report})
     if len(sitting.seats) > 1:
@@ -524,7 +525,7 @@ def _test(
     run, seats = sitting.run, sitting.seats
     apart = divide(states, len(seats))
     selects = run.task.protocol.selection != "last"
-    distributed.wait("all checkpoints are made")
+    processes.wait("all checkpoints are made")
     for seat in seats:
         seat.checkpoints.refresh()
     best_steps = [(seat.checkpoints.best_step() if selects else None) or run.steps for seat in seats]
@@ -568,7 +569,7 @@ def _summarize(
     writer.write_end(run.steps)
     writer.flush()
     predictions = logits.argmax(-1).astype(np.uint8)
-    if distributed.is_main():
+    if processes.is_main():
         files.write_arrays(workdir / files.PREDICTIONS, labels=labels, predictions=predictions, logits=logits)
     dataset = run.task.facts()
     del dataset["permutation_indices"]
@@ -601,6 +602,6 @@ def _summarize(
         "command": seat.command,
         **sitting.origin,
     }
-    if distributed.is_main():
+    if processes.is_main():
         files.write_json(workdir / files.SUMMARY, summary)
     return summary
