@@ -13,12 +13,12 @@ PACKAGE = ROOT / "seqmnist_jax"
 # Each layer may import from the layers above it in this list, and from itself where it is a package.
 LAYERS = [
     {"errors"},
-    {"rnn", "data", "models.tcn", "devices.mesh"},  # none knows another
+    {"rnn", "data", "models.tcn", "devices.mesh", "devices.trees", "models.reading"},  # none knows another
     {
-        "models.build",
+        "models.classifier",
         "workdir.files",
         "workdir.provenance",
-        "workdir.writers",
+        "workdir.tensorboard",
         "workdir.lock",
         "workdir.graph",
         "workdir.pictures",
@@ -31,9 +31,11 @@ LAYERS = [
         "cli.determinism",
         "cli.signals",
     },
-    {"models"},
+    {"models.build", "workdir.metrics"},
+    {"models", "workdir.recorder"},
     {"training.optimizers", "cli.terminal"},
-    {"workdir.config", "training.steps"},
+    {"workdir.config", "training.state"},
+    {"training.step"},
     {"training.run", "workdir.checkpoints", "training.jobs"},
     {"training.programs", "analysis.rerun", "analysis.trained"},
     {"training.records"},

@@ -8,8 +8,8 @@ import numpy as np
 import scipy.special
 
 from seqmnist_jax.analysis.trained import TrainedModel, load
-from seqmnist_jax.data.sources import Dataset, Images
-from seqmnist_jax.data.task import SPLITS, build_dataset_of_run, build_request, find_data_dir, load_dataset, split_part
+from seqmnist_jax.data.sources import Dataset, Images, build_dataset_of_run, build_request, find_data_dir, load_dataset
+from seqmnist_jax.data.task import SPLITS, split_part
 from seqmnist_jax.errors import UsageError
 from seqmnist_jax.training.scores import score
 

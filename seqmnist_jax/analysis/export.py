@@ -17,8 +17,8 @@ import numpy as np
 from seqmnist_jax.analysis.trained import TrainedModel, load
 from seqmnist_jax.data.protocols import SCALINGS
 from seqmnist_jax.errors import UsageError
-from seqmnist_jax.models.build import NORM_EPSILON, portable
-from seqmnist_jax.training import steps
+from seqmnist_jax.models import reading
+from seqmnist_jax.models.classifier import NORM_EPSILON
 from seqmnist_jax.workdir import config as configs
 from seqmnist_jax.workdir import files, provenance
 
@@ -131,10 +131,10 @@ def _check_installed() -> None:
 
 def _program(model: TrainedModel) -> bytes:
     """The serialised program, which needs nothing but JAX."""
-    network, view = portable(model.learner.learning.model), model.learner.view
+    network, view = model.learner.learning.model.portable(), model.learner.view
 
     def read_one(image: jax.Array) -> jax.Array:
-        return steps.logits(network, view, model.variables, image[None])[0]
+        return reading.logits(network, view, model.variables, image[None])[0]
 
     # Mapped over one image, because a model may ask how large its batch is, which is not known here.
     images = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("batch"), *view.image_shape), jnp.uint8)

@@ -16,6 +16,7 @@ from seqmnist_jax.errors import UsageError
 from seqmnist_jax.training.scores import in_percent, over_seeds
 from seqmnist_jax.workdir import config as configs
 from seqmnist_jax.workdir import files
+from seqmnist_jax.workdir.metrics import read_events
 
 Json = dict[str, Any]
 # What tells runs of one recipe apart.
@@ -74,7 +75,7 @@ def _read(path: Path) -> Result:
     summary = files.read_json(path, needed=("test_accuracy", "steps", "seed", "dataset", "device"))
     identity = summary.get("identity") or _identity_of_config(path.parent)
     recipe = {name: value for name, value in identity.items() if name != SEED} | {"train.steps": summary["steps"]}
-    events = [event for event in files.read_events(path.parent) if event["split"] == "validation"]
+    events = [event for event in read_events(path.parent) if event["split"] == "validation"]
     validated = [(event["seconds"], event["accuracy"]) for event in events if {"seconds", "accuracy"} <= event.keys()]
     return Result(path.parent, summary, recipe, validated)
 

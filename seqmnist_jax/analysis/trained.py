@@ -11,7 +11,8 @@ import ml_collections
 import numpy as np
 
 from seqmnist_jax.data.views import SequenceView
-from seqmnist_jax.training import steps
+from seqmnist_jax.models import reading
+from seqmnist_jax.models.reading import Variables
 from seqmnist_jax.training.run import Learner, build_learner
 from seqmnist_jax.workdir import config as configs
 from seqmnist_jax.workdir import files
@@ -40,7 +41,7 @@ class TrainedModel:
     config: ml_collections.ConfigDict
     step: int
     facts: Json
-    variables: steps.Variables
+    variables: Variables
     learner: Learner
 
     @property
@@ -67,7 +68,7 @@ class TrainedModel:
         Raises:
           ValueError: images of another shape or dtype.
         """
-        return self._in_batches(steps.logits, images)
+        return self._in_batches(reading.logits, images)
 
     def read(self, images: np.ndarray) -> np.ndarray:
         """Probabilities after each step, float32 [count, time, classes].
@@ -84,7 +85,7 @@ class TrainedModel:
                 "This model reads both ways (model.bidirectional): at no step has it seen a part of the image only. "
                 "Choose a model that reads forwards."
             )
-        return self._in_batches(steps.probabilities, images)
+        return self._in_batches(reading.probabilities, images)
 
     def features(self, images: np.ndarray) -> np.ndarray:
         """What the dense layer sees of each image, after the norm: float32 [count, features].
@@ -92,7 +93,7 @@ class TrainedModel:
         Raises:
           ValueError: images of another shape or dtype.
         """
-        return self._in_batches(steps.features, images)
+        return self._in_batches(reading.features, images)
 
     def states(self, images: np.ndarray) -> np.ndarray:
         """The top recurrent layer's output at each step, before the norm: float32 [count, time, hidden].
@@ -107,13 +108,13 @@ class TrainedModel:
             raise ValueError(
                 f"This model has no recurrent layer (model.name is {self.config.model.name!r}), so it has no states."
             )
-        return self._in_batches(steps.states, images)
+        return self._in_batches(reading.states, images)
 
     @functools.cached_property
     def _programs(self) -> dict[Callable[..., jax.Array], Callable[..., jax.Array]]:
         """Each way to read a batch, as the compiled ``(variables, images) -> result``."""
         model, view = self.learner.learning.model, self.learner.view
-        ways = (steps.logits, steps.probabilities, steps.features, steps.states)
+        ways = (reading.logits, reading.probabilities, reading.features, reading.states)
         return {way: jax.jit(functools.partial(way, model, view)) for way in ways}
 
     def _in_batches(self, way: Callable[..., jax.Array], images: np.ndarray) -> np.ndarray:

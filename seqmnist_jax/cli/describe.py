@@ -9,8 +9,7 @@ import jax.numpy as jnp
 
 from seqmnist_jax.data.protocols import SELECTIONS, TEST_SELECTION
 from seqmnist_jax.data.task import SPLITS
-from seqmnist_jax.models.build import explain_engine
-from seqmnist_jax.training import steps
+from seqmnist_jax.devices.trees import tensor_names
 from seqmnist_jax.training.run import Run
 from seqmnist_jax.workdir import config as configs
 
@@ -28,7 +27,7 @@ def describe(run: Run, overridden: dict[str, Any]) -> Json:
     learner = run.learner
     state = learner.template()
     examples = len(run.task.part("train"))
-    tensors = dict(zip(steps.tensor_names(state.params), jax.tree.leaves(state.params), strict=True))
+    tensors = dict(zip(tensor_names(state.params), jax.tree.leaves(state.params), strict=True))
     parameters = [
         {
             "name": name,
@@ -68,7 +67,7 @@ def _recurrence(run: Run) -> str:
     learner = run.learner
     model = learner.learning.model
     x = jax.ShapeDtypeStruct((run.batch_size, learner.view.sequence_length, learner.view.features), jnp.float32)
-    return explain_engine(model, learner.template().params, x, drops_state="state_keep" in learner.learning.drops)
+    return model.explain_engine(learner.template().params, x, drops_state="state_keep" in learner.learning.drops)
 
 
 def _protocol(run: Run) -> str:

@@ -2,18 +2,14 @@
 
 import dataclasses
 import functools
-import os
-from pathlib import Path
 from typing import Any
 
 import ml_collections
 
 from seqmnist_jax.data import protocols
-from seqmnist_jax.data.sources import SOURCES, Dataset, Images, Request, check_name
+from seqmnist_jax.data.sources import Dataset, Images, build_request, check_name, load_dataset
 from seqmnist_jax.data.views import VIEWS, SequenceView
 from seqmnist_jax.errors import UsageError, choose
-
-DATA_DIR_VARIABLE = "SEQMNIST_DATA_DIR"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,50 +73,6 @@ def split_part(dataset: Dataset, rule: str, split: str) -> Images:
         return dataset.test
     train, validation = protocols.partition(rule, len(dataset.train))
     return dataset.train[validation if split == "validation" else train]
-
-
-def find_data_dir(named: str) -> Path | None:
-    """The folder that is named, else the environment's, else None."""
-    named = named or os.environ.get(DATA_DIR_VARIABLE, "")
-    return Path(named).expanduser().absolute() if named else None
-
-
-def build_request(config: ml_collections.ConfigDict) -> Request:
-    """What the config asks of its source."""
-    tfds_dir = config.runtime.tfds_dir
-    return Request(
-        name=config.data.name,
-        data_dir=find_data_dir(config.runtime.data_dir),
-        tfds_dir=Path(tfds_dir).expanduser() if tfds_dir else None,
-    )
-
-
-def load_dataset(source: str, request: Request) -> Dataset:
-    """The data set that a source gives.
-
-    Raises:
-      UsageError: an unknown source.
-      DataError: its files are missing or damaged.
-    """
-    return choose(SOURCES, source, "data.source")(request)
-
-
-def build_dataset_of_run(config: ml_collections.ConfigDict, source: str) -> Dataset:
-    """The data that a run was trained on, where they are at hand; its content hash says whether they are the same.
-
-    Args:
-      config: the run's.
-      source: the one that gave its data, as its data.json has it.
-
-    Raises:
-      UsageError, DataError: nothing is found, or it is damaged.
-    """
-    request = build_request(config)
-    if request.data_dir is not None and not request.data_dir.is_dir():
-        # Gone, or another machine's: the environment may name one.
-        request = dataclasses.replace(request, data_dir=find_data_dir(""))
-    # A folder's data may have come to be at hand another way.
-    return load_dataset("embedded" if source == "embedded" else "auto", request)
 
 
 def build_protocol(config: ml_collections.ConfigDict, dataset: Dataset) -> protocols.Protocol:

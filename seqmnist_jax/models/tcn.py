@@ -13,6 +13,7 @@ has stride 2. All levels together then take the work of about 3 convolutions ove
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -260,3 +261,11 @@ class TCN(nn.Module):
         self.sow("intermediates", "features", features)
         init = _torch_uniform(self.channels)
         return nn.Dense(self.num_classes, kernel_init=init, bias_init=init, name="dense")(features)
+
+    def explain_engine(self, params: Any, x: Any, drops_state: bool) -> str:
+        """As `SequenceClassifier.explain_engine`."""
+        return "none: the model has no recurrence"
+
+    def portable(self) -> nn.Module:
+        """As `SequenceClassifier.portable`; the model is."""
+        return self

@@ -1,6 +1,5 @@
 """The compiled programs of one run or of several replicas, and their data on the device."""
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -13,9 +12,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from seqmnist_jax.data.batches import ExampleStream
 from seqmnist_jax.devices import memory
 from seqmnist_jax.devices.mesh import DATA, REPLICA, make_mesh
-from seqmnist_jax.training import steps
+from seqmnist_jax.devices.trees import here, move_to, stack, unstack
+from seqmnist_jax.models.reading import Variables
 from seqmnist_jax.training.clock import Clock
 from seqmnist_jax.training.run import Run
+from seqmnist_jax.training.state import TrainState, as_numbers, data_key, eval_metrics
 
 Scores = dict[str, float]
 # What the training steps are called with, for those who draw them.
@@ -29,35 +30,6 @@ ARGUMENTS = (
     "data/count",
     "state/alive",
 )
-
-
-def join(trees: Sequence[Any]) -> Any:
-    """The trees as one, each leaf with a leading axis of replicas; a single tree as it is."""
-    return trees[0] if len(trees) == 1 else jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-
-def divide(tree: Any, count: int) -> list[Any]:
-    """The trees that `join` made one, on one device of this process, wherever the whole is."""
-    tree = _here(tree)
-    return [tree] if count == 1 else [jax.tree.map(lambda leaf, i=i: leaf[i], tree) for i in range(count)]
-
-
-def _here(tree: Any) -> Any:
-    """The tree on this process's first device."""
-    sharding = jax.tree.leaves(tree)[0].sharding
-    if len(sharding.device_set) == 1:
-        return tree
-    if jax.process_count() == 1:
-        return jax.device_put(tree, jax.local_devices()[0])
-    # What other processes have must come here first.
-    whole = _move_to(NamedSharding(sharding.mesh, PartitionSpec()))(tree)
-    return jax.tree.map(lambda leaf: leaf.addressable_data(0), whole)
-
-
-@functools.cache
-def _move_to(sharding: NamedSharding) -> Callable[[Any], Any]:
-    """Moves a tree on the mesh to another sharding of it, between processes too."""
-    return jax.jit(lambda tree: tree, out_shardings=sharding)
 
 
 class Divergence(NamedTuple):
@@ -103,16 +75,16 @@ class Programs:
     of the replicas, and of each batch, and all images.
 
     Attributes:
-      traced: the training steps, as ``jax.jit(steps.train_steps).trace`` gives them.
+      traced: the training steps, as ``jax.jit(train_steps).trace`` gives them.
       memory_plan: what the training step needs and what there is, in one line.
     """
 
-    def __init__(self, runs: Sequence[Run], states: steps.TrainState, clock: Clock):
+    def __init__(self, runs: Sequence[Run], states: TrainState, clock: Clock):
         """Puts the data in place and compiles the training step.
 
         Args:
           runs: the replicas.
-          states: as `join` makes them.
+          states: as `stack` makes them.
           clock: takes the time of all that is done here.
 
         Raises:
@@ -124,9 +96,9 @@ class Programs:
         self._predict: dict[tuple[int, ...], Callable[..., jax.Array]] = {}
         run = runs[0]
         self._mesh = make_mesh(run.mesh, len(runs), run.batch_size // run.learner.learning.accumulate)
-        self._hyper = self._place(join([run.learner.hyper for run in runs]), each=True)
+        self._hyper = self._place(stack([run.learner.hyper for run in runs]), each=True)
         images, labels = self._part("train")
-        keys = [steps.data_key(state) for state in divide(states, len(runs))]
+        keys = [data_key(state) for state in unstack(states, len(runs))]
         self._streams = [ExampleStream(key, len(labels), run.batch_size) for key in keys]
         # The first stream's orders, and all of them joined, which is made once an epoch.
         self._joined: tuple[jax.Array, jax.Array] | None = None
@@ -181,10 +153,10 @@ class Programs:
                 return jax.random.wrap_key_data(put(jax.random.key_data(leaf)))
             return jax.device_put(np.asarray(leaf), sharding)
 
-        return _move_to(sharding)(jax.tree.map(put, tree))
+        return move_to(sharding)(jax.tree.map(put, tree))
 
     def place(self, tree: Any) -> Any:
-        """What `join` made, states or variables, where the programs take it."""
+        """What `stack` made, states or variables, where the programs take it."""
         return self._place(tree, each=True)
 
     def _bounds(self, offset: int, count: int, alive: np.ndarray) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -206,13 +178,11 @@ class Programs:
         windows = [stream.window(step) for stream in self._streams]
         _, offset, most = windows[0]
         if self._joined is None or self._joined[0] is not windows[0][0]:
-            orders = self._place(join([orders for orders, _, _ in windows]), each=True)
+            orders = self._place(stack([orders for orders, _, _ in windows]), each=True)
             self._joined = windows[0][0], orders
         return self._joined[1], offset, most
 
-    def train(
-        self, states: steps.TrainState, step: int, count: int, alive: np.ndarray
-    ) -> tuple[steps.TrainState, int, np.ndarray]:
+    def train(self, states: TrainState, step: int, count: int, alive: np.ndarray) -> tuple[TrainState, int, np.ndarray]:
         """Up to `count` steps from `step`.
 
         Args:
@@ -228,9 +198,9 @@ class Programs:
         count = min(count, most)
         arguments = (self._hyper, *self._part("train"), orders, *self._bounds(offset, count, alive))
         states, still = self._clock.measure("train", lambda: self._train(states, *arguments))
-        return states, step + count, np.atleast_1d(jax.device_get(_here(still)))
+        return states, step + count, np.atleast_1d(jax.device_get(here(still)))
 
-    def evaluate(self, variables: steps.Variables, split: str) -> list[tuple[Scores, np.ndarray]]:
+    def evaluate(self, variables: Variables, split: str) -> list[tuple[Scores, np.ndarray]]:
         """Loss and accuracy of each replica's model on a split, and its logits [count, classes]."""
         images, _ = self._part(split)
         labels = jnp.asarray(self._runs[0].task.part(split).labels)
@@ -240,7 +210,7 @@ class Programs:
             run = self._runs[0]
             each = self._each(run.learner.predict_logits(run.eval_batch_size), (0, None), 0, data=1)
 
-            def predict(variables: steps.Variables, images: jax.Array) -> jax.Array:
+            def predict(variables: Variables, images: jax.Array) -> jax.Array:
                 logits = each(variables, jnp.pad(images, ((0, padding), (0, 0), (0, 0))))
                 return logits[..., :count, :]
 
@@ -251,12 +221,12 @@ class Programs:
             )
 
         def score() -> list[tuple[Scores, np.ndarray]]:
-            found = divide(self._predict[images.shape](variables, images), len(self._runs))
-            return [(steps.as_numbers(steps.eval_metrics(logits, labels)), np.asarray(logits)) for logits in found]
+            found = unstack(self._predict[images.shape](variables, images), len(self._runs))
+            return [(as_numbers(eval_metrics(logits, labels)), np.asarray(logits)) for logits in found]
 
         return self._clock.measure("evaluate", score)
 
-    def divergence(self, replica: int, state: steps.TrainState) -> Divergence:
+    def divergence(self, replica: int, state: TrainState) -> Divergence:
         """What went wrong at a replica's step after its state."""
         run = self._runs[replica]
         orders, offset, _ = self._streams[replica].window(int(state.step))

@@ -5,13 +5,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from seqmnist_jax.training import steps
+from seqmnist_jax.devices.trees import tensor_names
 from seqmnist_jax.training.programs import ARGUMENTS
 from seqmnist_jax.training.run import Run
+from seqmnist_jax.training.state import TrainState
 from seqmnist_jax.workdir import config as configs
 from seqmnist_jax.workdir import pictures
 from seqmnist_jax.workdir.graph import graph_def
-from seqmnist_jax.workdir.writers import MetricWriter
+from seqmnist_jax.workdir.tensorboard import TensorBoardWriter
 
 # Of the evaluations of a run about so many leave pictures, evenly spread: each takes as long as some steps.
 PICTURES = 5
@@ -19,7 +20,7 @@ PICTURES = 5
 BUCKETS = 60
 
 
-def introduce(writer: MetricWriter, run: Run, traced: Any) -> None:
+def introduce(writer: TensorBoardWriter, run: Run, traced: Any) -> None:
     """Writes what there is to see of a run before its first step.
 
     Args:
@@ -37,9 +38,9 @@ def introduce(writer: MetricWriter, run: Run, traced: Any) -> None:
     writer.write_graph(graph_def(traced, ARGUMENTS, root=type(run.learner.learning.model).__name__))
 
 
-def write_histograms(writer: MetricWriter, run: Run, state: steps.TrainState) -> None:
+def write_histograms(writer: TensorBoardWriter, run: Run, state: TrainState) -> None:
     """Writes the parameters, and the gradient norms of the steps since the last report, before and after the clip."""
-    step, names = int(state.step), steps.tensor_names(state.params)
+    step, names = int(state.step), tensor_names(state.params)
     norms = np.asarray(state.gradient_norms)[: (step - 1) % run.eval_every + 1]
     for place, kind in enumerate(("raw", "clipped")):
         told = {f"gradient_norm_{kind}/{name}": norms[:, place, tensor] for tensor, name in enumerate(names)}
@@ -55,7 +56,7 @@ def has_pictures(run: Run, step: int) -> bool:
     return step == run.steps or step // run.eval_every % -(-evaluations // PICTURES) == 0
 
 
-def write_pictures(writer: MetricWriter, run: Run, step: int, split: str, logits: np.ndarray) -> None:
+def write_pictures(writer: TensorBoardWriter, run: Run, step: int, split: str, logits: np.ndarray) -> None:
     """Writes the confusion matrix of a split, and the images that the model is most surely wrong about.
 
     Args:

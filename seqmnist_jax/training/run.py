@@ -10,13 +10,15 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from seqmnist_jax.data.task import Task, build_task, find_data_dir
+from seqmnist_jax.data.sources import find_data_dir
+from seqmnist_jax.data.task import Task, build_task
 from seqmnist_jax.data.views import SequenceView
 from seqmnist_jax.devices import memory
 from seqmnist_jax.devices.profiling import parse_steps
 from seqmnist_jax.errors import UsageError
+from seqmnist_jax.models import reading
 from seqmnist_jax.models.build import build_model
-from seqmnist_jax.training import steps
+from seqmnist_jax.models.reading import Variables
 from seqmnist_jax.training.optimizers import (
     DROPOUT_PLACES,
     Hyperparameters,
@@ -25,6 +27,8 @@ from seqmnist_jax.training.optimizers import (
     build_optimizer,
     build_schedule,
 )
+from seqmnist_jax.training.state import TrainState, init_state
+from seqmnist_jax.training.step import Learning, gradient_report, train_steps
 from seqmnist_jax.workdir import config as configs
 
 Array = jax.Array
@@ -45,22 +49,22 @@ class Learner:
     """
 
     view: SequenceView
-    learning: steps.Learning
+    learning: Learning
     hyper: Hyperparameters
     seed: int
     window: int
     averages: bool
     unit_rate: UnitSchedule
 
-    def init(self) -> steps.TrainState:
+    def init(self) -> TrainState:
         """The state before the first step."""
         return self.init_from(self.seed, self.hyper)
 
-    def init_from(self, seed: Array | int, hyper: Hyperparameters) -> steps.TrainState:
+    def init_from(self, seed: Array | int, hyper: Hyperparameters) -> TrainState:
         """The same from another seed and other numbers, which may be traced."""
         example = jnp.zeros((1, self.view.sequence_length, self.view.features))
         learning = self.learning
-        return steps.init_state(
+        return init_state(
             seed,
             learning.model,
             learning.make_optimizer,
@@ -70,11 +74,11 @@ class Learner:
             averages=self.averages,
         )
 
-    def template(self) -> steps.TrainState:
+    def template(self) -> TrainState:
         """The shapes of a state, without making one."""
         return jax.eval_shape(self.init)
 
-    def train_steps(self, data_axis: str | None = None) -> Callable[..., tuple[steps.TrainState, Array]]:
+    def train_steps(self, data_axis: str | None = None) -> Callable[..., tuple[TrainState, Array]]:
         """The pure function ``(state, hyper, images, labels, orders, offset, count, alive) -> (state, alive)``.
 
         Args:
@@ -83,15 +87,15 @@ class Learner:
         learning = self.learning
         if data_axis is not None:
             learning = learning._replace(model=learning.model.clone(data_axis=data_axis), data_axis=data_axis)
-        return functools.partial(steps.train_steps, learning)
+        return functools.partial(train_steps, learning)
 
     def gradient_report(self) -> Callable[..., tuple[Array, dict[str, Array]]]:
         """The pure function ``(state, hyper, images, labels) -> (loss, gradient norms)``."""
-        return functools.partial(steps.gradient_report, self.learning)
+        return functools.partial(gradient_report, self.learning)
 
-    def predict_logits(self, batch_size: int) -> Callable[[steps.Variables, Array], Array]:
+    def predict_logits(self, batch_size: int) -> Callable[[Variables, Array], Array]:
         """The pure function ``(variables, images) -> logits``."""
-        return functools.partial(steps.predict_logits, self.learning.model, self.view, batch_size)
+        return functools.partial(reading.predict_logits, self.learning.model, self.view, batch_size)
 
 
 def build_learner(config: ml_collections.ConfigDict, view: SequenceView, num_classes: int) -> Learner:
@@ -108,7 +112,7 @@ def build_learner(config: ml_collections.ConfigDict, view: SequenceView, num_cla
     parts, batch_size = config.train.accumulate, config.train.batch_size
     if parts < 1 or batch_size % parts:
         raise UsageError(f"train.accumulate is {parts}; expected a divisor of train.batch_size = {batch_size}.")
-    learning = steps.Learning(
+    learning = Learning(
         model=build_model(config, view.sequence_length, num_classes),
         make_optimizer=build_optimizer(config),
         preprocess=view,

@@ -19,17 +19,20 @@ import numpy as np
 from seqmnist_jax.data.task import SPLITS
 from seqmnist_jax.devices import processes
 from seqmnist_jax.devices.profiling import StepTrace
+from seqmnist_jax.devices.trees import stack, unstack
 from seqmnist_jax.errors import SeqMnistError, UsageError
-from seqmnist_jax.training import records, steps
+from seqmnist_jax.training import records
 from seqmnist_jax.training.clock import Clock, Progress, Standing
-from seqmnist_jax.training.programs import Divergence, Programs, Scores, divide, join
+from seqmnist_jax.training.programs import Divergence, Programs, Scores
 from seqmnist_jax.training.run import Run
 from seqmnist_jax.training.scores import score
+from seqmnist_jax.training.state import TrainState, as_numbers
 from seqmnist_jax.workdir import config as configs
 from seqmnist_jax.workdir import files, provenance
 from seqmnist_jax.workdir.checkpoints import CheckpointError, Checkpoints
 from seqmnist_jax.workdir.lock import owned
-from seqmnist_jax.workdir.writers import JsonLinesWriter, MetricWriter, MultiWriter, TensorBoardWriter
+from seqmnist_jax.workdir.metrics import keep_events
+from seqmnist_jax.workdir.recorder import Recorder
 
 Say = Callable[[str], None]
 Json = dict[str, Any]
@@ -136,7 +139,7 @@ class Sitting:
         """The folder of all runs."""
         return self.seats[0].workdir if len(self.seats) == 1 else self.seats[0].workdir.parent
 
-    def save(self, seat: Seat, writer: MetricWriter, state: steps.TrainState, validated: Scores | None) -> None:
+    def save(self, seat: Seat, writer: Recorder, state: TrainState, validated: Scores | None) -> None:
         """Begins to save a checkpoint of a run; what was measured of it where it was evaluated."""
         clock = dataclasses.asdict(self.share())
         facts = {"config": seat.run.config, "data": seat.run.task.facts(), "clock": clock, "lost": seat.lost}
@@ -229,10 +232,10 @@ def train_replicas(
       Diverged: of all runs the loss, a gradient or a parameter is not finite.
       Stopped: `should_stop` said so.
     """
-    with ExitStack() as stack, _explaining_full_disk(workdirs):
-        _open(stack, runs, workdirs)
+    with ExitStack() as exits, _explaining_full_disk(workdirs):
+        _open(exits, runs, workdirs)
         seats = [
-            Seat(run, workdir, stack.enter_context(Checkpoints(workdir / files.CHECKPOINTS)), command)
+            Seat(run, workdir, exits.enter_context(Checkpoints(workdir / files.CHECKPOINTS)), command)
             for run, workdir, command in zip(runs, workdirs, commands, strict=True)
         ]
         sitting = Sitting(seats, provenance.origin(), Clock(), say, tick, should_stop)
@@ -241,21 +244,21 @@ def train_replicas(
         if processes.agree(all(summaries)):
             say(f"{sitting.where} is finished: all its {step} steps are done.")
             return list(summaries)
-        states = join([_begin(sitting, seat, step) for seat in seats])
+        states = stack([_begin(sitting, seat, step) for seat in seats])
         processes.wait("all have read what is there")
         if processes.is_main():
             for seat in seats:
                 _clear(seat, step)
                 record(seat.run, seat.workdir)  # a resumed run may have more steps, or its data in another place
         _announce(sitting, states, step)
-        writers = [stack.enter_context(closing(_writer(seat, step))) for seat in seats]
+        writers = [exits.enter_context(closing(_writer(seat, step))) for seat in seats]
         compiled_before = sitting.clock.compile
         programs = Programs(runs, states, sitting.clock)
         say(f"Compiled the training step in {sitting.clock.compile - compiled_before:.1f} s. {programs.memory_plan}")
         if step == 0:
             for seat, writer in zip(seats, writers, strict=True):
-                records.introduce(writer, seat.run, programs.traced)
-        trace = stack.enter_context(StepTrace(sitting.where, runs[0].profile_steps))
+                records.introduce(writer.tensorboard, seat.run, programs.traced)
+        trace = exits.enter_context(StepTrace(sitting.where, runs[0].profile_steps))
         states = _train_loop(sitting, programs, writers, programs.place(states), step, trace)
         return list(_test(sitting, programs, writers, states))
 
@@ -287,12 +290,8 @@ def _open(stack: ExitStack, runs: Sequence[Run], workdirs: Sequence[Path]) -> No
         processes.wait("folders")
 
 
-def _writer(seat: Seat, step: int) -> MetricWriter:
-    if not processes.is_main():
-        return MultiWriter([])
-    return MultiWriter(
-        [JsonLinesWriter(seat.workdir / files.METRICS), TensorBoardWriter(seat.workdir, first_step=step + 1)]
-    )
+def _writer(seat: Seat, step: int) -> Recorder:
+    return Recorder(seat.workdir, first_step=step + 1, writes=processes.is_main())
 
 
 def _common_step(sitting: Sitting) -> int:
@@ -325,7 +324,7 @@ def _common_step(sitting: Sitting) -> int:
     return step
 
 
-def _begin(sitting: Sitting, seat: Seat, step: int) -> steps.TrainState:
+def _begin(sitting: Sitting, seat: Seat, step: int) -> TrainState:
     """The state to start from: a checkpoint's, with its clock, or a new one."""
     run, checkpoints = seat.run, seat.checkpoints
     if step == 0:
@@ -353,15 +352,15 @@ def _clear(seat: Seat, step: int) -> None:
     """Removes what an earlier, shorter run left as its result, and what it recorded after the checkpoint."""
     for name in (files.SUMMARY, files.PREDICTIONS, files.DIVERGED):
         (seat.workdir / name).unlink(missing_ok=True)
-    files.keep_events(seat.workdir, lambda event: event["step"] <= step and event["split"] != "test")
+    keep_events(seat.workdir, lambda event: event["step"] <= step and event["split"] != "test")
 
 
-def _announce(sitting: Sitting, states: steps.TrainState, step: int) -> None:
+def _announce(sitting: Sitting, states: TrainState, step: int) -> None:
     """The first lines: the parameters, the data, where it all goes."""
     run, task, say, count = sitting.run, sitting.run.task, sitting.say, len(sitting.seats)
     if task.dataset.warning:
         say(f"\n{'!' * 78}\nWARNING: {task.dataset.warning}\n{'!' * 78}\n")
-    say(clu.parameter_overview.get_parameter_overview(divide(states, count)[0].params, include_stats=False))
+    say(clu.parameter_overview.get_parameter_overview(unstack(states, count)[0].params, include_stats=False))
     sizes = ", ".join(f"{len(task.part(split)):,} {split}" for split in SPLITS)
     say(f"Data: {task.dataset.name} ({task.dataset.source}): {sizes}; permutation {task.protocol.permutation}.")
     start = f"Resuming at step {step}" if step else "Training"
@@ -372,17 +371,17 @@ def _announce(sitting: Sitting, states: steps.TrainState, step: int) -> None:
 def _train_loop(
     sitting: Sitting,
     programs: Programs,
-    writers: Sequence[MetricWriter],
-    states: steps.TrainState,
+    writers: Sequence[Recorder],
+    states: TrainState,
     step: int,
     trace: StepTrace,
-) -> steps.TrainState:
+) -> TrainState:
     """Dispatch steps up to the next point where the host has something to do; do it; repeat."""
     run, clock, seats = sitting.run, sitting.clock, sitting.seats
     progress = Progress(step, run.steps, clock, runs=len(seats), validated=_validated(seats))
     saved_at = time.perf_counter()
     # A stop came between the last steps and their report.
-    owes_report = step > 0 and step % run.eval_every == 0 and _has_metrics(divide(states, len(seats)))
+    owes_report = step > 0 and step % run.eval_every == 0 and _has_metrics(unstack(states, len(seats)))
     while step < run.steps or owes_report:
         # 1. Steps, as many as may pass without the host, in a dispatch of bounded time.
         if not owes_report:
@@ -393,7 +392,7 @@ def _train_loop(
             before = clock.train
             states, step, alive = programs.train(states, step, processes.agree(min(ends) - step), sitting.alive)
             if (alive != sitting.alive).any():
-                apart = divide(states, len(seats))
+                apart = unstack(states, len(seats))
                 for index, (seat, writer) in enumerate(zip(seats, writers, strict=True)):
                     if seat.diverged is None and not alive[index]:
                         good = int(apart[index].step)
@@ -414,8 +413,8 @@ def _train_loop(
         is_report = (step % run.eval_every == 0 or is_end) and not stopping
         trained: list[Scores] = []
         if is_report or processes.agree(progress.is_due()):
-            apart = divide(states, len(seats))
-            trained = [steps.as_numbers(state.metrics) for state in apart]
+            apart = unstack(states, len(seats))
+            trained = [as_numbers(state.metrics) for state in apart]
         if is_report:
             times = {"steps_per_second": progress.close_window(), "seconds": sitting.share().train}
             scores = [
@@ -433,9 +432,9 @@ def _train_loop(
             for seat, writer, state, told, said in zip(seats, writers, apart, scores, logits, strict=True):
                 if seat.diverged is None:
                     writer.write_scalars(step, told)
-                    records.write_histograms(writer, run, state)
+                    records.write_histograms(writer.tensorboard, run, state)
                     if said is not None and records.has_pictures(run, step):
-                        records.write_pictures(writer, run, step, split, said)
+                        records.write_pictures(writer.tensorboard, run, step, split, said)
             if step % run.eval_every == 0:  # not at an end between evaluations, which more steps may pass over
                 states = programs.place(states.replace(metrics=jax.tree.map(jnp.zeros_like, states.metrics)))
             sitting.say(progress.line(_mean(sitting, scores)))
@@ -450,7 +449,7 @@ def _train_loop(
             time.perf_counter() - saved_at > run.checkpoint_seconds
         )
         if any(validated) or step % run.checkpoint_every == 0 or is_time or is_end or stopping:
-            apart = divide(states, len(seats))
+            apart = unstack(states, len(seats))
             for seat, writer, state, measured in zip(seats, writers, apart, validated, strict=True):
                 if seat.diverged is None:
                     sitting.save(seat, writer, state, measured)
@@ -464,7 +463,7 @@ def _train_loop(
     return states
 
 
-def _has_metrics(apart: Sequence[steps.TrainState]) -> bool:
+def _has_metrics(apart: Sequence[TrainState]) -> bool:
     """Whether any state has training metrics that were not reported."""
     return any(int(state.metrics.loss.count) > 0 for state in apart)
 
@@ -519,11 +518,11 @@ def _validated(seats: Sequence[Seat]) -> list[tuple[int, float]]:
 
 
 def _test(
-    sitting: Sitting, programs: Programs, writers: Sequence[MetricWriter], states: steps.TrainState
+    sitting: Sitting, programs: Programs, writers: Sequence[Recorder], states: TrainState
 ) -> Iterator[Json | None]:
     """The results: the one use of the test set, by each run's selected checkpoint (and, beside it, the last)."""
     run, seats = sitting.run, sitting.seats
-    apart = divide(states, len(seats))
+    apart = unstack(states, len(seats))
     selects = run.task.protocol.selection != "last"
     processes.wait("all checkpoints are made")
     for seat in seats:
@@ -538,7 +537,7 @@ def _test(
             else seat.checkpoints.restore_variables(step, seat.run.learner.template())
             for seat, state, step in zip(seats, apart, best_steps, strict=True)
         ]
-        best = programs.evaluate(programs.place(join(variables)), "test")
+        best = programs.evaluate(programs.place(stack(variables)), "test")
     for index, (seat, writer) in enumerate(zip(seats, writers, strict=True)):
         if seat.diverged is not None:
             yield None
@@ -550,8 +549,8 @@ def _test(
 def _summarize(
     sitting: Sitting,
     seat: Seat,
-    writer: MetricWriter,
-    state: steps.TrainState,
+    writer: Recorder,
+    state: TrainState,
     best_step: int,
     *,
     last_logits: np.ndarray,
@@ -565,8 +564,8 @@ def _summarize(
     told = {name: scores[name] for name in ("loss", "accuracy", "calibration_error")}
     times = {"steps_per_second": run.steps / clock.train, "seconds": clock.train}
     writer.write_scalars(run.steps, {f"test/{name}": value for name, value in (told | times).items()})
-    records.write_pictures(writer, run, run.steps, "test", logits)
-    writer.write_end(run.steps)
+    records.write_pictures(writer.tensorboard, run, run.steps, "test", logits)
+    writer.tensorboard.write_end(run.steps)
     writer.flush()
     predictions = logits.argmax(-1).astype(np.uint8)
     if processes.is_main():

@@ -16,8 +16,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from seqmnist_jax.devices.trees import on_one_device, tensor_names
 from seqmnist_jax.errors import SeqMnistError
-from seqmnist_jax.training.steps import TrainState, Variables, tensor_names
+from seqmnist_jax.models.reading import Variables
+from seqmnist_jax.training.state import TrainState
 
 Json = Any
 Rank = tuple[float, float, int]
@@ -306,7 +308,7 @@ class Checkpoints:
 
     def _restore_parts(self, step: int, template: TrainState, names: tuple[str, ...]) -> list[Tree]:
         parts = dict(zip(("model", "training"), jax.eval_shape(_divide, template), strict=True))
-        wanted = {name: ocp.args.StandardRestore(_on_one_device(parts[name])) for name in names}
+        wanted = {name: ocp.args.StandardRestore(on_one_device(parts[name])) for name in names}
         checksums = self.metadata(step).get("checksums")
         restored = self._restore(step, **wanted)
         for name in names if checksums else ():
@@ -351,12 +353,6 @@ def _divide(state: TrainState) -> tuple[Tree, Tree]:
     fields["key"] = jax.random.key_data(state.key)  # as plain numbers
     model = {name: fields.pop(name) for name in ("params", "batch_stats", "ema_params")}
     return model, fields
-
-
-def _on_one_device(tree: Any) -> Any:
-    """Shapes that restore to this process's first device, whatever device saved them."""
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), tree)
 
 
 def _checksums(tree: Any) -> dict[str, str]:

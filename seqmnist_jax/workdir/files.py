@@ -100,35 +100,3 @@ def read_config(workdir: Path) -> dict[str, Any]:
 def read_facts(workdir: Path) -> dict[str, Any]:
     """What a run knows of its data, as `Task.facts` gave it."""
     return read_json(workdir / DATA, needed=("content_hash", "view", "image_shape", "scaling", "permutation_indices"))
-
-
-def read_events(workdir: Path) -> list[dict[str, Any]]:
-    """The whole events of metrics.jsonl; [] where there is no such file.
-
-    A run that goes on may be about to write its last line.
-    """
-    path = workdir / METRICS
-    events = []
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
-        with contextlib.suppress(ValueError):
-            event = json.loads(line, parse_constant=_refuse)
-            if isinstance(event, dict) and isinstance(event.get("step"), int) and "split" in event:
-                events.append(event)
-    return events
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no number")
-
-
-def keep_events(workdir: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
-    """Drops the events of metrics.jsonl that are not to be kept, and a half-written last line."""
-    path = workdir / METRICS
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(errors="replace").splitlines():
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            if keep(json.loads(line)):
-                kept.append(line + "\n")
-    write_bytes(path, "".join(kept).encode())

@@ -6,8 +6,8 @@ import ml_collections
 import numpy as np
 
 from seqmnist_jax.analysis.report.runs import Opened
+from seqmnist_jax.devices.trees import tensor_names
 from seqmnist_jax.models.build import CELLS
-from seqmnist_jax.training import steps
 from seqmnist_jax.training.optimizers import CLIP_MASKS, CLIP_UNITS
 from seqmnist_jax.workdir import files
 from seqmnist_jax.workdir.checkpoints import CheckpointError, Checkpoints
@@ -35,7 +35,7 @@ def describe(opened: Opened) -> Json | None:
     done = int(state.step)
     rows = [step % window for step in range(max(0, done - window), done)]
     norms = np.asarray(state.gradient_norms)[rows, 0]
-    names = steps.tensor_names(state.params)
+    names = tensor_names(state.params)
     groups = _groups(opened.model.config, names)
     clip = opened.found.config["optimizer"]["clip"]
     return {

@@ -12,7 +12,7 @@ from seqmnist_jax.analysis.report.runs import Opened
 from seqmnist_jax.analysis.trained import TrainedModel
 from seqmnist_jax.data.protocols import SCALINGS
 from seqmnist_jax.data.views import SequenceView
-from seqmnist_jax.models.build import NORM_EPSILON
+from seqmnist_jax.models.classifier import NORM_EPSILON
 
 Json = dict[str, Any]
 

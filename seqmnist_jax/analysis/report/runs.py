@@ -8,13 +8,14 @@ import numpy as np
 
 from seqmnist_jax.analysis.trained import TrainedModel, load
 from seqmnist_jax.data.idx import DataError
-from seqmnist_jax.data.sources import Images
-from seqmnist_jax.data.task import build_dataset_of_run, split_part
+from seqmnist_jax.data.sources import Images, build_dataset_of_run
+from seqmnist_jax.data.task import split_part
 from seqmnist_jax.errors import UsageError
 from seqmnist_jax.training import scores
 from seqmnist_jax.workdir import config as configs
 from seqmnist_jax.workdir import files
 from seqmnist_jax.workdir.checkpoints import CheckpointError
+from seqmnist_jax.workdir.metrics import read_events
 
 Json = dict[str, Any]
 
@@ -111,7 +112,7 @@ def find(workdir: Path) -> Found:
     notices: list[str] = []
     config, facts = files.read_config(workdir), files.read_facts(workdir)
     summary = _read_summary(workdir, config, notices)
-    events = files.read_events(workdir)
+    events = read_events(workdir)
     if not events:
         notices.append(f"There are no learning curves: {files.METRICS} is missing or empty.")
     answers = None

@@ -1,123 +1,22 @@
-"""The training state, one pure training step over it, many of them in one program, evaluation.
+"""One pure training step over the state, and many of them in one program.
 
-Every function here is pure: what a step does follows from the state (which counts the
-steps and holds the key), the hyperparameters and the data.
+What a step does follows from the state (which counts the steps and holds the key), the hyperparameters and the data.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import clu.metrics
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from seqmnist_jax.devices.mesh import own_share, shards
+from seqmnist_jax.devices.trees import tensor_names
+from seqmnist_jax.models.reading import Preprocess
 from seqmnist_jax.training.optimizers import DROPOUT_PLACES, Hyperparameters, MakeOptimizer, clip_state
+from seqmnist_jax.training.state import DROPOUT_STREAM, LENGTH_STREAM, TrainMetrics, TrainState
 
 Array = jax.Array
-Variables = dict[str, Any]
-Preprocess = Callable[[Array], Array]
-
-
-@flax.struct.dataclass
-class EvalMetrics(clu.metrics.Collection):
-    """Means over examples of the cross-entropy (in nats) and of the accuracy."""
-
-    loss: clu.metrics.Average.from_output("loss")  # type: ignore[valid-type]
-    accuracy: clu.metrics.Accuracy
-
-
-@flax.struct.dataclass
-class TrainMetrics(clu.metrics.Collection):
-    """The same over the training batches since the last report, and what the clip saw.
-
-    gradient_norm is the mean norm of all gradients before the clip, clipped_share the share of
-    steps in which it changed any tensor.
-    """
-
-    # Said again, because a clu Collection sees only the fields of its own class.
-    loss: clu.metrics.Average.from_output("loss")  # type: ignore[valid-type]
-    accuracy: clu.metrics.Accuracy
-    gradient_norm: clu.metrics.Average.from_output("gradient_norm")  # type: ignore[valid-type]
-    clipped_share: clu.metrics.Average.from_output("is_clipped")  # type: ignore[valid-type]
-
-
-class TrainState(flax.struct.PyTreeNode):
-    """All that determines the rest of a run.
-
-    Attributes:
-      step: int32, the number of steps done.
-      params: the model's parameters.
-      batch_stats: the norm layer's moving mean and variance, {} without one.
-      opt_state: the optimiser's state.
-      key: the run's key; streams of randomness are folded from it and never split off in sequence.
-      metrics: training metrics gathered since the last report.
-      gradient_norms: of the last steps, the norm of each tensor's gradient before and after
-        the clip, float32 [window, 2, tensors]; step k stands in row k % window.
-      ema_params: the moving average of the parameters, which is then what is evaluated; None when unused.
-    """
-
-    step: Array
-    params: Any
-    batch_stats: Any
-    opt_state: optax.OptState
-    key: Array
-    metrics: TrainMetrics
-    gradient_norms: Array
-    ema_params: Any = None
-
-    @property
-    def variables(self) -> Variables:
-        """What the model is applied to where it is measured."""
-        params = self.params if self.ema_params is None else self.ema_params
-        return {"params": params, "batch_stats": self.batch_stats}
-
-
-# The streams of randomness that are folded from a run's key.
-INIT_STREAM, DATA_STREAM, DROPOUT_STREAM, LENGTH_STREAM = range(4)
-
-
-def init_state(
-    seed: Array | int,
-    model: nn.Module,
-    make_optimizer: MakeOptimizer,
-    hyper: Hyperparameters,
-    example: Array,
-    window: int,
-    averages: bool = False,
-) -> TrainState:
-    """The state before the first step.
-
-    Args:
-      seed: an integer; all of a run's randomness follows from it.
-      model: ``model.init(key, x)`` and ``model.apply(variables, x, train=...)``.
-      make_optimizer, hyper: as in `optimizers`.
-      example: one input [1, time, features], of which only shape and dtype matter.
-      window: of how many steps gradient norms are remembered.
-      averages: whether a moving average of the parameters is kept.
-    """
-    key = jax.random.key(seed)
-    variables = model.init(jax.random.fold_in(key, INIT_STREAM), example)
-    return TrainState(
-        step=jnp.int32(0),
-        params=variables["params"],
-        batch_stats=variables.get("batch_stats", {}),
-        opt_state=make_optimizer(hyper).init(variables["params"]),
-        key=key,
-        metrics=TrainMetrics.empty(),
-        gradient_norms=jnp.zeros((window, 2, len(jax.tree.leaves(variables["params"]))), jnp.float32),
-        # A copy, because the state's buffers are donated, each once.
-        ema_params=jax.tree.map(jnp.copy, variables["params"]) if averages else None,
-    )
-
-
-def data_key(state: TrainState) -> Array:
-    """The key of the stream of examples."""
-    return jax.random.fold_in(state.key, DATA_STREAM)
 
 
 class Learning(NamedTuple):
@@ -334,71 +233,6 @@ def train_steps(
         return train_step(learning, state, hyper, x, wanted, alive)
 
     return jax.lax.fori_loop(0, count, one, (state, jnp.asarray(alive)))
-
-
-def logits(model: nn.Module, preprocess: Preprocess, variables: Variables, images: Array) -> Array:
-    """Logits [batch, classes] of images uint8 [batch, height, width]."""
-    return jnp.asarray(model.apply(variables, preprocess(images), train=False))
-
-
-def probabilities(model: nn.Module, preprocess: Preprocess, variables: Variables, images: Array) -> Array:
-    """What the model would say if its sequences ended at each step, [batch, time, classes]; images as in `logits`.
-
-    These are its last layers on every output, so it must read forwards.
-    """
-    return jax.nn.softmax(jnp.asarray(model.apply(variables, preprocess(images), train=False, every_step=True)))
-
-
-def _sown(name: str, model: nn.Module, x: Array, variables: Variables, **options: Any) -> Array:
-    """The array that a model sows under a name."""
-    _, seen = model.apply(variables, x, train=False, mutable=["intermediates"], **options)
-    return seen["intermediates"][name][0]
-
-
-def features(model: nn.Module, preprocess: Preprocess, variables: Variables, images: Array) -> Array:
-    """What the dense layer sees, [batch, features]; images as in `logits`."""
-    return _sown("features", model, preprocess(images), variables)
-
-
-def states(model: nn.Module, preprocess: Preprocess, variables: Variables, images: Array) -> Array:
-    """What the recurrent layers hand on at each step, [batch, time, hidden]; images as in `logits`."""
-    return _sown("states", model, preprocess(images), variables, every_step=True)
-
-
-def _in_batches(images: Array, batch_size: int) -> Array:
-    """Images padded with blank ones to whole batches, [batches, batch, height, width]."""
-    count = images.shape[0]
-    batch_size = min(batch_size, count)
-    batches = -(-count // batch_size)
-    padded = jnp.pad(images, ((0, batches * batch_size - count), (0, 0), (0, 0)))
-    return padded.reshape(batches, batch_size, *images.shape[1:])
-
-
-def predict_logits(
-    model: nn.Module, preprocess: Preprocess, batch_size: int, variables: Variables, images: Array
-) -> Array:
-    """Logits [count, classes] of images uint8 [count, height, width], `batch_size` at a time."""
-    found = jax.lax.map(lambda batch: logits(model, preprocess, variables, batch), _in_batches(images, batch_size))
-    return found.reshape(-1, found.shape[-1])[: images.shape[0]]
-
-
-@jax.jit
-def eval_metrics(logits: Array, labels: Array) -> EvalMetrics:
-    """Metrics of logits [count, classes] against integer labels [count]."""
-    labels = labels.astype(jnp.int32)
-    loss = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return EvalMetrics.single_from_model_output(loss=loss, logits=logits, labels=labels)
-
-
-def as_numbers(metrics: clu.metrics.Collection) -> dict[str, float]:
-    """A collection's values as Python floats, each the shortest decimal that names the float32."""
-    return {name: float(str(np.float32(value))) for name, value in metrics.compute().items()}
-
-
-def tensor_names(tree: Any) -> list[str]:
-    """The path of each tensor, as in 'rnn/layer_0/forward/bias', in the order of ``jax.tree.leaves``."""
-    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
-    return [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
 
 
 def gradient_report(
