@@ -17,11 +17,10 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from seqmnist_jax.cli import modes
-from seqmnist_jax.cli.flags import parse, refuse_unused
+from seqmnist_jax.cli.flags import FLAGS, parse, refuse_unused
 from seqmnist_jax.cli.output import show, show_error
 from seqmnist_jax.errors import SeqMnistError
 
-FLAGS = flags.FLAGS
 # Each mode, and the flags beside --mode, --debug and absl's own that it reads.
 MODES = {
     "train": (modes.train, {"config", "workdir", "seeds", "quiet"}),
@@ -44,11 +43,15 @@ flags.DEFINE_enum(
     "export: write the selected checkpoint for use without this package.",
 )
 flags.DEFINE_string("workdir", None, "The run's folder. Default: runs/<config name>/<timestamp>.")
-flags.DEFINE_string("seeds", "", "train: one run for each seed, together: 1,2,3 or 1-8. Other fields: config.sweep.")
+flags.DEFINE_string(
+    "seeds", "", "train: one run for each seed, together: 1,2,3 or 1-8. For other fields see config.sweep."
+)
 flags.DEFINE_string("split", "test", "evaluate: which examples to measure, train, validation or test.")
 flags.DEFINE_string("data_dir", "", "evaluate: a folder of IDX files. Default: the one the run was trained from.")
 flags.DEFINE_boolean("allow_other_data", False, "evaluate: accept data that are not those of the run.")
-flags.DEFINE_list("workdirs", [], "compare, report: folders of runs; table: folders with runs in or under them.")
+flags.DEFINE_list(
+    "workdirs", [], "compare, report: folders of runs; table: folders with runs in or under them, as in 'runs/*'."
+)
 flags.DEFINE_string("out", "", "report: the file. Default: report.html in the folder, or here for several.")
 flags.DEFINE_string("csv", "table.csv", "table: where the table goes with full precision.")
 flags.DEFINE_string("published", "", "table: a CSV file with figures of others, to stand below ours.")
@@ -59,14 +62,11 @@ flags.DEFINE_boolean("debug", False, "Show the traceback of an error.")
 
 def main(argv: list[str]) -> None:
     """Runs one mode; a failure that the user can mend is one message and an exit code."""
-    del argv
     # JAX and orbax report by absl what no user of a launcher asked for; errors are said in our own words.
     logging.set_verbosity(logging.INFO if FLAGS.debug else logging.FATAL)
     try:
         refuse_unused({mode: names for mode, (_, names) in MODES.items()})
-        output = MODES[FLAGS.mode][0]()
-        if output is not None:
-            show(output, as_json=FLAGS.json)
+        show(MODES[FLAGS.mode][0](), as_json=FLAGS.json)
     except (SeqMnistError, OSError) as e:
         if FLAGS.debug:
             traceback.print_exc()

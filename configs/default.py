@@ -18,7 +18,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.sweep = ""
 
     data = config.data = ml_collections.ConfigDict()
-    # 'idx': IDX files in runtime.data_dir; 'tfds': by name, through tensorflow_datasets;
+    # 'idx': IDX files in runtime.data_dir; 'tfds': by name, through tensorflow_datasets, whose
+    # folder TFDS_DATA_DIR names;
     # 'embedded': 5,000 digits in the package; 'auto': a given folder, else a copy that TFDS
     # has, else its download, else (for 'mnist') embedded.
     data.source = "auto"

@@ -6,6 +6,7 @@ import pytest
 import rich.console
 import rich.text
 
+from seqmnist_jax.cli import output
 from seqmnist_jax.cli.terminal import ASCII_BLOCKS, BLOCKS, Terminal, sparkline
 from seqmnist_jax.training.clock import Clock, Progress, Status
 
@@ -42,6 +43,38 @@ def drawn(text):
 
 def test_a_pipe_gets_plain_whole_lines():
     assert shown(is_terminal=False) == "first [bold] line\n" + "x" * 200 + "\n"
+
+
+def test_lines_break_between_words_where_a_terminal_ends():
+    file = io.StringIO()
+    console = rich.console.Console(file=file, force_terminal=True, width=12, highlight=False)
+    Terminal(console=console).say("wide words go down")
+    lines = rich.text.Text.from_ansi(file.getvalue()).plain.splitlines()
+    assert [line.rstrip() for line in lines] == ["wide words", "go down"]
+
+
+def test_what_a_mode_prints_breaks_between_words_on_a_terminal_alone(monkeypatch):
+    class Screen(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setenv("COLUMNS", "12")
+    text = "wide words go down\n\n  indented  ones  too\n" + "x" * 20
+    screen, pipe = Screen(), io.StringIO()
+    output.print_text(text, screen)
+    output.print_text(text, pipe)
+    assert screen.getvalue().splitlines() == [
+        *("wide words", "go down", ""),
+        *("  indented", "ones  too", "x" * 20),
+    ]
+    assert pipe.getvalue() == text + "\n"
+
+
+def test_commands_are_never_broken(monkeypatch, capsys):
+    monkeypatch.setattr(output, "print_text", lambda text, file: print(f"<{text}>", file=file))
+    output.show(output.Output({"a": 1}, "a text", "a command"), as_json=False)
+    output.show(output.Output({"a": 1}, "a text", "a command"), as_json=True)
+    assert capsys.readouterr().out == '<a text>\na command\n{\n  "a": 1\n}\n'
 
 
 def test_a_terminal_gets_a_display_under_its_lines():

@@ -10,8 +10,10 @@ import pytest
 from configs import row_lstm
 from seqmnist_jax.analysis.compare import compare
 from seqmnist_jax.analysis.rerun import first_difference
+from seqmnist_jax.analysis.trained import load
 from seqmnist_jax.cli import text
 from seqmnist_jax.errors import UsageError
+from seqmnist_jax.training import start
 from seqmnist_jax.training import train as training
 from seqmnist_jax.training.clock import Clock
 from seqmnist_jax.training.replicas import QUIET, Diverged, Watch
@@ -395,6 +397,28 @@ def test_a_run_and_its_rerun_are_compared_to_the_bit(whole, tmp_path):
     found = compare(whole[0], tmp_path / "same")
     assert found["rerun"]["first_difference"]["step"] == 40
     assert "they differ first at step 40: train/loss is" in text.comparison(found)
+
+
+def test_what_a_run_is_is_written_once_and_again_where_it_resumes(tmp_path, monkeypatch):
+    recorded, record = [], start.record
+    monkeypatch.setattr(start, "record", lambda *given: recorded.append(record(*given)))
+    with pytest.raises(training.Stopped):
+        run_in(tmp_path, stop_at=20)
+    assert len(recorded) == 1
+    run_in(tmp_path)
+    assert len(recorded) == 2
+
+
+def test_a_run_resumes_whose_config_has_a_field_that_is_no_more(whole, tmp_path):
+    with pytest.raises(training.Stopped):
+        run_in(tmp_path, stop_at=20)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    config["runtime"]["tfds_dir"] = "/gone"
+    path.write_text(json.dumps(config))
+    assert load(tmp_path).step == 20
+    run_in(tmp_path)
+    assert first_difference(whole[0], tmp_path) is None
 
 
 def test_a_stop_before_a_report_leaves_it_to_the_resumed_run(whole, tmp_path, monkeypatch):

@@ -21,8 +21,10 @@ class Output(NamedTuple):
     whole: str = ""
 
 
-def show(output: Output, as_json: bool) -> None:
-    """Prints the one or the other of what a mode gives."""
+def show(output: Output | None, as_json: bool) -> None:
+    """Prints the one or the other of what a mode gives, where it gives anything."""
+    if output is None:
+        return
     if as_json:
         print(json.dumps(output.value, indent=2))
         return

@@ -19,17 +19,18 @@ from seqmnist_jax.training.run import Run
 from seqmnist_jax.training.state import TrainState, as_numbers, data_key, eval_metrics
 
 Scores = dict[str, float]
-# What the training steps are called with, for those who draw them.
-ARGUMENTS = (
-    "state",
-    "hyperparameters",
-    "data/images",
-    "data/labels",
-    "data/order",
-    "data/offset",
-    "data/count",
-    "state/alive",
-)
+# What the training steps are called with, for those who draw them; and the axis of replicas of each, None
+# where they share it.
+ARGUMENTS = {
+    "state": 0,
+    "hyperparameters": 0,
+    "data/images": None,
+    "data/labels": None,
+    "data/order": 0,
+    "data/offset": None,
+    "data/count": None,
+    "state/alive": 0,
+}
 
 
 class Divergence(NamedTuple):
@@ -52,11 +53,11 @@ class Divergence(NamedTuple):
     def facts(self) -> dict[str, Any]:
         """As JSON values; a number that is not finite as a text, because JSON has none."""
 
-        def told(value: float) -> float | str:
+        def as_json(value: float) -> float | str:
             return value if math.isfinite(value) else str(value)
 
-        norms = {name: told(norm) for name, norm in self.gradient_norms.items()}
-        return {**self._asdict(), "loss": told(self.loss), "gradient_norms": norms}
+        norms = {name: as_json(norm) for name, norm in self.gradient_norms.items()}
+        return {**self._asdict(), "loss": as_json(self.loss), "gradient_norms": norms}
 
     def reason(self) -> str:
         """In words: the loss and the largest gradient."""
@@ -103,7 +104,7 @@ class Programs:
         # The first stream's orders, and all of them joined, which is made once an epoch.
         self._joined: tuple[jax.Array, jax.Array] | None = None
         axis = DATA if self._mesh is not None else None
-        each = self._each(run.learner.train_steps(axis), (0, 0, None, None, 0, None, None, 0), (0, 0))
+        each = self._each(run.learner.train_steps(axis), tuple(ARGUMENTS.values()), (0, 0))
         train = jax.jit(each, donate_argnums=0)
         orders, offset, _ = self._window(0)
         bounds = self._bounds(offset, 0, np.ones(len(runs), bool))
@@ -159,9 +160,9 @@ class Programs:
         """What `stack` made, states or variables, where the programs take it."""
         return self._place(tree, each=True)
 
-    def _bounds(self, offset: int, count: int, alive: np.ndarray) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def _bounds(self, offset: int, count: int, active: np.ndarray) -> tuple[jax.Array, jax.Array, jax.Array]:
         """The numbers of a dispatch, moved to the device explicitly."""
-        flags = alive if len(self._runs) > 1 else alive[0]
+        flags = active if len(self._runs) > 1 else active[0]
         if self._mesh is None:
             return jax.device_put((np.int32(offset), np.int32(count), flags))
         return (*self._place((np.int32(offset), np.int32(count)), each=False), self._place(flags, each=True))
@@ -182,21 +183,23 @@ class Programs:
             self._joined = windows[0][0], orders
         return self._joined[1], offset, most
 
-    def train(self, states: TrainState, step: int, count: int, alive: np.ndarray) -> tuple[TrainState, int, np.ndarray]:
+    def train(
+        self, states: TrainState, step: int, count: int, active: np.ndarray
+    ) -> tuple[TrainState, int, np.ndarray]:
         """Up to `count` steps from `step`.
 
         Args:
           states: where the replicas stand; their buffers are gone after the call.
-          step: the steps done by those that are alive.
+          step: the steps done by those that are active.
           count: how many more.
-          alive: which replicas have not diverged, bool [replicas].
+          active: which replicas have not diverged, bool [replicas].
 
         Returns:
-          The new states, the step of those alive, and which are.
+          The new states, the step of those that are active, and which are.
         """
         orders, offset, most = self._window(step)
         count = min(count, most)
-        arguments = (self._hyper, *self._part("train"), orders, *self._bounds(offset, count, alive))
+        arguments = (self._hyper, *self._part("train"), orders, *self._bounds(offset, count, active))
         states, still = self._clock.measure("train", lambda: self._train(states, *arguments))
         return states, step + count, np.atleast_1d(jax.device_get(here(still)))
 

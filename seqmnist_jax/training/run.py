@@ -143,7 +143,7 @@ def build_learner(config: ml_collections.ConfigDict, view: SequenceView, num_cla
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A learner, its task, and its times.
+    """The plan of a run, which never changes: a learner, its task, and its times. What changes is a `TrainState`.
 
     Attributes:
       config: as given, for the record.
