@@ -18,7 +18,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.sweep = ""
 
     data = config.data = ml_collections.ConfigDict()
-    # 'idx': IDX files in runtime.data_dir; 'tfds': by name, through tensorflow_datasets;
+    # 'idx': IDX files in runtime.data_dir; 'tfds': by name, through tensorflow_datasets, whose
+    # folder TFDS_DATA_DIR names;
     # 'embedded': 5,000 digits in the package; 'auto': a given folder, else a copy that TFDS
     # has, else its download, else (for 'mnist') embedded.
     data.source = "auto"
@@ -154,8 +155,6 @@ def get_config() -> ml_collections.ConfigDict:
     # Folder of compiled programs, which the next start then need not compile; '' means the
     # user's cache folder, 'none' none.
     runtime.compilation_cache = ""
-    # Folder of tensorflow_datasets; '' means its own default.
-    runtime.tfds_dir = ""
     # Steps between checkpoints; 0: at each evaluation. Each evaluation and the last step have one anyway.
     runtime.checkpoint_every = 0
     # Seconds after which there is a checkpoint besides; 0: none for that reason.
