@@ -58,13 +58,15 @@ flags.DEFINE_boolean("debug", False, "Show the traceback of an error.")
 
 def train() -> None:
     """Trains, or resumes, and prints the result and what to do next."""
-    from seqmnist_jax import compile_cache, determinism, distributed, sweep
-    from seqmnist_jax import config as configs
-    from seqmnist_jax.run import build_run
-    from seqmnist_jax.signals import StopOnSignal
-    from seqmnist_jax.terminal import Terminal
-    from seqmnist_jax.train import Stopped
-    from seqmnist_jax.train import train as run_training
+    from seqmnist_jax.cli import compile_cache, determinism
+    from seqmnist_jax.cli.signals import StopOnSignal
+    from seqmnist_jax.cli.terminal import Terminal
+    from seqmnist_jax.devices import processes
+    from seqmnist_jax.training import sweep
+    from seqmnist_jax.training.run import build_run
+    from seqmnist_jax.training.train import Stopped
+    from seqmnist_jax.training.train import train as run_training
+    from seqmnist_jax.workdir import config as configs
 
     config = _config()
     configs.check(config)
@@ -72,7 +74,7 @@ def train() -> None:
         raise UsageError("runtime.distributed needs --workdir, a folder that all processes see.")
     if config.runtime.deterministic:
         determinism.enable()
-    distributed.initialize(config.runtime.distributed)
+    processes.initialize(config.runtime.distributed)
     swept = sweep.build_sweep(config, FLAGS.seeds)
     members = sweep.build_members(config, swept) if swept else []
     if config.runtime.executor and not swept:
@@ -82,7 +84,7 @@ def train() -> None:
     # Only now, with everything checked, is a folder made.
     workdir = Path(FLAGS.workdir) if FLAGS.workdir else _new_workdir()
     try:
-        with StopOnSignal() as stop, Terminal(quiet=FLAGS.quiet or not distributed.is_main()) as terminal:
+        with StopOnSignal() as stop, Terminal(quiet=FLAGS.quiet or not processes.is_main()) as terminal:
             watch: dict[str, Any] = {"say": terminal.say, "tick": terminal.show, "should_stop": stop}
             if swept:
                 executor = _executor(workdir)
@@ -99,7 +101,7 @@ def train() -> None:
             f"{type(e).__name__}: {e}\nAnother process of this run has failed, or this one (--debug shows where); "
             "JAX names a lost one within a minute. The same command, in all of them, resumes from the last checkpoint."
         ) from e
-    if not distributed.is_main():
+    if not processes.is_main():
         return
     if swept:
         print(f"\n{sweep.as_text(summary)}")
@@ -111,13 +113,13 @@ def train() -> None:
 
 def _executor(workdir: Path) -> Any:
     """What runs a sweep's groups as jobs; None for this process."""
-    from seqmnist_jax import executors
+    from seqmnist_jax.training import jobs
 
     runtime = _config().runtime
-    options = executors.parse_options(runtime.executor_options)
-    if runtime.executor == executors.HERE:
+    options = jobs.parse_options(runtime.executor_options)
+    if runtime.executor == jobs.HERE:
         return None
-    return executors.make_executor(runtime.executor, options, workdir.absolute() / "jobs")
+    return jobs.make_executor(runtime.executor, options, workdir.absolute() / "jobs")
 
 
 def _tell(summary: dict[str, Any]) -> None:
@@ -150,9 +152,9 @@ def _tell_next(workdir: Path, look: str) -> None:
 
 def evaluate() -> None:
     """Prints the metrics of a work directory's selected checkpoint."""
-    from seqmnist_jax import compile_cache
-    from seqmnist_jax.evaluate import as_text
-    from seqmnist_jax.evaluate import evaluate as run_evaluation
+    from seqmnist_jax.analysis.evaluate import as_text
+    from seqmnist_jax.analysis.evaluate import evaluate as run_evaluation
+    from seqmnist_jax.cli import compile_cache
 
     if not FLAGS.workdir:
         raise UsageError("--mode=evaluate needs --workdir, the folder of a run.")
@@ -168,8 +170,8 @@ def evaluate() -> None:
 
 def describe() -> None:
     """Prints what a run will do."""
-    from seqmnist_jax import describe as describing
-    from seqmnist_jax.run import build_run
+    from seqmnist_jax.cli import describe as describing
+    from seqmnist_jax.training.run import build_run
 
     run = build_run(_config())
     description = describing.describe(run, config_flags.get_override_values(FLAGS["config"]))
@@ -178,7 +180,7 @@ def describe() -> None:
 
 def compare() -> None:
     """Prints whether two runs differ on the same test images."""
-    from seqmnist_jax import compare as comparing
+    from seqmnist_jax.analysis import compare as comparing
 
     if len(FLAGS.workdirs) != 2:
         raise UsageError(f"--mode=compare needs --workdirs with two folders, as in a,b; got {len(FLAGS.workdirs)}.")
@@ -189,7 +191,7 @@ def compare() -> None:
 
 def table() -> None:
     """Prints the results of many runs as Markdown, and writes them as CSV."""
-    from seqmnist_jax import table as tables
+    from seqmnist_jax.analysis import table as tables
 
     if not FLAGS.workdirs:
         raise UsageError("--mode=table needs --workdirs, as in --workdirs 'runs/*'.")
@@ -201,8 +203,8 @@ def table() -> None:
 
 def report() -> None:
     """Writes one page about a run, or about several."""
-    from seqmnist_jax import compile_cache
-    from seqmnist_jax.report import build
+    from seqmnist_jax.analysis.report import build
+    from seqmnist_jax.cli import compile_cache
 
     if bool(FLAGS.workdir) == bool(FLAGS.workdirs):
         raise UsageError("--mode=report needs --workdir, the folder of a run, or --workdirs, several.")
@@ -214,7 +216,7 @@ def report() -> None:
 
 def export() -> None:
     """Writes the selected checkpoint for use without this package, and prints what was written."""
-    from seqmnist_jax import export as exporting
+    from seqmnist_jax.analysis import export as exporting
 
     if not FLAGS.workdir:
         raise UsageError("--mode=export needs --workdir, the folder of a run.")
@@ -311,7 +313,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 def _explain(argv: list[str], error: Exception) -> str:
     """Why the flags could not be parsed: the config file, a key of it, or what absl says."""
-    from seqmnist_jax.config import flatten
+    from seqmnist_jax.workdir.config import flatten
 
     path = _config_file(argv)
     if path is None or isinstance(error, UsageError):

@@ -19,10 +19,10 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from benchmarks import timing
-from seqmnist_jax import workdir as files
-from seqmnist_jax.checkpoints import Checkpoints
-from seqmnist_jax.run import Run, build_run
-from seqmnist_jax.train import train
+from seqmnist_jax.training.run import Run, build_run
+from seqmnist_jax.training.train import train
+from seqmnist_jax.workdir import files
+from seqmnist_jax.workdir.checkpoints import Checkpoints
 
 FLAGS = flags.FLAGS
 SAVES = 20

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from seqmnist_jax.checkpoints import CheckpointError, Checkpoints
-from seqmnist_jax.run import build_run
+from seqmnist_jax.training.run import build_run
+from seqmnist_jax.workdir.checkpoints import CheckpointError, Checkpoints
 from tests.test_train import small_config
 
 

@@ -7,9 +7,9 @@ import zipfile
 import numpy as np
 import pytest
 
-from seqmnist_jax.compare import as_text, compare
+from seqmnist_jax.analysis.compare import as_text, compare
 from seqmnist_jax.errors import UsageError
-from seqmnist_jax.workdir import WorkdirError, write_arrays, write_json
+from seqmnist_jax.workdir.files import WorkdirError, write_arrays, write_json
 
 LABELS = np.arange(100, dtype=np.uint8) % 10
 FACTS = {

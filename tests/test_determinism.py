@@ -7,7 +7,7 @@ import sys
 CODE = """
 import os
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
-from seqmnist_jax import determinism
+from seqmnist_jax.cli import determinism
 determinism.enable()
 determinism.enable()
 import jax

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from configs import row_lstm
-from seqmnist_jax import distributed
-from seqmnist_jax.checkpoints import Checkpoints
+from seqmnist_jax.devices import processes
 from seqmnist_jax.errors import UsageError
-from seqmnist_jax.run import build_run
-from seqmnist_jax.train import train
+from seqmnist_jax.training.run import build_run
+from seqmnist_jax.training.train import train
+from seqmnist_jax.workdir.checkpoints import Checkpoints
 
 ROOT = Path(__file__).parent.parent
 CHANGES = {
@@ -135,15 +135,15 @@ def test_a_process_that_never_comes(tmp_path):
 @pytest.mark.parametrize("spec", ["host", "host:1", "host:1,2", "host:1,2,2", "host,2,0", "host:1,0,0", "auto,2,1"])
 def test_impossible_specs(spec):
     with pytest.raises(UsageError, match=r"runtime\.distributed is"):
-        distributed.initialize(spec)
+        processes.initialize(spec)
 
 
 def test_a_process_alone_agrees_with_itself():
-    distributed.initialize("")
-    assert distributed.is_main()
-    assert distributed.agree(7) == 7
-    assert distributed.any_of(True)
-    distributed.wait("nobody")
+    processes.initialize("")
+    assert processes.is_main()
+    assert processes.agree(7) == 7
+    assert processes.any_of(True)
+    processes.wait("nobody")
 
 
 def test_it_needs_a_folder_that_all_see():

@@ -7,13 +7,13 @@ import pytest
 
 import seqmnist_jax
 from configs import row_lstm
+from seqmnist_jax.analysis.evaluate import evaluate
 from seqmnist_jax.data.embedded import FOLDER
 from seqmnist_jax.data.idx import write_idx
 from seqmnist_jax.data.sources import load_embedded
 from seqmnist_jax.errors import UsageError
-from seqmnist_jax.evaluate import evaluate
-from seqmnist_jax.run import build_run
-from seqmnist_jax.train import train
+from seqmnist_jax.training.run import build_run
+from seqmnist_jax.training.train import train
 
 
 @pytest.fixture(scope="module")

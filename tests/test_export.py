@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 import seqmnist_jax
-from seqmnist_jax import export as exporting
-from seqmnist_jax import workdir as files
-from seqmnist_jax.checkpoints import CheckpointError
+from seqmnist_jax.analysis import export as exporting
 from seqmnist_jax.errors import UsageError
-from seqmnist_jax.models import CELLS
-from seqmnist_jax.workdir import WorkdirError
+from seqmnist_jax.models.build import CELLS
+from seqmnist_jax.workdir import files
+from seqmnist_jax.workdir.checkpoints import CheckpointError
+from seqmnist_jax.workdir.files import WorkdirError
 from tests.untrained import HEIGHT, WIDTH, random_images, write_run
 
 safetensors = pytest.importorskip("safetensors.numpy", reason="safetensors is not installed")

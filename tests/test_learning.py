@@ -12,13 +12,13 @@ import pytest
 
 import seqmnist_jax
 from configs import default, row_lstm
-from seqmnist_jax import steps
-from seqmnist_jax import train as training
-from seqmnist_jax.checkpoints import Checkpoints
 from seqmnist_jax.errors import UsageError
-from seqmnist_jax.optimizers import DROPOUT_PLACES, build_hyperparameters, build_optimizer, clip_state
-from seqmnist_jax.run import build_run
-from seqmnist_jax.steps import TrainMetrics
+from seqmnist_jax.training import train as training
+from seqmnist_jax.training.optimizers import DROPOUT_PLACES, build_hyperparameters, build_optimizer, clip_state
+from seqmnist_jax.training.run import build_run
+from seqmnist_jax.training.state import TrainMetrics
+from seqmnist_jax.training.step import train_step
+from seqmnist_jax.workdir.checkpoints import Checkpoints
 
 BATCH, TIME = 8, 28
 DROPOUT = {"model.dropout.input_keep": 0.8, "model.dropout.output_keep": 0.7, "model.dropout.state_keep": 0.6}
@@ -45,7 +45,7 @@ def started(**changes):
     """A run's learner, its first state, and a jitted step over batches of its training images."""
     run = build_run(small_config(**changes))
     part = run.task.part("train")
-    step = jax.jit(functools.partial(steps.train_step, run.learner.learning))
+    step = jax.jit(functools.partial(train_step, run.learner.learning))
 
     def take(state, batch):
         """The state after one step on the batch of this number, its metrics its own."""
@@ -110,9 +110,7 @@ def spied_steps(count, **changes):
     learning = case.learner.learning._replace(model=spy)
     for batch in range(count):
         x, labels = case.inputs(batch)
-        state, _ = steps.train_step(
-            learning, state.replace(metrics=TrainMetrics.empty()), case.learner.hyper, x, labels
-        )
+        state, _ = train_step(learning, state.replace(metrics=TrainMetrics.empty()), case.learner.hyper, x, labels)
         states.append(state)
     return case, spy.seen, states
 
@@ -135,7 +133,7 @@ def test_what_is_not_dropped_is_not_asked_for():
         spy = Spy(case.learner.learning.model)
         learning = case.learner.learning._replace(model=spy)
         # Traced only: the probabilities are seen as they are, and nothing is compiled.
-        jax.eval_shape(lambda s: steps.train_step(learning, s, case.learner.hyper, *case.inputs(0)), case.state)
+        jax.eval_shape(lambda s: train_step(learning, s, case.learner.hyper, *case.inputs(0)), case.state)
         return [None if p is None else pytest.approx(float(p)) for p in spy.seen[0]["keep"]]
 
     assert keep_with(**ALL_KEPT) == [None, None, None]
@@ -305,7 +303,7 @@ def test_gradient_norms_are_those_of_the_last_steps():
         clipped[:, group] *= threshold / np.maximum(norm, threshold)
 
     hyper = case.learner.hyper.replace(clip_norm=jnp.float32(threshold))
-    step = jax.jit(functools.partial(steps.train_step, case.learner.learning))
+    step = jax.jit(functools.partial(train_step, case.learner.learning))
     state = case.state
     assert state.gradient_norms.shape == (window, 2, len(names))
     for k in range(count):

@@ -14,8 +14,8 @@ import pytest
 
 import seqmnist_jax
 from seqmnist_jax import rnn
-from seqmnist_jax.checkpoints import CheckpointError
-from seqmnist_jax.workdir import WorkdirError
+from seqmnist_jax.workdir.checkpoints import CheckpointError
+from seqmnist_jax.workdir.files import WorkdirError
 from tests.untrained import HEIGHT, HIDDEN, WIDTH, random_images, write_run
 
 ROOT = Path(__file__).parent.parent

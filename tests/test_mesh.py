@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import pytest
 
+from seqmnist_jax.devices.mesh import largest_divisor, make_mesh
 from seqmnist_jax.errors import UsageError
-from seqmnist_jax.mesh import largest_divisor, make_mesh
 
 ROOT = Path(__file__).parent.parent
 DEVICES = 4
@@ -22,9 +22,9 @@ import json, sys
 from pathlib import Path
 import jax, numpy as np
 from configs import row_lstm
-from seqmnist_jax import sweep
-from seqmnist_jax.checkpoints import Checkpoints
-from seqmnist_jax.train import train_replicas
+from seqmnist_jax.training import sweep
+from seqmnist_jax.workdir.checkpoints import Checkpoints
+from seqmnist_jax.training.train import train_replicas
 
 jax.config.update("jax_compilation_cache_dir", None)
 jobs = json.loads(sys.argv[1])

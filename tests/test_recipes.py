@@ -10,13 +10,15 @@ import pytest
 
 import seqmnist_jax
 from configs import row_lstm
-from seqmnist_jax import rnn, steps
-from seqmnist_jax import train as training
-from seqmnist_jax.checkpoints import Checkpoints
+from seqmnist_jax import rnn
+from seqmnist_jax.analysis.evaluate import evaluate
 from seqmnist_jax.data.batches import ExampleStream
 from seqmnist_jax.errors import UsageError
-from seqmnist_jax.evaluate import evaluate
-from seqmnist_jax.run import build_run
+from seqmnist_jax.training import train as training
+from seqmnist_jax.training.run import build_run
+from seqmnist_jax.training.state import data_key
+from seqmnist_jax.training.step import _gradients
+from seqmnist_jax.workdir.checkpoints import Checkpoints
 
 
 def small_config(**changes):
@@ -40,7 +42,7 @@ def after(count, **changes):
     run = build_run(small_config(**changes))
     learner, data = run.learner, run.task.part("train")
     state = learner.init()
-    orders, offset, _ = ExampleStream(steps.data_key(state), len(data), run.batch_size).window(0)
+    orders, offset, _ = ExampleStream(data_key(state), len(data), run.batch_size).window(0)
     advance = jax.jit(learner.train_steps())
     states = [state]
     for step in range(count):
@@ -129,7 +131,7 @@ def test_parts_drop_different_units():
     learner, data = run.learner, run.task.part("train")
     twice = learner.view(jnp.stack([data.images[0]] * 2))
     labels = jnp.int32([data.labels[0]] * 2)
-    logits = steps._gradients(learner.learning, learner.init(), learner.hyper, twice, labels).logits
+    logits = _gradients(learner.learning, learner.init(), learner.hyper, twice, labels).logits
     assert np.any(np.asarray(logits[0] != logits[1]))
 
 

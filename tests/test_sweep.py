@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 
 from configs import row_lstm
-from seqmnist_jax import memory, sweep, table
-from seqmnist_jax.checkpoints import Checkpoints
+from seqmnist_jax.analysis import table
+from seqmnist_jax.analysis.evaluate import evaluate
+from seqmnist_jax.devices import memory
 from seqmnist_jax.errors import UsageError
-from seqmnist_jax.evaluate import evaluate
-from seqmnist_jax.train import Stopped, train
-from seqmnist_jax.workdir import WorkdirError
+from seqmnist_jax.training import sweep
+from seqmnist_jax.training.train import Stopped, train
+from seqmnist_jax.workdir.checkpoints import Checkpoints
+from seqmnist_jax.workdir.files import WorkdirError
 
 
 def small_config(**changes):

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from configs import row_lstm
-from seqmnist_jax import graph, pictures, profiling
+from seqmnist_jax.devices import profiling
 from seqmnist_jax.errors import UsageError
-from seqmnist_jax.run import build_run
-from seqmnist_jax.train import Stopped, train, train_replicas
+from seqmnist_jax.training.run import build_run
+from seqmnist_jax.training.train import Stopped, train, train_replicas
+from seqmnist_jax.workdir import graph, pictures
 from tests.test_writers import tensorboard_events
 
 TENSORS = (

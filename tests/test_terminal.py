@@ -6,8 +6,8 @@ import pytest
 import rich.console
 import rich.text
 
-from seqmnist_jax.clock import Clock, Progress, Standing
-from seqmnist_jax.terminal import ASCII_BLOCKS, BLOCKS, Terminal, sparkline
+from seqmnist_jax.cli.terminal import ASCII_BLOCKS, BLOCKS, Terminal, sparkline
+from seqmnist_jax.training.clock import Clock, Progress, Standing
 
 STANDING = Standing(
     step=1500,

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from configs import row_lstm
-from seqmnist_jax import train as training
-from seqmnist_jax.checkpoints import Checkpoints
-from seqmnist_jax.compare import as_text, compare
+from seqmnist_jax.analysis.compare import as_text, compare
+from seqmnist_jax.analysis.rerun import first_difference
 from seqmnist_jax.errors import UsageError
-from seqmnist_jax.rerun import first_difference
-from seqmnist_jax.run import build_run
-from seqmnist_jax.workdir import WorkdirError
+from seqmnist_jax.training import train as training
+from seqmnist_jax.training.run import build_run
+from seqmnist_jax.workdir.checkpoints import Checkpoints
+from seqmnist_jax.workdir.files import WorkdirError
 from tests.test_writers import tensorboard_events
 
 STEPS = 60

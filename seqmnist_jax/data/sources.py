@@ -5,15 +5,19 @@ To add a source, write such a function and name it in the table.
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import ml_collections
 import numpy as np
 
 from seqmnist_jax.data import cache, embedded, registry
 from seqmnist_jax.data.idx import DataError, find_file, read_idx
+from seqmnist_jax.errors import choose
 
+DATA_DIR_VARIABLE = "SEQMNIST_DATA_DIR"
 NUM_CLASSES = 10
 
 # What the content hashes of well-known data sets say about a folder of IDX files.
@@ -285,3 +289,47 @@ SOURCES: dict[str, Callable[[Request], Dataset]] = {
     "embedded": load_embedded,
     "tfds": load_tfds,
 }
+
+
+def find_data_dir(named: str) -> Path | None:
+    """The folder that is named, else the environment's, else None."""
+    named = named or os.environ.get(DATA_DIR_VARIABLE, "")
+    return Path(named).expanduser().absolute() if named else None
+
+
+def build_request(config: ml_collections.ConfigDict) -> Request:
+    """What the config asks of its source."""
+    tfds_dir = config.runtime.tfds_dir
+    return Request(
+        name=config.data.name,
+        data_dir=find_data_dir(config.runtime.data_dir),
+        tfds_dir=Path(tfds_dir).expanduser() if tfds_dir else None,
+    )
+
+
+def load_dataset(source: str, request: Request) -> Dataset:
+    """The data set that a source gives.
+
+    Raises:
+      UsageError: an unknown source.
+      DataError: its files are missing or damaged.
+    """
+    return choose(SOURCES, source, "data.source")(request)
+
+
+def build_dataset_of_run(config: ml_collections.ConfigDict, source: str) -> Dataset:
+    """The data that a run was trained on, where they are at hand; its content hash says whether they are the same.
+
+    Args:
+      config: the run's.
+      source: the one that gave its data, as its data.json has it.
+
+    Raises:
+      UsageError, DataError: nothing is found, or it is damaged.
+    """
+    request = build_request(config)
+    if request.data_dir is not None and not request.data_dir.is_dir():
+        # Gone, or another machine's: the environment may name one.
+        request = dataclasses.replace(request, data_dir=find_data_dir(""))
+    # A folder's data may have come to be at hand another way.
+    return load_dataset("embedded" if source == "embedded" else "auto", request)

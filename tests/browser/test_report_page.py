@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from configs import pixel_gru
-from seqmnist_jax.report import build, page, reading, runs
-from seqmnist_jax.run import build_run
-from seqmnist_jax.train import train
+from seqmnist_jax.analysis.report import build, page, reading, runs
+from seqmnist_jax.training.run import build_run
+from seqmnist_jax.training.train import train
 
 pytestmark = pytest.mark.slow
 

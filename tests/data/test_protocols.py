@@ -9,12 +9,13 @@ import pytest
 
 from configs import row_lstm
 from configs.tutorial2018 import permuted_gru, pixel_gru
-from seqmnist_jax import config as configs
-from seqmnist_jax import describe, task
+from seqmnist_jax.cli import describe
+from seqmnist_jax.data import task
 from seqmnist_jax.data.protocols import FIELDS, PROTOCOLS, SEEDED_ORDERS, partition, permutation, selection_size
 from seqmnist_jax.data.sources import Images, load_embedded
 from seqmnist_jax.errors import UsageError
-from seqmnist_jax.run import build_run
+from seqmnist_jax.training.run import build_run
+from seqmnist_jax.workdir import config as configs
 
 # The first ten of each permutation, and the SHA-256 of all 784 as little-endian int32.
 ORDERS = {

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from configs import row_lstm
-from seqmnist_jax import train as training
-from seqmnist_jax import workdir as files
+from seqmnist_jax.analysis.trained import load
 from seqmnist_jax.errors import SeqMnistError
-from seqmnist_jax.run import Run, build_run
-from seqmnist_jax.trained import load
+from seqmnist_jax.training import train as training
+from seqmnist_jax.training.run import Run, build_run
+from seqmnist_jax.workdir import files
 from tests.faults import runs
 from tests.faults.outcome import Outcome
 

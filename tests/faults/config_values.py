@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from configs import default
-from seqmnist_jax import config as configs
-from seqmnist_jax import workdir as files
+from seqmnist_jax.workdir import config as configs
+from seqmnist_jax.workdir import files
 from tests.faults.outcome import Outcome
 from tests.faults.runs import ROOT
 
@@ -111,7 +111,15 @@ COMBINATIONS = (
 )
 MOST_SECONDS = 300
 MOST_BYTES = 12 << 30
-OTHER_MODULES = ("train", "sweep", "terminal", "signals", "compile_cache", "determinism", "distributed")
+OTHER_MODULES = (
+    "training.train",
+    "training.sweep",
+    "cli.terminal",
+    "cli.signals",
+    "cli.compile_cache",
+    "cli.determinism",
+    "devices.processes",
+)
 
 
 def campaign(tries: int, seed: int) -> list[Outcome]:

@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from seqmnist_jax import workdir as files
-from seqmnist_jax.rerun import first_difference
+from seqmnist_jax.analysis.rerun import first_difference
+from seqmnist_jax.workdir import files
 
 ROOT = Path(__file__).parent.parent.parent
 STEPS = 3000
