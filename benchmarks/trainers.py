@@ -49,7 +49,7 @@ class OurTrainer:
     def __init__(self, config: ml_collections.ConfigDict, replicas: int = 1):
         """Trains the config; or so many replicas of it, of which only `advance` is for use, from seeds that differ."""
         seeds = range(config.seed, config.seed + replicas)
-        runs = [member.run for member in sweep.build_members(config, {sweep.SEED: tuple(seeds)})]
+        runs = [member.run for member in sweep.build_points(config, {sweep.SEED: tuple(seeds)})]
         self.clock = Clock()
         state = stack([jax.jit(run.learner.init_from)(run.learner.seed, run.learner.hyper) for run in runs])
         self._programs = Programs(runs, state, self.clock)

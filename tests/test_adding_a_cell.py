@@ -67,7 +67,7 @@ def test_dropout_at_each_place(names):
     for place in ("input_keep", "output_keep", "state_keep"):
         config.model.dropout[place] = 0.5
     learner = build_run(config).learner
-    model, variables = learner.learning.model, learner.init().variables
+    model, variables = learner.model, learner.init().variables
 
     def logits(seed):
         rngs = {"dropout": jax.random.key(seed)}

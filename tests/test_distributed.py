@@ -15,7 +15,9 @@ import pytest
 from configs import row_lstm
 from seqmnist_jax.devices import processes
 from seqmnist_jax.errors import UsageError
+from seqmnist_jax.training.replicas import QUIET
 from seqmnist_jax.training.run import build_run
+from seqmnist_jax.training.state import restore_state
 from seqmnist_jax.training.train import train
 from seqmnist_jax.workdir.checkpoints import Checkpoints
 
@@ -62,7 +64,7 @@ def train_pair(workdir, **changes):
 
 def params_of(workdir, run):
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
-        return jax.tree.leaves(checkpoints.restore(checkpoints.last_step(), run.learner.template()).params)
+        return jax.tree.leaves(restore_state(checkpoints, checkpoints.last_step(), run.learner.template()).params)
 
 
 def assert_same(pair, alone, run):
@@ -79,7 +81,7 @@ def alone(tmp_path):
     config = row_lstm.get_config()
     config.update_from_flattened_dict(CHANGES)
     run = build_run(config)
-    train(run, tmp_path / "alone", say=lambda line: None)
+    train(run, tmp_path / "alone", watch=QUIET)
     return run, tmp_path / "alone"
 
 

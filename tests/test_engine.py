@@ -7,7 +7,7 @@ import pytest
 
 from configs import pixel_gru, row_lstm
 from seqmnist_jax import rnn
-from seqmnist_jax.cli import describe
+from seqmnist_jax.cli import describe, text
 from seqmnist_jax.data.batches import ExampleStream
 from seqmnist_jax.errors import UsageError
 from seqmnist_jax.training.run import build_run
@@ -112,7 +112,7 @@ def test_what_does_not_go_is_named(changes, field):
 def test_describe_says_what_runs(changes, expected):
     run = build_run(small(**changes))
     assert describe.describe(run, {})["recurrence"].startswith(expected)
-    assert f"Recurrence   {expected}" in describe.as_text(run, describe.describe(run, {}))
+    assert f"Recurrence   {expected}" in text.description(run, describe.describe(run, {}))
 
 
 def test_reset_before_trains():

@@ -8,6 +8,7 @@ import pytest
 from configs import row_lstm
 from seqmnist_jax.errors import UsageError
 from seqmnist_jax.training import jobs, sweep
+from seqmnist_jax.training.replicas import QUIET, Watch
 
 
 def build(**changes):
@@ -23,14 +24,14 @@ def build(**changes):
         }
     )
     swept = sweep.build_sweep(config, "1-2")
-    return swept, sweep.build_members(config, swept)
+    return swept, sweep.build_points(config, swept)
 
 
 def run_local(folder, built):
     pytest.importorskip("submitit", reason="submitit is not installed")
     lines = []
     executor = jobs.make_executor("local", {"timeout_min": 5}, folder / "jobs")
-    return sweep.train_sweep(*built, folder, executor=executor, say=lines.append), lines
+    return sweep.train_sweep(*built, folder, executor=executor, watch=Watch(say=lines.append)), lines
 
 
 def test_groups_run_as_jobs_and_failed_ones_again(tmp_path):
@@ -48,7 +49,7 @@ def test_groups_run_as_jobs_and_failed_ones_again(tmp_path):
     assert any("1 of 2 groups go to the executor" in line for line in lines)
     assert sorted(entry["changes"]["model.hidden_size"] for entry in summary["ranking"]) == [4, 5]
 
-    here = sweep.train_sweep(*built, tmp_path / "here", say=lambda line: None)
+    here = sweep.train_sweep(*built, tmp_path / "here", watch=QUIET)
     assert [entry["test"] for entry in here["ranking"]] == [entry["test"] for entry in summary["ranking"]]
     stored = json.loads((tmp_path / "replicas" / "seed=2,hidden_size=5" / "summary.json").read_text())
     assert stored["replicas"] == 2

@@ -11,6 +11,7 @@ import pytest
 
 import seqmnist_jax
 from seqmnist_jax.analysis import export as exporting
+from seqmnist_jax.cli import text as texts
 from seqmnist_jax.errors import UsageError
 from seqmnist_jax.models.build import CELLS
 from seqmnist_jax.workdir import files
@@ -194,7 +195,7 @@ def test_description_and_text(exported):
     assert result["sequence"]["order"] == np.random.RandomState(3).permutation(HEIGHT * WIDTH).tolist()
     for name, file in result["files"].items():
         assert (exported / "lstm" / "export" / name).stat().st_size == file["bytes"]
-    text = exporting.as_text(result)
+    text = texts.export(result)
     assert "uint8 [batch, 7, 5] -> logits float32 [batch, 10], on cpu, cuda, tpu" in text
     assert all(line in text for line in result["load"])
     assert "WARNING: The run has not ended. This is the best checkpoint so far, of step 7." in text
@@ -207,7 +208,7 @@ def test_a_finished_run_tells_its_result_and_warns_of_nothing(tmp_path):
     assert (result["test_accuracy"], result["selected_on"], result["warnings"]) == (0.25, "validation", [])
     (folder / files.SUMMARY).unlink()
     files.write_json(folder / files.DIVERGED, {})
-    assert "diverged" in exporting.as_text(exporting.export(folder))
+    assert "diverged" in texts.export(exporting.export(folder))
 
 
 def test_what_can_not_be_exported(tmp_path, monkeypatch):

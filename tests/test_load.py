@@ -48,7 +48,7 @@ def edit(path, change):
 def apply(model, images, steps=None, **options):
     """The network on the first steps of images, without what is under test."""
     x = model.learner.view(jnp.asarray(images))[:, :steps]
-    return model.learner.learning.model.apply(model.variables, x, **options)
+    return model.learner.model.apply(model.variables, x, **options)
 
 
 def test_the_docstring_holds(monkeypatch):

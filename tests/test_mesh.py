@@ -24,6 +24,8 @@ import jax, numpy as np
 from configs import row_lstm
 from seqmnist_jax.training import sweep
 from seqmnist_jax.workdir.checkpoints import Checkpoints
+from seqmnist_jax.training.replicas import QUIET
+from seqmnist_jax.training.state import restore_state
 from seqmnist_jax.training.train import train_replicas
 
 jax.config.update("jax_compilation_cache_dir", None)
@@ -33,12 +35,12 @@ for job in jobs:
     config = row_lstm.get_config()
     config.update_from_flattened_dict({"data.source": "embedded", "model.hidden_size": 8, "train.batch_size": 16,
         "train.steps": 50, "train.eval_every": 25, **job["changes"]})
-    members = sweep.build_members(config, {"seed": tuple(job["seeds"])})
+    points = sweep.build_points(config, {"seed": tuple(job["seeds"])})
     folders = [Path(job["folder"]) / str(seed) for seed in job["seeds"]]
-    train_replicas([m.run for m in members], folders, commands=[None] * len(folders), say=lambda line: None)
-    for member, folder in zip(members, folders):
+    train_replicas([m.run for m in points], folders, [None] * len(folders), QUIET)
+    for point, folder in zip(points, folders):
         with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
-            params = checkpoints.restore(50, member.run.learner.template()).params
+            params = restore_state(checkpoints, 50, point.run.learner.template()).params
         np.savez(folder / "params.npz", *jax.tree.leaves(params))
 """
 

@@ -57,5 +57,7 @@ def write_run(workdir, **changes):
     files.write_json(workdir / files.DATA, run.task.facts())
     files.write_json(workdir / files.CONFIG, run.config)
     with Checkpoints(workdir / files.CHECKPOINTS) as checkpoints:
-        checkpoints.save(state, {"config": run.config, "data": run.task.facts()}, {"accuracy": 0.5, "loss": 1.0})
+        checkpoints.save(
+            state.split(), {"config": run.config, "data": run.task.facts()}, {"accuracy": 0.5, "loss": 1.0}
+        )
     return workdir

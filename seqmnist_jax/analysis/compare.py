@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from seqmnist_jax.analysis import rerun
-from seqmnist_jax.cli.terminal import aligned
 from seqmnist_jax.errors import UsageError
 from seqmnist_jax.training import scores
 from seqmnist_jax.workdir import files
@@ -169,33 +168,3 @@ def _warnings(a: Measured, b: Measured) -> list[str]:
         )
         warnings.append(f"The two runs were not set the same task; they differ in {fields}.")
     return list(dict.fromkeys(warnings))
-
-
-def as_text(result: Json) -> str:
-    """The same for people: a line for each run, the counts, the verdict, the warnings."""
-    rows = [("", "accuracy", "95 % interval", "loss", "calibration error", "checkpoint", "run")]
-    for name in ("first", "second"):
-        run = result[name]
-        low, high = run["accuracy_interval"]
-        checkpoint = f"{run['best_step']}, by {run['selected_on']}"
-        accuracy = f"{run['accuracy']:.2%}"
-        interval = f"{low:.2%} to {high:.2%}"
-        calibration = f"{run['calibration_error']:.2%}"
-        rows.append((name, accuracy, interval, f"{run['loss']:.4f}", calibration, checkpoint, run["workdir"]))
-    lines = [f"{result['examples']:,} test images of {result['dataset']}, content {result['content_hash'][:12]}", ""]
-    lines += aligned(rows)
-    test = result["mcnemar"]
-    lines += [
-        "",
-        f"right by both {test['both']:,}, by the first only {test['only_a']:,}, by the second only "
-        f"{test['only_b']:,}, by neither {test['neither']:,}",
-        result["verdict"],
-    ]
-    if result["rerun"] is not None:
-        found = result["rerun"]["first_difference"]
-        where = "nothing they recorded differs, times aside"
-        if found is not None:
-            where = f"they differ first at {rerun.Difference(**found).as_text()}"
-        lines += ["", f"These are the same run made twice (config, data, seed): {where}."]
-    lines += [f"WARNING: {warning}" for warning in result["warnings"]]
-    return "\n".join(lines)

@@ -14,8 +14,6 @@ from seqmnist_jax.errors import UsageError
 from seqmnist_jax.training.scores import score
 
 Json = dict[str, Any]
-# Where in a sequence the text shows how much is known.
-ANYTIME_SHARES = (0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0)
 
 
 def evaluate(workdir: Path, *, split: str = "test", data_dir: str = "", allow_other_data: bool = False) -> Json:
@@ -98,27 +96,3 @@ def _warnings(facts: Json, dataset: Dataset) -> list[str]:
             seen = " They are 500 of MNIST's training images, most of which the model has been trained on."
         warnings.append(f"Measured on other data ({dataset.name}) than the run's own test set ({facts['name']}).{seen}")
     return warnings
-
-
-def as_text(result: Json) -> str:
-    """The result of `evaluate` for people."""
-    low, high = result["accuracy_interval"]
-    lines = [
-        f"{result['split']} accuracy {result['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}), loss "
-        f"{result['loss']:.4f}, calibration error {result['calibration_error']:.4f}, on {result['examples']:,} "
-        f"images of {result['dataset']} ({result['source']}), by checkpoint {result['checkpoint_step']}"
-    ]
-    if result["anytime"] is not None:
-        accuracy, entropy = result["anytime"]["accuracy"], result["anytime"]["entropy"]
-        at = sorted({max(1, round(len(accuracy) * share)) for share in ANYTIME_SHARES})
-        lines += ["", "steps read  " + " ".join(f"{step:>7}" for step in at)]
-        lines += ["accuracy    " + " ".join(f"{accuracy[step - 1]:>7.2%}" for step in at)]
-        lines += ["entropy     " + " ".join(f"{entropy[step - 1]:>7.3f}" for step in at) + "  nats"]
-    counts = result["confusion"]
-    width = max(len(str(count)) for row in counts for count in row) + 1
-    heading = "".join(f"{name:>{width}}" for name in range(len(counts)))
-    lines += ["", f"true \\ predicted{heading}   accuracy"]
-    for name, (row, one) in enumerate(zip(counts, result["per_class"], strict=True)):
-        share = "-" if one["accuracy"] is None else f"{one['accuracy']:.2%}"
-        lines.append(f"{name:>16}{''.join(f'{count:>{width}}' for count in row)}   {share:>8}")
-    return "\n".join(lines + [f"WARNING: {warning}" for warning in result["warnings"]])

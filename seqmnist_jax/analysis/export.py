@@ -131,7 +131,7 @@ def _check_installed() -> None:
 
 def _program(model: TrainedModel) -> bytes:
     """The serialised program, which needs nothing but JAX."""
-    network, view = model.learner.learning.model.portable(), model.learner.view
+    network, view = model.learner.model.portable(), model.learner.view
 
     def read_one(image: jax.Array) -> jax.Array:
         return reading.logits(network, view, model.variables, image[None])[0]
@@ -259,22 +259,3 @@ def _network(model: TrainedModel) -> Json:
         )
     network["after"].append("logits = y @ params.dense.kernel + params.dense.bias")
     return network
-
-
-def as_text(result: Json) -> str:
-    """The result of `export` for people."""
-    folder, written = result["folder"], result["files"]
-    numbers = sum(int(np.prod(shape)) for shape in result["tensors"].values())
-    goes_in, comes_out = (
-        f"{one['dtype']} [{', '.join(map(str, one['shape']))}]" for one in (result["input"], result["output"])
-    )
-    told = {
-        PROGRAM: f"images {goes_in} -> logits {comes_out}, on {', '.join(result['platforms'])}",
-        PARAMETERS: f"{len(result['tensors'])} tensors of {numbers:,} numbers in all",
-    }
-    lines = [f"Checkpoint {result['checkpoint_step']} is exported to {folder}:", ""]
-    lines += [f"  {name:<18}  {written[name]['bytes']:>11,} bytes  {what}" for name, what in told.items()]
-    lines += [f"  {DESCRIPTION:<18}  {'':>11}        what they hold, how to use them, where they come from"]
-    lines += ["", f"In {folder}, with JAX and flatbuffers and nothing of this package:", ""]
-    lines += [f"  {line}" for line in result["load"]]
-    return "\n".join(lines + [f"\nWARNING: {warning}" for warning in result["warnings"]])

@@ -29,10 +29,6 @@ class Difference(NamedTuple):
     first: Json
     second: Json
 
-    def as_text(self) -> str:
-        """In words."""
-        return f"step {self.step}: {self.what} is {self.first!r} against {self.second!r}"
-
 
 def first_difference(a: Path, b: Path) -> Difference | None:
     """The first step at which anything that two runs recorded differs, times aside; None where nothing does.

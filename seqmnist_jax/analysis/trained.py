@@ -14,6 +14,7 @@ from seqmnist_jax.data.views import SequenceView
 from seqmnist_jax.models import reading
 from seqmnist_jax.models.reading import Variables
 from seqmnist_jax.training.run import Learner, build_learner
+from seqmnist_jax.training.state import restore_variables
 from seqmnist_jax.workdir import config as configs
 from seqmnist_jax.workdir import files
 from seqmnist_jax.workdir.checkpoints import CheckpointError, Checkpoints
@@ -113,7 +114,7 @@ class TrainedModel:
     @functools.cached_property
     def _programs(self) -> dict[Callable[..., jax.Array], Callable[..., jax.Array]]:
         """Each way to read a batch, as the compiled ``(variables, images) -> result``."""
-        model, view = self.learner.learning.model, self.learner.view
+        model, view = self.learner.model, self.learner.view
         ways = (reading.logits, reading.probabilities, reading.features, reading.states)
         return {way: jax.jit(functools.partial(way, model, view)) for way in ways}
 
@@ -172,7 +173,7 @@ def load(workdir: str | Path) -> TrainedModel:
         step = checkpoints.last_step() if best is None else best
         if step is None:
             raise CheckpointError(f"{workdir} has no checkpoint yet; train it first.")
-        variables = checkpoints.restore_variables(step, learner.template())
+        variables = restore_variables(checkpoints, step, learner.template())
         saved = checkpoints.metadata(step)["data"]
     if _reading(saved) != _reading(facts):
         raise CheckpointError(

@@ -9,18 +9,12 @@ import rich.progress_bar
 import rich.table
 import rich.text
 
-from seqmnist_jax.training.clock import Standing, as_time
+from seqmnist_jax.training.clock import Status, as_time
 
 # Of a curve that is drawn in one line: the heights of its points, and the most of them.
 BLOCKS = "▁▂▃▄▅▆▇█"
 ASCII_BLOCKS = "_.-:=+*#"
 LONGEST_CURVE = 40
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of cells as lines, each column as wide as its widest cell."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def sparkline(values: Sequence[float], width: int, blocks: str = BLOCKS) -> str:
@@ -44,26 +38,26 @@ class Terminal:
     def __init__(self, *, quiet: bool = False, console: rich.console.Console | None = None):
         """A terminal on standard output unless another console is given."""
         self._quiet = quiet
-        self._console = console or rich.console.Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
-        self._standing: Standing | None = None
+        self._console = console or rich.console.Console(highlight=False, markup=False, emoji=False)
+        self._status: Status | None = None
         self._live: rich.live.Live | None = None
         if self._console.is_terminal and not quiet:
             self._live = rich.live.Live(get_renderable=self._drawn, console=self._console, transient=True)
 
     def say(self, line: str) -> None:
-        """Shows a line, at once."""
+        """Shows a line, at once; on a terminal broken between words where that ends."""
         if not self._quiet:
-            self._console.print(line)
+            self._console.print(line, soft_wrap=not self._console.is_terminal)
             self._console.file.flush()
 
-    def show(self, standing: Standing) -> None:
+    def show(self, status: Status) -> None:
         """Shows where the run stands from now on."""
-        self._standing = standing
+        self._status = status
 
     def _drawn(self) -> rich.console.RenderableType:
-        return rich.text.Text() if self._standing is None else self._lines(self._standing)
+        return rich.text.Text() if self._status is None else self._lines(self._status)
 
-    def _lines(self, now: Standing) -> rich.console.RenderableType:
+    def _lines(self, now: Status) -> rich.console.RenderableType:
         """Three lines: how far and how fast, the training scores, what was measured besides."""
         bar = rich.table.Table.grid(padding=(0, 1), expand=True)
         for _ in range(5):
@@ -96,7 +90,7 @@ class Terminal:
         return rich.console.Group(bar, *lines)
 
     @staticmethod
-    def _scores(now: Standing, split: str) -> list[tuple[str, str]]:
+    def _scores(now: Status, split: str) -> list[tuple[str, str]]:
         if f"{split}/loss" not in now.scores:
             return []
         return [("loss", f"{now.scores[f'{split}/loss']:.4f}"), ("accuracy", f"{now.scores[f'{split}/accuracy']:.2%}")]

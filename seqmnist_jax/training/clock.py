@@ -17,7 +17,7 @@ FIRST_DISPATCH_STEPS = 10
 
 @dataclasses.dataclass
 class Clock:
-    """Seconds spent on each thing, over all sittings of a run. Nothing is timed without waiting for the device."""
+    """Seconds spent on each thing, over all sessions of a run. Nothing is timed without waiting for the device."""
 
     train: float = 0.0
     evaluate: float = 0.0
@@ -41,7 +41,7 @@ class Clock:
         return Clock(**{name: seconds / count for name, seconds in dataclasses.asdict(self).items()})
 
 
-class Standing(NamedTuple):
+class Status(NamedTuple):
     """Where a run stands, or several that train together, whose scores are then means.
 
     Attributes:
@@ -68,7 +68,7 @@ class Progress:
     """How far a run is and how fast it goes: sizes the dispatches and words the progress lines."""
 
     def __init__(self, step: int, total: int, clock: Clock, runs: int = 1, validated: Sequence[tuple[int, float]] = ()):
-        """Begins at `step`, for so many runs; `validated` is what was measured before, as in `Standing`."""
+        """Begins at `step`, for so many runs; `validated` is what was measured before, as in `Status`."""
         self._total = total
         self._clock = clock
         self._runs = runs
@@ -98,9 +98,9 @@ class Progress:
         """Whether the user has waited long for a line."""
         return time.perf_counter() - self._last_line > PROGRESS_SECONDS
 
-    def standing(self, learning_rates: Sequence[float]) -> Standing:
+    def status(self, learning_rates: Sequence[float]) -> Status:
         """Where the runs stand, given the rate of each."""
-        return Standing(
+        return Status(
             step=self._step,
             total=self._total,
             rate=self._rate or 0.0,

@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import ml_collections
+
 from seqmnist_jax.errors import SeqMnistError, UsageError
 from seqmnist_jax.workdir.config import parse_mapping
 
@@ -28,6 +30,12 @@ def parse_options(text: str) -> Json:
     if not all(isinstance(name, str) for name in options):
         raise UsageError(f"runtime.executor_options is {text!r}; expected names of submitit's parameters as keys.")
     return options
+
+
+def build_executor(config: ml_collections.ConfigDict, folder: Path) -> Any:
+    """What runs a sweep's groups as jobs; None for this process. Arguments and errors as in `make_executor`."""
+    options = parse_options(config.runtime.executor_options)
+    return None if config.runtime.executor == HERE else make_executor(config.runtime.executor, options, folder)
 
 
 def make_executor(name: str, options: Json, folder: Path) -> Any:

@@ -158,11 +158,6 @@ def build_schedule(config: ml_collections.ConfigDict) -> UnitSchedule:
     return choose(SCHEDULES, config.optimizer.schedule, "optimizer.schedule")(config)
 
 
-def schedule_depends_on_steps(config: ml_collections.ConfigDict) -> bool:
-    """Whether another `train.steps` changes what earlier steps do."""
-    return config.optimizer.schedule != "constant"
-
-
 def _rmsprop(config: ml_collections.ConfigDict) -> MakeOptimizer:
     # TF1's RMSProp: epsilon inside the root, and a mean square that starts at one.
     epsilon, initial = config.optimizer.rmsprop_epsilon, config.optimizer.rmsprop_initial_mean_square

@@ -95,7 +95,7 @@ class Programs:
         self._parts: dict[str, tuple[jax.Array, jax.Array]] = {}
         self._predict: dict[tuple[int, ...], Callable[..., jax.Array]] = {}
         run = runs[0]
-        self._mesh = make_mesh(run.mesh, len(runs), run.batch_size // run.learner.learning.accumulate)
+        self._mesh = make_mesh(run.mesh, len(runs), run.batch_size // run.learner.spec.accumulate)
         self._hyper = self._place(stack([run.learner.hyper for run in runs]), each=True)
         images, labels = self._part("train")
         keys = [data_key(state) for state in unstack(states, len(runs))]

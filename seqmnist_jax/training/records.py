@@ -35,7 +35,7 @@ def introduce(writer: TensorBoardWriter, run: Run, traced: Any) -> None:
     fields |= {f"data.{name}": facts[name] for name in ("permutation", "split", "scaling", "selection")}
     hparams = {name: value for name, value in fields.items() if name != "sweep" and not name.startswith("runtime.")}
     writer.write_hparams(hparams)
-    writer.write_graph(graph_def(traced, ARGUMENTS, root=type(run.learner.learning.model).__name__))
+    writer.write_graph(graph_def(traced, ARGUMENTS, root=type(run.learner.model).__name__))
 
 
 def write_histograms(writer: TensorBoardWriter, run: Run, state: TrainState) -> None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -28,7 +29,7 @@ from seqmnist_jax.training.optimizers import (
     build_schedule,
 )
 from seqmnist_jax.training.state import TrainState, init_state
-from seqmnist_jax.training.step import Learning, gradient_report, train_steps
+from seqmnist_jax.training.step import StepSpec, gradient_report, train_steps
 from seqmnist_jax.workdir import config as configs
 
 Array = jax.Array
@@ -40,7 +41,7 @@ class Learner:
 
     Attributes:
       view: how images become sequences.
-      learning: the static parts of a training step.
+      spec: the static parts of a training step.
       hyper: its numbers.
       seed: all randomness follows from it.
       window: of how many steps gradient norms are remembered.
@@ -49,12 +50,17 @@ class Learner:
     """
 
     view: SequenceView
-    learning: Learning
+    spec: StepSpec
     hyper: Hyperparameters
     seed: int
     window: int
     averages: bool
     unit_rate: UnitSchedule
+
+    @property
+    def model(self) -> nn.Module:
+        """The model, as a Flax module."""
+        return self.spec.model
 
     def init(self) -> TrainState:
         """The state before the first step."""
@@ -63,11 +69,11 @@ class Learner:
     def init_from(self, seed: Array | int, hyper: Hyperparameters) -> TrainState:
         """The same from another seed and other numbers, which may be traced."""
         example = jnp.zeros((1, self.view.sequence_length, self.view.features))
-        learning = self.learning
+        spec = self.spec
         return init_state(
             seed,
-            learning.model,
-            learning.make_optimizer,
+            spec.model,
+            spec.make_optimizer,
             hyper,
             example,
             window=self.window,
@@ -84,18 +90,18 @@ class Learner:
         Args:
           data_axis: the axis of a ``shard_map``, in which alone it then runs, over which batches are divided.
         """
-        learning = self.learning
+        spec = self.spec
         if data_axis is not None:
-            learning = learning._replace(model=learning.model.clone(data_axis=data_axis), data_axis=data_axis)
-        return functools.partial(train_steps, learning)
+            spec = spec._replace(model=spec.model.clone(data_axis=data_axis), data_axis=data_axis)
+        return functools.partial(train_steps, spec)
 
     def gradient_report(self) -> Callable[..., tuple[Array, dict[str, Array]]]:
         """The pure function ``(state, hyper, images, labels) -> (loss, gradient norms)``."""
-        return functools.partial(gradient_report, self.learning)
+        return functools.partial(gradient_report, self.spec)
 
     def predict_logits(self, batch_size: int) -> Callable[[Variables, Array], Array]:
         """The pure function ``(variables, images) -> logits``."""
-        return functools.partial(reading.predict_logits, self.learning.model, self.view, batch_size)
+        return functools.partial(reading.predict_logits, self.model, self.view, batch_size)
 
 
 def build_learner(config: ml_collections.ConfigDict, view: SequenceView, num_classes: int) -> Learner:
@@ -112,7 +118,7 @@ def build_learner(config: ml_collections.ConfigDict, view: SequenceView, num_cla
     parts, batch_size = config.train.accumulate, config.train.batch_size
     if parts < 1 or batch_size % parts:
         raise UsageError(f"train.accumulate is {parts}; expected a divisor of train.batch_size = {batch_size}.")
-    learning = Learning(
+    spec = StepSpec(
         model=build_model(config, view.sequence_length, num_classes),
         make_optimizer=build_optimizer(config),
         preprocess=view,
@@ -125,7 +131,7 @@ def build_learner(config: ml_collections.ConfigDict, view: SequenceView, num_cla
     hyper = jax.tree.map(jnp.float32, build_hyperparameters(config))
     return Learner(
         view,
-        learning,
+        spec,
         hyper,
         seed=config.seed,
         window=config.train.eval_every,
@@ -165,8 +171,8 @@ class Run:
     def program(self) -> str:
         """What the compiled program depends on: runs of which it is the same can be its replicas."""
         traced = dict.fromkeys(TRACED)
-        learning = self.learner.learning
-        switches = [sorted(learning.drops), self.learner.averages, learning.smooths]
+        spec = self.learner.spec
+        switches = [sorted(spec.drops), self.learner.averages, spec.smooths]
         return json.dumps([{**self.identity, **traced}, self.config["runtime"], self.steps, switches], sort_keys=True)
 
 

@@ -1,5 +1,6 @@
 """The training state: all that determines the rest of a run, and the metrics that are gathered in it."""
 
+import dataclasses
 from typing import Any
 
 import clu.metrics
@@ -12,6 +13,7 @@ import optax
 
 from seqmnist_jax.models.reading import Variables
 from seqmnist_jax.training.optimizers import Hyperparameters, MakeOptimizer
+from seqmnist_jax.workdir.checkpoints import Checkpoints, Parts
 
 Array = jax.Array
 
@@ -68,6 +70,41 @@ class TrainState(flax.struct.PyTreeNode):
         """What the model is applied to where it is measured."""
         params = self.params if self.ema_params is None else self.ema_params
         return {"params": params, "batch_stats": self.batch_stats}
+
+    def split(self) -> Parts:
+        """The state as trees of plain arrays: what the model needs, and what only training needs.
+
+        Apart, so that either may change its form alone.
+        """
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        fields["key"] = jax.random.key_data(self.key)
+        model = {name: fields.pop(name) for name in ("params", "batch_stats", "ema_params")}
+        return {"model": model, "training": fields}
+
+    def shapes(self) -> Parts:
+        """What `split` gives, as shapes."""
+        return jax.eval_shape(TrainState.split, self)
+
+
+def restore_state(checkpoints: Checkpoints, step: int, template: TrainState) -> TrainState:
+    """The state at a checkpoint, on this process's first device.
+
+    Args:
+      checkpoints: those of the run.
+      step: that of one of them.
+      template: a state with the right tree, shapes and dtypes (of arrays or shapes).
+
+    Raises:
+      CheckpointError: as `Checkpoints.restore`.
+    """
+    parts = checkpoints.restore(step, template.shapes())
+    training = {**parts["training"], "key": jax.random.wrap_key_data(parts["training"]["key"])}
+    return template.replace(**parts["model"], **training)
+
+
+def restore_variables(checkpoints: Checkpoints, step: int, template: TrainState) -> Variables:
+    """Only what the model needs of the state at a checkpoint; arguments and errors as in `restore_state`."""
+    return template.replace(**checkpoints.restore(step, {"model": template.shapes()["model"]})["model"]).variables
 
 
 # The streams of randomness that are folded from a run's key.

@@ -19,7 +19,7 @@ from seqmnist_jax.training.state import DROPOUT_STREAM, LENGTH_STREAM, TrainMetr
 Array = jax.Array
 
 
-class Learning(NamedTuple):
+class StepSpec(NamedTuple):
     """What a training step is made of: all that is static about it.
 
     Attributes:
@@ -67,35 +67,35 @@ class Gradients(NamedTuple):
     params: Any
 
 
-def _draw_batch(learning: Learning, state: TrainState, x: Array, labels: Array) -> Batch:
+def _draw_batch(spec: StepSpec, state: TrainState, x: Array, labels: Array) -> Batch:
     """The batch with the lengths at which its sequences end."""
-    if learning.min_length is None:
+    if spec.min_length is None:
         return Batch(x, labels, None)
     key = _step_key(state, LENGTH_STREAM)
     # For the whole batch, so that a sequence's length does not depend on how many devices share it.
-    lengths = jax.random.randint(key, (len(x) * shards(learning.data_axis),), learning.min_length, x.shape[1] + 1)
-    return Batch(x, labels, own_share(lengths, learning.data_axis))
+    lengths = jax.random.randint(key, (len(x) * shards(spec.data_axis),), spec.min_length, x.shape[1] + 1)
+    return Batch(x, labels, own_share(lengths, spec.data_axis))
 
 
 @jax.named_scope("loss")
-def _cross_entropy(learning: Learning, hyper: Hyperparameters, logits: Array, labels: Array) -> Array:
+def _cross_entropy(spec: StepSpec, hyper: Hyperparameters, logits: Array, labels: Array) -> Array:
     """The mean cross-entropy against labels, smoothed (Szegedy et al. 2016, sec. 7) where that is on."""
-    if not learning.smooths:
+    if not spec.smooths:
         return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
     targets = optax.losses.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), hyper.label_smoothing)
     return optax.losses.softmax_cross_entropy(logits, targets).mean()
 
 
 def _part_gradients(
-    learning: Learning, params: Any, batch_stats: Any, key: Array, hyper: Hyperparameters, batch: Batch
+    spec: StepSpec, params: Any, batch_stats: Any, key: Array, hyper: Hyperparameters, batch: Batch
 ) -> Gradients:
     """The gradients of one part of a batch."""
     input_keep, output_keep, state_keep = (
-        getattr(hyper, place) if place in learning.drops else None for place in DROPOUT_PLACES
+        getattr(hyper, place) if place in spec.drops else None for place in DROPOUT_PLACES
     )
 
     def loss_of(params: Any) -> tuple[Array, tuple[Array, Any]]:
-        logits, updated = learning.model.apply(
+        logits, updated = spec.model.apply(
             {"params": params, "batch_stats": batch_stats},
             batch.x,
             train=True,
@@ -104,27 +104,27 @@ def _part_gradients(
             mutable=["batch_stats"],
             rngs={"dropout": key},
         )
-        return _cross_entropy(learning, hyper, logits, batch.labels), (logits, updated.get("batch_stats", {}))
+        return _cross_entropy(spec, hyper, logits, batch.labels), (logits, updated.get("batch_stats", {}))
 
     (loss, (logits, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
     return Gradients(loss, logits, batch_stats, gradients)
 
 
-def _gradients(learning: Learning, state: TrainState, hyper: Hyperparameters, x: Array, labels: Array) -> Gradients:
+def _gradients(spec: StepSpec, state: TrainState, hyper: Hyperparameters, x: Array, labels: Array) -> Gradients:
     """The gradients of a batch, in one piece or as the mean over its parts.
 
     Parts need only a part's memory. Without batch norm and dropout the mean is that of the whole batch.
     """
-    batch, key = _draw_batch(learning, state, x, labels), _step_key(state, DROPOUT_STREAM)
-    count = learning.accumulate
+    batch, key = _draw_batch(spec, state, x, labels), _step_key(state, DROPOUT_STREAM)
+    count = spec.accumulate
     if count == 1:
-        return _part_gradients(learning, state.params, state.batch_stats, key, hyper, batch)
+        return _part_gradients(spec, state.params, state.batch_stats, key, hyper, batch)
     parts = jax.tree.map(lambda whole: whole.reshape(count, -1, *whole.shape[1:]), batch)
 
     def one(carry: tuple[Any, Array, Any], now: tuple[Array, Batch]) -> tuple[tuple[Any, Array, Any], Array]:
         batch_stats, loss, total = carry
         index, part = now
-        found = _part_gradients(learning, state.params, batch_stats, jax.random.fold_in(key, index), hyper, part)
+        found = _part_gradients(spec, state.params, batch_stats, jax.random.fold_in(key, index), hyper, part)
         total = jax.tree.map(lambda t, g: t + g / count, total, found.params)
         return (found.batch_stats, loss + found.loss / count, total), found.logits
 
@@ -146,7 +146,7 @@ def _moved_average(hyper: Hyperparameters, average: Any, params: Any, step: Arra
 
 
 def train_step(
-    learning: Learning,
+    spec: StepSpec,
     state: TrainState,
     hyper: Hyperparameters,
     x: Array,
@@ -156,7 +156,7 @@ def train_step(
     """One step on one batch.
 
     Args:
-      learning: what is trained and how (static).
+      spec: what is trained and how (static).
       state, hyper: where training stands, and the numbers that may be swept.
       x: [batch, time, features].
       labels: integers [batch].
@@ -167,12 +167,12 @@ def train_step(
       they lead to are finite. Where not, the state is the old one, step count included: a run
       that diverges stands still.
     """
-    loss, logits, batch_stats, gradients = _gradients(learning, state, hyper, x, labels)
-    if learning.data_axis is not None:
-        loss, gradients = jax.lax.pmean((loss, gradients), learning.data_axis)
-        logits, labels = jax.lax.all_gather((logits, labels), learning.data_axis, tiled=True)
+    loss, logits, batch_stats, gradients = _gradients(spec, state, hyper, x, labels)
+    if spec.data_axis is not None:
+        loss, gradients = jax.lax.pmean((loss, gradients), spec.data_axis)
+        logits, labels = jax.lax.all_gather((logits, labels), spec.data_axis, tiled=True)
     with jax.named_scope("optimizer"):
-        updates, opt_state = learning.make_optimizer(hyper).update(gradients, state.opt_state, state.params)
+        updates, opt_state = spec.make_optimizer(hyper).update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
     norms = clip_state(opt_state)
     gradient_norm = jnp.sqrt(jnp.sum(jnp.square(norms.raw)))
@@ -199,7 +199,7 @@ def train_step(
 
 
 def train_steps(
-    learning: Learning,
+    spec: StepSpec,
     state: TrainState,
     hyper: Hyperparameters,
     images: Array,
@@ -212,7 +212,7 @@ def train_steps(
     """`count` steps as one loop on the device, the same for each of several runs under ``vmap``.
 
     Args:
-      learning: what is trained and how (static).
+      spec: what is trained and how (static).
       state, hyper: as in `train_step`.
       images, labels: the whole training set, uint8 [size, height, width] and [size].
       orders, offset: as `ExampleStream.window` gives them for ``state.step``.
@@ -226,20 +226,20 @@ def train_steps(
 
     def one(done: Array, loop: tuple[TrainState, Array]) -> tuple[TrainState, Array]:
         state, alive = loop
-        size = learning.batch_size
+        size = spec.batch_size
         with jax.named_scope("input"):
-            batch = own_share(jax.lax.dynamic_slice(orders, (offset + done * size,), (size,)), learning.data_axis)
-            x, wanted = learning.preprocess(images[batch]), labels[batch].astype(jnp.int32)
-        return train_step(learning, state, hyper, x, wanted, alive)
+            batch = own_share(jax.lax.dynamic_slice(orders, (offset + done * size,), (size,)), spec.data_axis)
+            x, wanted = spec.preprocess(images[batch]), labels[batch].astype(jnp.int32)
+        return train_step(spec, state, hyper, x, wanted, alive)
 
     return jax.lax.fori_loop(0, count, one, (state, jnp.asarray(alive)))
 
 
 def gradient_report(
-    learning: Learning, state: TrainState, hyper: Hyperparameters, images: Array, labels: Array
+    spec: StepSpec, state: TrainState, hyper: Hyperparameters, images: Array, labels: Array
 ) -> tuple[Array, dict[str, Array]]:
     """The loss of the next batch and the norm of each tensor's gradient before the clip, by its path."""
-    x = learning.preprocess(images)
-    found = _gradients(learning, state, hyper, x, labels.astype(jnp.int32))
+    x = spec.preprocess(images)
+    found = _gradients(spec, state, hyper, x, labels.astype(jnp.int32))
     norms = [jnp.linalg.norm(leaf.ravel()) for leaf in jax.tree.leaves(found.params)]
     return found.loss, dict(zip(tensor_names(found.params), norms, strict=True))

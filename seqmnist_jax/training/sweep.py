@@ -14,36 +14,38 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from seqmnist_jax.cli.terminal import aligned
 from seqmnist_jax.data.task import Task
 from seqmnist_jax.devices import processes
 from seqmnist_jax.devices.memory import TooLarge
 from seqmnist_jax.errors import UsageError, did_you_mean
 from seqmnist_jax.training.jobs import run_jobs
+from seqmnist_jax.training.replicas import ALOUD, Diverged, Watch
 from seqmnist_jax.training.run import Run, build_run
-from seqmnist_jax.training.scores import in_percent, over_seeds
-from seqmnist_jax.training.train import Diverged, Say, finished, print_at_once, train_replicas
+from seqmnist_jax.training.scores import over_seeds
+from seqmnist_jax.training.start import finished
+from seqmnist_jax.training.train import train_replicas
 from seqmnist_jax.workdir import config as configs
 from seqmnist_jax.workdir import files
 from seqmnist_jax.workdir.lock import owned
 
 Json = dict[str, Any]
-Changes = dict[str, Any]
+Overrides = dict[str, Any]
+Grid = Mapping[str, tuple[Any, ...]]
 SEED = "seed"
 MOST_RUNS = 10_000
 
 
-class Member(NamedTuple):
+class SweepPoint(NamedTuple):
     """One run of a sweep.
 
     Attributes:
       name: of its folder, made of what is its own, as 'seed=1,learning_rate=0.004'.
-      changes: its values of the swept fields.
+      overrides: its values of the swept fields.
       run: the run.
     """
 
     name: str
-    changes: Changes
+    overrides: Overrides
     run: Run
 
 
@@ -78,13 +80,13 @@ def build_sweep(config: ml_collections.ConfigDict, seeds: str = "") -> dict[str,
     Raises:
       UsageError: not such a mapping, an unknown field, a value of another type than the field's, or one that repeats.
     """
-    swept = configs.parse_mapping(config.get("sweep", ""), "sweep", "{'seed': (1, 2, 3)}, from fields to values")
+    grid = configs.parse_mapping(config.get("sweep", ""), "sweep", "{'seed': (1, 2, 3)}, from fields to values")
     if seeds:
-        if SEED in swept:
+        if SEED in grid:
             raise UsageError("--seeds and config.sweep both name seeds; leave one out.")
-        swept = {SEED: parse_seeds(seeds), **swept}
+        grid = {SEED: parse_seeds(seeds), **grid}
     fields = configs.flatten(configs.to_json(config))
-    for field, values in swept.items():
+    for field, values in grid.items():
         if field not in fields or field == "sweep" or field.startswith("runtime."):
             known = [name for name in fields if not name.startswith("runtime.") and name != "sweep"]
             raise UsageError(
@@ -93,14 +95,14 @@ def build_sweep(config: ml_collections.ConfigDict, seeds: str = "") -> dict[str,
         if not isinstance(values, (tuple, list)) or not values:
             raise UsageError(f"sweep has {values!r} for {field}; expected a tuple of values, as (1, 2).")
         _check_values(field, values, "sweep")
-        swept[field] = tuple(values)
-    return swept
+        grid[field] = tuple(values)
+    return grid
 
 
-def _with(config: ml_collections.ConfigDict, changes: Changes) -> ml_collections.ConfigDict:
+def _with(config: ml_collections.ConfigDict, overrides: Overrides) -> ml_collections.ConfigDict:
     changed = copy.deepcopy(config)
     changed.sweep = ""
-    for field, value in changes.items():
+    for field, value in overrides.items():
         *sections, name = field.split(".")
         section = changed
         for part in sections:
@@ -113,30 +115,30 @@ def _with(config: ml_collections.ConfigDict, changes: Changes) -> ml_collections
     return changed
 
 
-def _name(changes: Changes) -> str:
+def _name(overrides: Overrides) -> str:
     """A folder's name: each field by its last part, or whole where two end alike."""
-    lasts = [field.split(".")[-1] for field in changes]
+    lasts = [field.split(".")[-1] for field in overrides]
     parts = [
         f"{last if lasts.count(last) == 1 else field}={value}"
-        for (field, value), last in zip(changes.items(), lasts, strict=True)
+        for (field, value), last in zip(overrides.items(), lasts, strict=True)
     ]
     return re.sub(r"[^\w=.,+-]", "_", ",".join(parts))
 
 
-def build_members(config: ml_collections.ConfigDict, swept: Mapping[str, tuple[Any, ...]]) -> list[Member]:
+def build_points(config: ml_collections.ConfigDict, grid: Grid) -> list[SweepPoint]:
     """All runs of a sweep, checked before anything is written; the first field varies slowest.
 
     Raises:
       UsageError: a value is impossible; the message names it.
     """
     count = 1
-    for values in swept.values():
+    for values in grid.values():
         count *= len(values)
     if count > MOST_RUNS:
         raise UsageError(f"The sweep has {count:,} runs; expected at most {MOST_RUNS:,}.")
-    all_changes = [dict(zip(swept, values, strict=True)) for values in itertools.product(*swept.values())]
-    runs = build_runs([_with(config, changes) for changes in all_changes])
-    return [Member(_name(changes), changes, run) for changes, run in zip(all_changes, runs, strict=True)]
+    all_overrides = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    runs = build_runs([_with(config, overrides) for overrides in all_overrides])
+    return [SweepPoint(_name(overrides), overrides, run) for overrides, run in zip(all_overrides, runs, strict=True)]
 
 
 def build_runs(each: Sequence[ml_collections.ConfigDict]) -> list[Run]:
@@ -164,24 +166,23 @@ class Job(NamedTuple):
 
 
 def train_sweep(
-    swept: Mapping[str, tuple[Any, ...]],
-    members: Sequence[Member],
+    grid: Grid,
+    points: Sequence[SweepPoint],
     workdir: Path,
     *,
-    command: Callable[[Changes], str | None] = lambda changes: None,
+    command: Callable[[Overrides], str | None] = lambda overrides: None,
     executor: Any = None,
-    say: Say = print_at_once,
-    **watch: Any,
+    watch: Watch = ALOUD,
 ) -> Json:
     """Trains all runs of a sweep, each into its own folder under `workdir`/replicas.
 
     Args:
-      swept: as `build_sweep` gives it.
-      members: as `build_members` makes them.
+      grid: as `build_sweep` gives it.
+      points: as `build_points` makes them.
       workdir: the sweep's folder; made, or resumed: groups that are finished are passed over.
-      command: how a user would start the run with these changes alone.
-      executor: runs the groups as jobs, as `executors.make_executor` makes it; None for this process.
-      say, **watch: as in `train.train_replicas`.
+      command: how a user would start the run with these overrides alone.
+      executor: runs the groups as jobs, as `jobs.make_executor` makes it; None for this process.
+      watch: who is told how it goes, and may stop it.
 
     Returns:
       The sweep's summary, as written to its summary.json.
@@ -190,129 +191,105 @@ def train_sweep(
       UsageError, WorkdirError, CheckpointError, Stopped: as in `train.train_replicas`.
       JobsFailed: jobs of the executor failed; the message names their logs.
     """
-    with ExitStack() as stack:
+    groups: dict[str, list[Job]] = {}
+    for point in points:
+        job = Job(point.run, _folder(workdir, point), command(point.overrides))
+        groups.setdefault(point.run.program, []).append(job)
+    with ExitStack() as exits:
         if processes.is_main():
             workdir.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(owned(workdir))
-        _train_groups(swept, members, workdir, command, executor, say, **watch)
-        summary = _summarize(members, workdir, swept)
+            exits.enter_context(owned(workdir))
+        watch.say(
+            f"{len(points)} runs in {len(groups)} program{'s' if len(groups) > 1 else ''}, in {workdir}: "
+            + "; ".join(f"{field} {', '.join(map(str, values))}" for field, values in grid.items())
+        )
+        if processes.is_main():
+            files.write_json(workdir / files.SWEEP, {"sweep": dict(grid), "config of one run": points[0].run.config})
+        _train_groups(list(groups.values()), executor, watch)
+        processes.wait("all runs are done")
+        summary = _summarize(points, workdir, grid)
         if processes.is_main():
             files.write_json(workdir / files.SUMMARY, summary)
     return summary
 
 
-def _train_groups(
-    swept: Mapping[str, tuple[Any, ...]],
-    members: Sequence[Member],
-    workdir: Path,
-    command: Callable[[Changes], str | None],
-    executor: Any,
-    say: Say,
-    **watch: Any,
-) -> None:
-    """Trains what is not finished; arguments as in `train_sweep`."""
-    groups: dict[str, list[Job]] = {}
-    for member in members:
-        job = Job(member.run, _folder(workdir, member), command(member.changes))
-        groups.setdefault(member.run.program, []).append(job)
-    say(
-        f"{len(members)} runs in {len(groups)} program{'s' if len(groups) > 1 else ''}, in {workdir}: "
-        + "; ".join(f"{field} {', '.join(map(str, values))}" for field, values in swept.items())
-    )
-    if processes.is_main():
-        files.write_json(workdir / files.SWEEP, {"sweep": dict(swept), "config of one run": members[0].run.config})
+def _train_groups(groups: Sequence[list[Job]], executor: Any, watch: Watch) -> None:
+    """Trains what is not finished, here or as jobs."""
     # What has diverged would only do so again.
-    going = ([job for job in group if not (job.folder / files.DIVERGED).exists()] for group in groups.values())
+    going = ([job for job in group if not (job.folder / files.DIVERGED).exists()] for group in groups)
     waiting = [group for group in going if group]
     if executor is None:
         for group in waiting:
-            _train_group(group, say, **watch)
-    else:
-        left = [group for group in waiting if not all(finished(job.folder, job.run.steps) for job in group)]
-        say(f"{len(left)} of {len(groups)} groups go to the executor, their logs to {executor.folder}.")
-        run_jobs(
-            executor,
-            train_stored,
-            [
-                (
-                    ", ".join(job.folder.name for job in group),
-                    ([(job.run.config, job.folder, job.command) for job in group],),
-                )
-                for group in left
-            ],
-        )
-    processes.wait("all runs are done")
+            _train_group(group, watch)
+        return
+    left = [group for group in waiting if not all(finished(job.folder, job.run.steps) for job in group)]
+    watch.say(f"{len(left)} of {len(groups)} groups go to the executor, their logs to {executor.folder}.")
+    named = [(", ".join(job.folder.name for job in group), ([_stored(job) for job in group],)) for group in left]
+    run_jobs(executor, train_stored, named)
 
 
-def _folder(workdir: Path, member: Member) -> Path:
-    return workdir / files.REPLICAS / member.name
+def _stored(job: Job) -> tuple[Json, Path, str | None]:
+    """A job as plain values, for another process."""
+    return job.run.config, job.folder, job.command
 
 
 def train_stored(stored: Sequence[tuple[Json, Path, str | None]]) -> None:
     """Trains the runs of one group, in a process of their own.
 
     Args:
-      stored: as `Job`, with the config as JSON values in place of the run.
+      stored: as `_stored` gives each.
     """
     runs = build_runs([configs.from_json(values) for values, _, _ in stored])
-    jobs = [Job(run, folder, command) for run, (_, folder, command) in zip(runs, stored, strict=True)]
-    _train_group(jobs, print_at_once)
+    _train_group([Job(run, folder, command) for run, (_, folder, command) in zip(runs, stored, strict=True)], ALOUD)
 
 
-def _train_group(jobs: list[Job], say: Say, **watch: Any) -> None:
+def _train_group(jobs: list[Job], watch: Watch) -> None:
     """Trains runs of one program together, in chunks where they don't fit the memory."""
     runs, folders, commands = (list(column) for column in zip(*jobs, strict=True))
     try:
-        train_replicas(runs, folders, commands=commands, say=say, **watch)
+        train_replicas(runs, folders, commands, watch)
     except TooLarge as e:
         if len(jobs) == 1:
             raise
         half = len(jobs) // 2
-        say(f"{e} So these {len(jobs)} replicas train in chunks, of {len(jobs) - half} and {half}.")
+        watch.say(f"{e} So these {len(jobs)} replicas train in chunks, of {len(jobs) - half} and {half}.")
         for chunk in (jobs[:-half], jobs[-half:]):
-            _train_group(chunk, say, **watch)
+            _train_group(chunk, watch)
     except Diverged as e:
-        say(str(e))
+        watch.say(str(e))
 
 
-def _summarize(members: Sequence[Member], workdir: Path, swept: Mapping[str, tuple[Any, ...]]) -> Json:
+def _folder(workdir: Path, point: SweepPoint) -> Path:
+    return workdir / files.REPLICAS / point.name
+
+
+def _summarize(points: Sequence[SweepPoint], workdir: Path, grid: Grid) -> Json:
     """What the runs say together: one entry for each recipe, best validation accuracy first."""
-    recipes: dict[str, list[tuple[Member, Json]]] = {}
+    recipes: dict[str, list[tuple[SweepPoint, Json]]] = {}
     diverged = []
-    for member in members:
-        folder = _folder(workdir, member)
+    for point in points:
+        folder = _folder(workdir, point)
         if (folder / files.DIVERGED).exists():
-            diverged.append({"name": member.name, **files.read_json(folder / files.DIVERGED)})
-            continue
-        recipe = {field: value for field, value in member.changes.items() if field != SEED}
-        recipes.setdefault(repr(recipe), []).append((member, files.read_json(folder / files.SUMMARY)))
+            diverged.append({"name": point.name, **files.read_json(folder / files.DIVERGED)})
+        else:
+            summary = files.read_json(folder / files.SUMMARY)
+            recipes.setdefault(repr(_without_seed(point)), []).append((point, summary))
     entries = []
     for runs in recipes.values():
         summaries = [summary for _, summary in runs]
         validated = [s["validation_accuracy"] for s in summaries if s["validation_accuracy"] is not None]
         entries.append(
             {
-                "changes": {field: value for field, value in runs[0][0].changes.items() if field != SEED},
-                "replicas": [member.name for member, _ in runs],
+                "changes": _without_seed(runs[0][0]),
+                "replicas": [point.name for point, _ in runs],
                 "validation": over_seeds(validated) if validated else None,
                 "test": over_seeds([summary["test_accuracy"] for summary in summaries]),
                 "train_seconds": sum(summary["train_seconds"] for summary in summaries),
             }
         )
     entries.sort(key=lambda entry: -entry["validation"]["mean"] if entry["validation"] else 0.0)
-    return {"sweep": {field: list(values) for field, values in swept.items()}, "ranking": entries, "diverged": diverged}
+    return {"sweep": {field: list(values) for field, values in grid.items()}, "ranking": entries, "diverged": diverged}
 
 
-def as_text(summary: Json) -> str:
-    """A sweep's summary for people: the ranking by validation accuracy."""
-
-    def told(scores: Json | None) -> str:
-        return "-" if scores is None else in_percent(scores["mean"], scores["std"], scores["interval"])
-
-    lines = [("", "runs", "validation, %", "test, %")]
-    for entry in summary["ranking"]:
-        changes = ", ".join(f"{field}={value}" for field, value in entry["changes"].items()) or "all seeds"
-        lines.append((changes, str(entry["test"]["n"]), told(entry["validation"]), told(entry["test"])))
-    text = aligned(lines)
-    text += [f"DIVERGED {one['name']}: {one['reason']}" for one in summary["diverged"]]
-    return "\n".join(text)
+def _without_seed(point: SweepPoint) -> Overrides:
+    return {field: value for field, value in point.overrides.items() if field != SEED}

@@ -18,12 +18,13 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from seqmnist_jax.devices.trees import on_one_device, tensor_names
 from seqmnist_jax.errors import SeqMnistError
-from seqmnist_jax.models.reading import Variables
-from seqmnist_jax.training.state import TrainState
 
 Json = Any
 Rank = tuple[float, float, int]
 Tree = dict[str, Any]
+# What a checkpoint consists of beside its metadata, by name: what the model needs, and what only training needs.
+Parts = dict[str, Tree]
+PARTS = ("model", "training")
 
 DAMAGED, DELETED = "damaged", "deleted"
 # About what a checkpoint takes on a disk besides its arrays: some thirty small files.
@@ -44,8 +45,7 @@ class _Item:
     """What one checkpoint consists of, in this process's memory."""
 
     step: int
-    model: Tree
-    training: Tree
+    parts: Parts
     metadata: Json
     metrics: Json | None
 
@@ -95,7 +95,7 @@ class Checkpoints:
         process = jax.process_index()
         return ocp.CheckpointManager(
             self._folder,
-            item_names=("model", "training", "metadata"),
+            item_names=(*PARTS, "metadata"),
             options=ocp.CheckpointManagerOptions(
                 create=False,
                 read_only=not self._saves,
@@ -125,16 +125,16 @@ class Checkpoints:
 
     def save(
         self,
-        state: TrainState,
+        parts: Parts,
         metadata: Json,
         validation: dict[str, float] | None,
         *,
         first: Callable[[], None] = lambda: None,
     ) -> None:
-        """Begins to save a state under its step number, once the save before is done.
+        """Begins to save a state under its step number, which is training['step'], once the save before is done.
 
         Args:
-          state: copied before this returns.
+          parts: the state's, as plain arrays; copied before this returns.
           metadata: JSON values to be saved with it.
           validation: its accuracy and loss where it was evaluated.
           first: what must succeed before, in the thread that saves; it may raise OSError.
@@ -143,15 +143,15 @@ class Checkpoints:
             return
         # A copy, because the next dispatch takes the state's buffers; of this process's, because orbax
         # takes no array that only one of several processes has, unless it is NumPy's.
-        model, training = jax.tree.map(lambda leaf: np.array(leaf, copy=True), _divide(state))
-        step = int(training["step"])
+        parts = jax.tree.map(lambda leaf: np.array(leaf, copy=True), parts)
+        step = int(parts["training"]["step"])
         content = {
             **metadata,
             "validation": validation,
-            "checksums": {"model": _checksums(model), "training": _checksums(training)},
+            "checksums": {name: _checksums(parts[name]) for name in PARTS},
         }
         metrics = None if validation is None else {**validation, "step": step}
-        item = _Item(step, model, training, {"content": content, "checksum": _json_checksum(content)}, metrics)
+        item = _Item(step, parts, {"content": content, "checksum": _json_checksum(content)}, metrics)
         self.wait()
         self._unsaved.append(item)
         self._saving = self._worker.submit(self._save_all, first)
@@ -169,8 +169,7 @@ class Checkpoints:
                 self._manager.save(
                     item.step,
                     args=ocp.args.Composite(
-                        model=ocp.args.StandardSave(item.model),
-                        training=ocp.args.StandardSave(item.training),
+                        **{name: ocp.args.StandardSave(item.parts[name]) for name in PARTS},
                         metadata=ocp.args.JsonSave(item.metadata),
                     ),
                     metrics=item.metrics,
@@ -187,7 +186,7 @@ class Checkpoints:
 
     def _check_room(self, item: _Item) -> None:
         """Asks for room beforehand: a save that fails on its way leaves debris, and threads that complain."""
-        needed = sum(leaf.nbytes for leaf in jax.tree.leaves((item.model, item.training))) + OVERHEAD_BYTES
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(item.parts)) + OVERHEAD_BYTES
         if shutil.disk_usage(self._folder).free < needed:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -220,15 +219,15 @@ class Checkpoints:
         if self._saves:
             self._delete()
 
-    def set_aside_damaged(self, template: TrainState) -> dict[int, str]:
+    def set_aside_damaged(self, shapes: Parts) -> dict[int, str]:
         """Moves the checkpoints that can't be read whole into a folder beside; a sentence for each step.
 
         Args:
-          template: as in `restore`.
+          shapes: as in `restore`, of all parts.
         """
         for step in self.steps() if self._saves else ():
             try:
-                self._check(step, template)
+                self._check(step, shapes)
             except CheckpointError as e:
                 self._set_aside(step, e)
         if self._aside:
@@ -236,8 +235,8 @@ class Checkpoints:
             self._manager = self._open()
         return self._aside
 
-    def _check(self, step: int, template: TrainState) -> None:
-        self.restore(step, template)
+    def _check(self, step: int, shapes: Parts) -> None:
+        self.restore(step, shapes)
         # Orbax goes by a file of its own when it chooses which checkpoints to keep.
         metadata = self.metadata(step)
         wanted, found = metadata.get("validation"), self._manager.metrics(step)
@@ -288,33 +287,23 @@ class Checkpoints:
             raise self._damaged(step, "its metadata are not those that were saved")
         return metadata["content"]
 
-    def restore(self, step: int, template: TrainState) -> TrainState:
-        """The training state at a step, on this process's first device.
+    def restore(self, step: int, shapes: Parts) -> Parts:
+        """Parts of the state at a step, on this process's first device.
 
         Args:
           step: that of a checkpoint.
-          template: a state with the right tree, shapes and dtypes (of arrays or shapes).
+          shapes: of each part that is wanted the tree, with the shapes and dtypes of its arrays.
 
         Raises:
-          CheckpointError: it can't be read, is not what was saved, or its tree is not the template's.
+          CheckpointError: it can't be read, is not what was saved, or its tree is another.
         """
-        model, training = self._restore_parts(step, template, ("model", "training"))
-        return template.replace(**model, **{**training, "key": jax.random.wrap_key_data(training["key"])})
-
-    def restore_variables(self, step: int, template: TrainState) -> Variables:
-        """Only what the model needs of the state at a step; arguments and errors as in `restore`."""
-        (model,) = self._restore_parts(step, template, ("model",))
-        return template.replace(**model).variables
-
-    def _restore_parts(self, step: int, template: TrainState, names: tuple[str, ...]) -> list[Tree]:
-        parts = dict(zip(("model", "training"), jax.eval_shape(_divide, template), strict=True))
-        wanted = {name: ocp.args.StandardRestore(on_one_device(parts[name])) for name in names}
+        wanted = {name: ocp.args.StandardRestore(on_one_device(tree)) for name, tree in shapes.items()}
         checksums = self.metadata(step).get("checksums")
         restored = self._restore(step, **wanted)
-        for name in names if checksums else ():
+        for name in shapes if checksums else ():
             if _checksums(restored[name]) != checksums[name]:
                 raise self._damaged(step, f"its {name} arrays are not those that were saved")
-        return [restored[name] for name in names]
+        return {name: restored[name] for name in shapes}
 
     def _restore(self, step: int, **items: Any) -> Any:
         try:
@@ -345,14 +334,6 @@ def _reason(error: Exception) -> str:
     if "No space left on device" in text:
         return "no space left on the disk"
     return text.splitlines()[0][:300] if text else type(error).__name__
-
-
-def _divide(state: TrainState) -> tuple[Tree, Tree]:
-    """What the model needs, and what only training needs; apart, so that either may change its form alone."""
-    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
-    fields["key"] = jax.random.key_data(state.key)  # as plain numbers
-    model = {name: fields.pop(name) for name in ("params", "batch_stats", "ema_params")}
-    return model, fields
 
 
 def _checksums(tree: Any) -> dict[str, str]:

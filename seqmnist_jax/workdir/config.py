@@ -7,7 +7,6 @@ from typing import Any
 import ml_collections
 
 from seqmnist_jax.errors import UsageError
-from seqmnist_jax.training.optimizers import schedule_depends_on_steps
 
 Json = Any
 FlatConfig = dict[str, Json]
@@ -131,7 +130,7 @@ def identity(config: ml_collections.ConfigDict, content_hash: str) -> FlatConfig
     flat.pop("sweep", None)
     # Which data these are is told by their content, not by how they were found.
     del flat["data.source"], flat["data.name"]
-    if not schedule_depends_on_steps(config):
+    if config.optimizer.schedule == "constant":  # another number of steps then changes nothing of those before
         del flat["train.steps"]
     return {**flat, "content hash of the data": content_hash}
 

@@ -116,8 +116,8 @@ OTHER_MODULES = (
     "training.sweep",
     "cli.terminal",
     "cli.signals",
-    "cli.compile_cache",
-    "cli.determinism",
+    "cli.process",
+    "cli.text",
     "devices.processes",
 )
 
@@ -221,7 +221,7 @@ def _launch(values: dict[str, str], folder: str) -> None:
     ]
     code = 0
     try:
-        app.run(launch.main, flags_parser=launch._parse_flags)
+        app.run(launch.main, flags_parser=launch.parse)
     except SystemExit as e:
         code = 0 if e.code is None else e.code if isinstance(e.code, int) else 1
     except BaseException:

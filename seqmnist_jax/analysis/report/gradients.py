@@ -9,6 +9,7 @@ from seqmnist_jax.analysis.report.runs import Opened
 from seqmnist_jax.devices.trees import tensor_names
 from seqmnist_jax.models.build import CELLS
 from seqmnist_jax.training.optimizers import CLIP_MASKS, CLIP_UNITS
+from seqmnist_jax.training.state import restore_state
 from seqmnist_jax.workdir import files
 from seqmnist_jax.workdir.checkpoints import CheckpointError, Checkpoints
 
@@ -26,9 +27,9 @@ def describe(opened: Opened) -> Json | None:
     if opened.model is None:
         return None
     with Checkpoints(opened.found.workdir / files.CHECKPOINTS, read_only=True) as checkpoints:
-        last = checkpoints.last_step()
+        step = checkpoints.last_step() or opened.model.step
         try:
-            state = checkpoints.restore(opened.model.step if last is None else last, opened.model.learner.template())
+            state = restore_state(checkpoints, step, opened.model.learner.template())
         except CheckpointError:
             return None
     window = state.gradient_norms.shape[0]
