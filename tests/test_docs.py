@@ -143,6 +143,10 @@ def test_the_architecture_page_names_what_is_there():
     assert len(named) > 20
     for path, names in named:
         assert set(re.findall(r"`(\w+)`", names)) <= defined_in(path), path
+    assert "`MODES` in `launch.py`" in page
+    assert re.search(r"^MODES = ", (ROOT / "launch.py").read_text(), re.M)
+    files = re.findall(r"`((?:\w+/)+(?:\w+\.py)?)`", page)
+    assert all((ROOT / "seqmnist_jax" / path).exists() or (ROOT / path).exists() for path in files)
     packages = {path.parent.name for path in (ROOT / "seqmnist_jax").glob("*/__init__.py")}
     assert set(re.findall(r"│ (\w+) +│", page)) >= packages
 
