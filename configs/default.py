@@ -154,8 +154,6 @@ def get_config() -> ml_collections.ConfigDict:
     # Folder of compiled programs, which the next start then need not compile; '' means the
     # user's cache folder, 'none' none.
     runtime.compilation_cache = ""
-    # Folder of tensorflow_datasets; '' means its own default.
-    runtime.tfds_dir = ""
     # Steps between checkpoints; 0: at each evaluation. Each evaluation and the last step have one anyway.
     runtime.checkpoint_every = 0
     # Seconds between additional checkpoints; 0: no additional ones.

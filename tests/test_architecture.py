@@ -19,7 +19,7 @@ devices    trees mesh memory processes profiling
 models     reading classifier tcn build
 workdir    files lock provenance config checkpoints graph pictures metrics tensorboard recorder
 training   scores optimizers state step run clock programs records replicas start finish train jobs sweep
-analysis   trained evaluate rerun compare table export report
+analysis   recorded trained evaluate rerun compare table export report
 cli        output process signals terminal flags commands describe text modes
 """
 # Inside the packages of packages.

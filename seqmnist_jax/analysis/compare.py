@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from seqmnist_jax.analysis import rerun
+from seqmnist_jax.analysis.recorded import Answers, read_answers, task_differences
 from seqmnist_jax.errors import UsageError
 from seqmnist_jax.training import scores
 from seqmnist_jax.workdir import files
@@ -14,8 +15,6 @@ from seqmnist_jax.workdir import files
 Json = dict[str, Any]
 
 SIGNIFICANCE = 0.05
-# What of the data decides whether two results can be compared, in the names of data.json.
-COMPARABLE = ("protocol", "view", "split", "scaling", "selection", "permutation", "permutation_indices")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,23 +25,19 @@ class Measured:
       workdir: the run's folder.
       facts: as in data.json.
       summary: as in summary.json.
-      labels: int [count], the true classes of the test images, in their order.
-      predictions: int [count], the predicted ones.
-      score: of the logits, as `scores.score` gives it.
+      answers: those to the test images, in their order.
     """
 
     workdir: Path
     facts: Json
     summary: Json
-    labels: np.ndarray
-    predictions: np.ndarray
-    score: Json
+    answers: Answers
 
     @property
     def data(self) -> str:
         """The data set in words."""
         name, source = (self.facts.get(field, "unknown") for field in ("name", "source"))
-        return f"{name} ({source}, content {self.facts['content_hash'][:12]}, {len(self.labels):,} test images)"
+        return f"{name} ({source}, content {self.facts['content_hash'][:12]}, {len(self.answers.labels):,} test images)"
 
 
 def compare(first: Path, second: Path) -> Json:
@@ -66,17 +61,17 @@ def compare(first: Path, second: Path) -> Json:
       UsageError: they were not measured on the same test images.
     """
     a, b = _read(Path(first)), _read(Path(second))
-    if a.facts["content_hash"] != b.facts["content_hash"] or not np.array_equal(a.labels, b.labels):
+    if a.facts["content_hash"] != b.facts["content_hash"] or not np.array_equal(a.answers.labels, b.answers.labels):
         differ = "data sets" if a.facts["content_hash"] != b.facts["content_hash"] else f"labels in {files.PREDICTIONS}"
         raise UsageError(
             f"{a.workdir} and {b.workdir} were not measured on the same test images, their {differ} differ: {a.data} "
             f"against {b.data}. Compare runs on the same data, or train one of them on the other's."
         )
-    test = scores.mcnemar(a.labels, a.predictions, b.predictions)
+    test = scores.mcnemar(a.answers.labels, a.answers.predictions, b.answers.predictions)
     return {
         "dataset": a.facts.get("name", "unknown"),
         "content_hash": a.facts["content_hash"],
-        "examples": len(a.labels),
+        "examples": len(a.answers.labels),
         "first": _result(a),
         "second": _result(b),
         "mcnemar": test,
@@ -97,7 +92,6 @@ def _rerun(a: Measured, b: Measured) -> Json | None:
 
 def _read(workdir: Path) -> Measured:
     facts = files.read_facts(workdir)
-    path = workdir / files.PREDICTIONS
     is_summed_up = (workdir / files.SUMMARY).exists()
     for name in (files.SUMMARY, files.PREDICTIONS):
         if not (workdir / name).exists():
@@ -109,17 +103,12 @@ def _read(workdir: Path) -> Measured:
             )
     summary = files.read_json(workdir / files.SUMMARY, needed=("selected_on", "best_step"))
     try:
-        with np.load(path, allow_pickle=False) as saved:
-            labels, predictions, logits = (saved[name] for name in ("labels", "predictions", "logits"))
-        score = scores.score(logits, labels)
-        if not np.array_equal(predictions, logits.argmax(-1)):
-            raise ValueError("its predictions are not those of its logits")
-    except Exception as e:  # a damaged archive fails in too many ways to name
+        return Measured(workdir, facts, summary, read_answers(workdir))
+    except files.WorkdirError as e:
         raise files.WorkdirError(
-            f"{path} is damaged ({type(e).__name__}: {str(e).strip()}). To make it anew, remove it and "
+            f"{e} To make it anew, remove it and "
             f"{files.SUMMARY} and give the command that trained the run again, with --workdir={workdir}."
         ) from e
-    return Measured(workdir, facts, summary, labels, predictions, score)
 
 
 def _result(run: Measured) -> Json:
@@ -127,7 +116,7 @@ def _result(run: Measured) -> Json:
     return {
         "workdir": str(run.workdir),
         **{name: run.summary[name] for name in ("best_step", "selected_on")},
-        **{name: run.score[name] for name in measures},
+        **{name: run.answers.score[name] for name in measures},
     }
 
 
@@ -154,9 +143,7 @@ def _warnings(a: Measured, b: Measured) -> list[str]:
         for run in (a, b)
         if str(run.summary["selected_on"]).startswith("test")
     ]
-    # Runs of earlier versions don't know all of these.
-    known = [name for name in COMPARABLE if name in a.facts and name in b.facts]
-    differing = [name for name in known if a.facts[name] != b.facts[name]]
+    differing = task_differences(a.facts, b.facts)
     if "permutation" in differing and "permutation_indices" in differing:
         differing.remove("permutation_indices")  # the name says it
     if differing:

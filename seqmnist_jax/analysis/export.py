@@ -17,7 +17,7 @@ import numpy as np
 from seqmnist_jax.analysis.trained import TrainedModel, load
 from seqmnist_jax.data.protocols import SCALINGS
 from seqmnist_jax.errors import UsageError
-from seqmnist_jax.models import reading
+from seqmnist_jax.models import CELLS, reading
 from seqmnist_jax.models.classifier import NORM_EPSILON
 from seqmnist_jax.workdir import config as configs
 from seqmnist_jax.workdir import files, provenance
@@ -32,39 +32,6 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 # The one key of the safetensors' metadata: of several, the library shuffles the order.
 METADATA = "seqmnist_jax"
 
-# One step of each cell as lines of Python, over NumPy's sigmoid, tanh and split along the last axis.
-# x, h and c are [batch, ...], and the other names are the layer's tensors.
-STEPS = {
-    "lstm": (
-        "i, f, g, o = split(x @ kernel + h @ recurrent_kernel + bias, 4)",
-        "c = sigmoid(f) * c + sigmoid(i) * tanh(g)",
-        "h = sigmoid(o) * tanh(c)",
-    ),
-    "gru": (
-        "x_r, x_z, x_n = split(x @ kernel + bias, 3)",
-        "h_r, h_z, h_n = split(h @ recurrent_kernel + recurrent_bias, 3)",
-        "r, z = sigmoid(x_r + h_r), sigmoid(x_z + h_z)",
-        "h = (1 - z) * tanh(x_n + r * h_n) + z * h",
-    ),
-    "gru_reset_before": (
-        "x_r, x_z, x_n = split(x @ kernel + bias, 3)",
-        "u_r, u_z, u_n = split(recurrent_kernel, 3)",
-        "r, z = sigmoid(x_r + h @ u_r), sigmoid(x_z + h @ u_z)",
-        "h = (1 - z) * tanh(x_n + (r * h) @ u_n) + z * h",
-    ),
-    "min_gru": (
-        "z, n = split(x @ kernel + bias, 2)",
-        "h = (1 - sigmoid(z)) * n + sigmoid(z) * h",
-    ),
-}
-GATES = {
-    "lstm": "i (input), f (forget; its bias is stored whole, nothing is added at run time), g (candidate), o (output)",
-    "gru": "r (reset), z (update: the share of the old h that is kept), n (candidate); the reset acts after the "
-    "product with h (reset_after), as in cuDNN and PyTorch",
-    "gru_reset_before": "r (reset), z (update: the share of the old h that is kept), n (candidate); the reset acts "
-    "before the product with h, as in Cho et al. 2014",
-    "min_gru": "z (update: the share of the old h that is kept), n (candidate)",
-}
 TCN = (
     "y = x, then each level tcn.level_0, tcn.level_1, ... in turn maps y [time, in] to relu(h + r), "
     "its tensors being those under its name:",
@@ -234,7 +201,7 @@ def _network(model: TrainedModel) -> Json:
     settings = model.config.model
     network: Json = {"layout": "row-major; vectors are rows and multiply from the left, as in x @ kernel"}
     if "rnn" in model.params:
-        cell = settings.cell
+        cell = CELLS[settings.cell]
         last = "the top layer's h after the last step"
         if not model.reads_forwards:
             last = "the top layer's two h, each after the last step that it reads, side by side, forward first"
@@ -242,8 +209,8 @@ def _network(model: TrainedModel) -> Json:
             "layers": "rnn.layer_0 reads x, rnn.layer_1 the h of rnn.layer_0 at each step, and so on; h and c "
             "start at 0. A layer's 'backward' part, where it has one, reads the steps from last to first, and "
             "the layer above is given both h of each step side by side, forward first.",
-            "gates": GATES.get(cell, "the cell is not one of seqmnist_jax's own"),
-            "step": list(STEPS.get(cell, ())),
+            "gates": cell.gates,
+            "step": list(cell.step),
             "precision": "float32"
             if settings.precision == "float32"
             else "what is multiplied with kernel and recurrent_kernel, and they, are rounded to bfloat16 first; all "

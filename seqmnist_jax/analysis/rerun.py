@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from seqmnist_jax.analysis.recorded import read_answers
 from seqmnist_jax.workdir import files
 from seqmnist_jax.workdir.checkpoints import Checkpoints
 
@@ -87,11 +88,8 @@ def _arrays(a: Path, b: Path) -> Iterator[Difference]:
 
 
 def _logits(a: Path, b: Path) -> Iterator[Difference]:
-    logits = []
-    for workdir in (a, b):
-        with np.load(workdir / files.PREDICTIONS, allow_pickle=False) as saved:
-            logits.append(saved["logits"])
-    if not np.array_equal(*logits):
+    logits = [read_answers(workdir).logits for workdir in (a, b)]
+    if not np.array_equal(logits[0], logits[1]):
         step = int(files.read_json(a / files.SUMMARY)["best_step"])
         differing = int(np.any(logits[0] != logits[1], axis=-1).sum()) if logits[0].shape == logits[1].shape else None
         yield Difference(step, "the number of test images whose logits differ", 0, differing)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from seqmnist_jax.data.protocols import FIELDS
 from seqmnist_jax.errors import UsageError
+from seqmnist_jax.models.build import cell_title
 from seqmnist_jax.training.scores import in_percent, over_seeds
 from seqmnist_jax.workdir import config as configs
 from seqmnist_jax.workdir import files
@@ -184,11 +185,7 @@ def _model(recipe: configs.FlatConfig) -> str:
     layers = "" if recipe["model.num_layers"] == 1 else f"{recipe['model.num_layers']} x "
     both = " both ways" if recipe["model.bidirectional"] else ""
     precision = "" if recipe.get("model.precision", "float32") == "float32" else f", {recipe['model.precision']}"
-    cell = CELL_NAMES.get(recipe["model.cell"], recipe["model.cell"])
-    return f"{cell} {layers}{recipe['model.hidden_size']}{both}{precision}"
-
-
-CELL_NAMES = {"lstm": "LSTM", "gru": "GRU", "gru_reset_before": "GRU (reset before)", "min_gru": "minGRU"}
+    return f"{cell_title(recipe['model.cell'])} {layers}{recipe['model.hidden_size']}{both}{precision}"
 
 
 def _protocol(recipe: configs.FlatConfig, dataset: Json) -> str:
@@ -243,18 +240,19 @@ def _cells(row: Json) -> list[str]:
         ", ".join(map(str, row["seeds"])),
         in_percent(row["validation_accuracy"], row["validation_std"]),
         in_percent(row["test_accuracy"], row["test_std"], row["test_interval"]),
-        _duration(row["train_seconds"]),
+        duration(row["train_seconds"]),
         f"{row['seconds_per_epoch']:.3g}",
         row["device"],
     ]
 
 
 def _times(row: Json) -> list[str]:
-    targets = [_duration(row[f"seconds_to_{target}"]) for target in TARGETS]
+    targets = [duration(row[f"seconds_to_{target}"]) for target in TARGETS]
     return [row["task"], _name(row), in_percent(row["test_accuracy"], row["test_std"]), *targets, row["device"]]
 
 
-def _duration(seconds: float | None) -> str:
+def duration(seconds: float | None) -> str:
+    """For people, or '-' where there is none."""
     if seconds is None:
         return "-"
     return f"{seconds:.1f} s" if seconds < 100 else f"{seconds / 60:.1f} min"

@@ -145,15 +145,7 @@ class TrainedModel:
 
 
 def load(workdir: str | Path) -> TrainedModel:
-    """The trained model of a run: its selected checkpoint, restored with orbax.
-
-    Args:
-      workdir: a folder that `launch.py --mode=train` made. While it trains, this is the best so far.
-
-    Raises:
-      WorkdirError: it is no work directory.
-      CheckpointError: it has no checkpoint, or the checkpoint can't be read.
-    """
+    """As `seqmnist_jax.load`."""
     workdir = Path(workdir)
     if (workdir / files.SWEEP).exists():
         raise files.WorkdirError(f"{workdir} holds a sweep; name one of its runs, in {workdir / files.REPLICAS}.")

@@ -89,12 +89,10 @@ class Request:
     Attributes:
       name: the data set's name, for sources that have several.
       data_dir: a folder of IDX files, or with such sub-folders named after data sets; or None.
-      tfds_dir: TFDS's folder, or None for its default.
     """
 
     name: str = "mnist"
     data_dir: Path | None = None
-    tfds_dir: Path | None = None
 
 
 def _content_hash(arrays: cache.Arrays) -> str:
@@ -228,20 +226,20 @@ def load_embedded(request: Request | None = None) -> Dataset:
 
 def _load_registered(request: Request, paths: dict[str, Path]) -> Dataset:
     """The data set whose IDX files TFDS has fetched."""
-    classes = registry.num_classes(request.name, request.tfds_dir)
+    classes = registry.num_classes(request.name)
     arrays = _read_files(paths, request.name, classes)
     return _dataset(arrays, "tfds", name=request.name, num_classes=classes)
 
 
 def _load_local_copy(request: Request) -> Dataset | None:
     """What TFDS has fetched before, else what it has prepared; None where it has neither."""
-    paths = registry.fetched_files(request.name, request.tfds_dir, offline=True)
+    paths = registry.fetched_files(request.name, offline=True)
     if paths is not None:
         return _load_registered(request, paths)
-    prepared = registry.find_prepared(request.name, request.tfds_dir)
+    prepared = registry.find_prepared(request.name)
     if prepared is None:
         return None
-    classes = registry.num_classes(request.name, request.tfds_dir)
+    classes = registry.num_classes(request.name)
     arrays = _through_cache(prepared.files(), request.name, classes, prepared.read)
     return _dataset(arrays, "tfds", name=request.name, num_classes=classes, order="tfds")
 
@@ -256,7 +254,7 @@ def load_tfds(request: Request) -> Dataset:
     found = _load_local_copy(request)
     if found is not None:
         return found
-    paths = registry.fetched_files(request.name, request.tfds_dir)
+    paths = registry.fetched_files(request.name)
     assert paths is not None
     return _load_registered(request, paths)
 
@@ -273,7 +271,7 @@ def load_auto(request: Request) -> Dataset:
     found = _load_local_copy(request)
     if found is not None:
         return found
-    if registry.is_reachable(request.name, request.tfds_dir):
+    if registry.is_reachable(request.name):
         return load_tfds(request)
     if request.name != "mnist":
         raise DataError(
@@ -299,12 +297,7 @@ def find_data_dir(named: str) -> Path | None:
 
 def build_request(config: ml_collections.ConfigDict) -> Request:
     """What the config asks of its source."""
-    tfds_dir = config.runtime.tfds_dir
-    return Request(
-        name=config.data.name,
-        data_dir=find_data_dir(config.runtime.data_dir),
-        tfds_dir=Path(tfds_dir).expanduser() if tfds_dir else None,
-    )
+    return Request(config.data.name, find_data_dir(config.runtime.data_dir))
 
 
 def load_dataset(source: str, request: Request) -> Dataset:

@@ -8,7 +8,7 @@ import jax
 import ml_collections
 
 from seqmnist_jax import rnn
-from seqmnist_jax.errors import UsageError, choose
+from seqmnist_jax.errors import UsageError, check_name, choose
 from seqmnist_jax.models.classifier import DENSE_INITS, NORMS, SequenceClassifier
 from seqmnist_jax.models.tcn import TCN
 
@@ -23,27 +23,86 @@ class CellChoice(NamedTuple):
       init_options: the options of its initialiser that come from the config.
       joint_kernels: whether its input and recurrent kernel count as one tensor where
         tensors are clipped one by one.
+      title: its name for people; where it is '', the config's.
+      gates: its gates, in the order of the kernels' blocks, in words.
+      step: one step as lines of Python, over NumPy's sigmoid, tanh and split along the last axis;
+        x, h and c are [batch, ...], and the other names are the layer's tensors.
     """
 
     cell: rnn.Cell
     init_options: tuple[str, ...]
     joint_kernels: bool
+    title: str = ""
+    gates: str = "the cell is not one of seqmnist_jax's own"
+    step: tuple[str, ...] = ()
 
 
 CELLS = {
-    "lstm": CellChoice(rnn.LSTM, ("kernel_init", "time_scales", "forget_bias"), joint_kernels=True),
-    "gru": CellChoice(rnn.GRU, ("kernel_init", "time_scales"), joint_kernels=False),
-    "gru_reset_before": CellChoice(rnn.GRU_RESET_BEFORE, ("kernel_init", "time_scales"), joint_kernels=False),
-    "min_gru": CellChoice(rnn.MIN_GRU, ("kernel_init", "time_scales"), joint_kernels=False),
+    "lstm": CellChoice(
+        rnn.LSTM,
+        ("kernel_init", "time_scales", "forget_bias"),
+        joint_kernels=True,
+        title="LSTM",
+        gates="i (input), f (forget; its bias is stored whole, nothing is added at run time), g (candidate), "
+        "o (output)",
+        step=(
+            "i, f, g, o = split(x @ kernel + h @ recurrent_kernel + bias, 4)",
+            "c = sigmoid(f) * c + sigmoid(i) * tanh(g)",
+            "h = sigmoid(o) * tanh(c)",
+        ),
+    ),
+    "gru": CellChoice(
+        rnn.GRU,
+        ("kernel_init", "time_scales"),
+        joint_kernels=False,
+        title="GRU",
+        gates="r (reset), z (update: the share of the old h that is kept), n (candidate); the reset acts after the "
+        "product with h (reset_after), as in cuDNN and PyTorch",
+        step=(
+            "x_r, x_z, x_n = split(x @ kernel + bias, 3)",
+            "h_r, h_z, h_n = split(h @ recurrent_kernel + recurrent_bias, 3)",
+            "r, z = sigmoid(x_r + h_r), sigmoid(x_z + h_z)",
+            "h = (1 - z) * tanh(x_n + r * h_n) + z * h",
+        ),
+    ),
+    "gru_reset_before": CellChoice(
+        rnn.GRU_RESET_BEFORE,
+        ("kernel_init", "time_scales"),
+        joint_kernels=False,
+        title="GRU (reset before)",
+        gates="r (reset), z (update: the share of the old h that is kept), n (candidate); the reset acts "
+        "before the product with h, as in Cho et al. 2014",
+        step=(
+            "x_r, x_z, x_n = split(x @ kernel + bias, 3)",
+            "u_r, u_z, u_n = split(recurrent_kernel, 3)",
+            "r, z = sigmoid(x_r + h @ u_r), sigmoid(x_z + h @ u_z)",
+            "h = (1 - z) * tanh(x_n + (r * h) @ u_n) + z * h",
+        ),
+    ),
+    "min_gru": CellChoice(
+        rnn.MIN_GRU,
+        ("kernel_init", "time_scales"),
+        joint_kernels=False,
+        title="minGRU",
+        gates="z (update: the share of the old h that is kept), n (candidate)",
+        step=("z, n = split(x @ kernel + bias, 2)", "h = (1 - sigmoid(z)) * n + sigmoid(z) * h"),
+    ),
 }
+
+
+def cell_title(name: str) -> str:
+    """A cell's name for people."""
+    return (CELLS[name].title if name in CELLS else "") or name
+
+
 GATE_BIASES = ("constant", *rnn.TIME_SCALES)
 
 
 def _build_engine(config: ml_collections.ConfigDict, cell: rnn.Cell, sequence_length: int) -> rnn.Engine:
     """How the recurrent layers run, from config.runtime.backend and config.model."""
     model, backend = config.model, config.runtime.backend
-    choose(dict.fromkeys(rnn.BACKENDS), backend, "runtime.backend")
-    choose(dict.fromkeys(rnn.PRECISIONS), model.precision, "model.precision")
+    check_name(backend, rnn.BACKENDS, "runtime.backend")
+    check_name(model.precision, rnn.PRECISIONS, "model.precision")
     if backend not in cell.backends:
         expected = " or ".join(map(repr, cell.backends))
         raise UsageError(f"runtime.backend is {backend!r}, but model.cell is {model.cell!r}; expected {expected}.")
@@ -64,7 +123,7 @@ def _build_engine(config: ml_collections.ConfigDict, cell: rnn.Cell, sequence_le
 
 def _build_time_scales(model: ml_collections.ConfigDict, sequence_length: int) -> Callable[..., Array] | None:
     """The initialiser of the keeping gate's bias, from config.model."""
-    choose(dict.fromkeys(GATE_BIASES), model.gate_bias, "model.gate_bias")
+    check_name(model.gate_bias, GATE_BIASES, "model.gate_bias")
     if model.gate_bias == "constant":
         return None
     longest = model.longest_time_scale or sequence_length
@@ -79,9 +138,9 @@ def _build_time_scales(model: ml_collections.ConfigDict, sequence_length: int) -
 def _build_rnn(config: ml_collections.ConfigDict, sequence_length: int, num_classes: int) -> SequenceClassifier:
     model = config.model
     choice = choose(CELLS, model.cell, "model.cell")
-    choose(rnn.KERNELS, model.kernel_init, "model.kernel_init")
-    choose(dict.fromkeys(NORMS), model.norm, "model.norm")
-    choose(DENSE_INITS, model.dense_init, "model.dense_init")
+    check_name(model.kernel_init, rnn.KERNELS, "model.kernel_init")
+    check_name(model.norm, NORMS, "model.norm")
+    check_name(model.dense_init, DENSE_INITS, "model.dense_init")
     options = {
         "kernel_init": model.kernel_init,
         "forget_bias": model.forget_bias,

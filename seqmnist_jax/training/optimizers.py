@@ -18,6 +18,7 @@ import optax
 
 from seqmnist_jax.errors import UsageError, choose
 from seqmnist_jax.models.build import CELLS
+from seqmnist_jax.workdir.config import flatten
 
 Array = jax.Array
 Path = tuple[str, ...]
@@ -42,6 +43,27 @@ class Hyperparameters(flax.struct.PyTreeNode):
 
 
 DROPOUT_PLACES = ("input_keep", "output_keep", "state_keep")
+
+_SHARE = ("at least 0 and less than 1 in float32", lambda value: 0.0 <= value < 1.0)
+_SHARE_OR_OFF = ("0 (off) or more, and less than 1 in float32", lambda value: 0.0 <= value < 1.0)
+_NOT_NEGATIVE = ("0 or more, finite in float32", lambda value: 0.0 <= value < math.inf)
+_POSITIVE = (
+    "more than 0, finite in float32. To clip nothing, set optimizer.clip.mask=none",
+    lambda value: 0.0 < value < math.inf,
+)
+_KEEP = ("more than 0 and at most 1 (keep all)", lambda value: 0.0 < value <= 1.0)
+# The config's field of each hyperparameter, what it may be, and whether a value is that.
+SWEEPABLE: dict[str, tuple[str, str, Callable[[float], bool]]] = {
+    "learning_rate": ("optimizer.learning_rate", *_NOT_NEGATIVE),
+    "rmsprop_decay": ("optimizer.rmsprop_decay", *_SHARE),
+    "adam_beta1": ("optimizer.adam_beta1", *_SHARE),
+    "adam_beta2": ("optimizer.adam_beta2", *_SHARE),
+    "weight_decay": ("optimizer.weight_decay", *_NOT_NEGATIVE),
+    "clip_norm": ("optimizer.clip.norm", *_POSITIVE),
+    "label_smoothing": ("train.label_smoothing", *_SHARE_OR_OFF),
+    "ema_decay": ("optimizer.ema_decay", *_SHARE_OR_OFF),
+    **{place: (f"model.dropout.{place}", *_KEEP) for place in DROPOUT_PLACES},
+}
 MakeOptimizer = Callable[[Hyperparameters], optax.GradientTransformation]
 UnitSchedule = Callable[[Array], Array]
 
@@ -194,47 +216,29 @@ def as_float32(value: float) -> float:
 
 
 def build_hyperparameters(config: ml_collections.ConfigDict) -> Hyperparameters:
-    """The sweepable numbers of config.optimizer.
+    """The numbers of a config that may be swept.
 
     Raises:
       UsageError: one of them is impossible.
     """
-    optimizer = config.optimizer
-    for name in ("rmsprop_decay", "adam_beta1", "adam_beta2"):
-        if not 0.0 <= optimizer[name] < 1.0 or as_float32(optimizer[name]) == 1.0:
-            raise UsageError(f"optimizer.{name} is {optimizer[name]}; expected at least 0 and less than 1 in float32.")
-    if not 0.0 <= as_float32(optimizer.learning_rate) < math.inf:
-        raise UsageError(
-            f"optimizer.learning_rate is {optimizer.learning_rate}; expected 0 or more, finite in float32."
-        )
-    if not 0.0 < as_float32(optimizer.clip.norm) < math.inf:
-        raise UsageError(
-            f"optimizer.clip.norm is {optimizer.clip.norm}; expected more than 0, finite in float32. "
-            "To clip nothing, set optimizer.clip.mask=none."
-        )
-    if not 0.0 <= as_float32(optimizer.weight_decay) < math.inf:
-        raise UsageError(f"optimizer.weight_decay is {optimizer.weight_decay}; expected 0 or more, finite in float32.")
-    for name, value in (
-        ("optimizer.ema_decay", optimizer.ema_decay),
-        ("train.label_smoothing", config.train.label_smoothing),
-    ):
-        if not 0.0 <= as_float32(value) < 1.0:
-            raise UsageError(f"{name} is {value}; expected 0 (off) or more, and less than 1 in float32.")
-    dropout = config.model.dropout
-    for name in DROPOUT_PLACES:
-        if not 0.0 < as_float32(dropout[name]) <= 1.0:
-            raise UsageError(f"model.dropout.{name} is {dropout[name]}; expected more than 0 and at most 1 (keep all).")
-    return Hyperparameters(
-        **{name: dropout[name] for name in DROPOUT_PLACES},
-        weight_decay=optimizer.weight_decay,
-        learning_rate=optimizer.learning_rate,
-        rmsprop_decay=optimizer.rmsprop_decay,
-        adam_beta1=optimizer.adam_beta1,
-        adam_beta2=optimizer.adam_beta2,
-        clip_norm=optimizer.clip.norm,
-        label_smoothing=config.train.label_smoothing,
-        ema_decay=optimizer.ema_decay,
-    )
+    flat, values = flatten(config.to_dict()), {}
+    for name, (field, expected, holds) in SWEEPABLE.items():
+        value = values[name] = flat[field]
+        if not holds(value) or not holds(as_float32(value)):
+            raise UsageError(f"{field} is {value}; expected {expected}.")
+    return Hyperparameters(**values)
+
+
+def build_clip_groups(config: ml_collections.ConfigDict) -> GroupOf:
+    """The group of tensors by whose joint norm config.optimizer.clip clips each tensor.
+
+    Raises:
+      UsageError: an unknown name.
+    """
+    is_masked = choose(CLIP_MASKS, config.optimizer.clip.mask, "optimizer.clip.mask")
+    unit = choose(CLIP_UNITS, config.optimizer.clip.unit, "optimizer.clip.unit")
+    joint_kernels = choose(CELLS, config.model.cell, "model.cell").joint_kernels
+    return lambda path: unit(path, joint_kernels) if is_masked(path) else None
 
 
 def build_optimizer(config: ml_collections.ConfigDict) -> MakeOptimizer:
@@ -245,15 +249,10 @@ def build_optimizer(config: ml_collections.ConfigDict) -> MakeOptimizer:
     """
     rule = choose(RULES, config.optimizer.name, "optimizer.name")(config)
     unit_rate = build_schedule(config)
-    is_masked = choose(CLIP_MASKS, config.optimizer.clip.mask, "optimizer.clip.mask")
-    unit = choose(CLIP_UNITS, config.optimizer.clip.unit, "optimizer.clip.unit")
-    joint_kernels = choose(CELLS, config.model.cell, "model.cell").joint_kernels
+    group_of = build_clip_groups(config)
     for name in ("rmsprop_epsilon", "adam_epsilon", "rmsprop_initial_mean_square"):
         if not 0.0 <= as_float32(config.optimizer[name]) < math.inf:
             raise UsageError(f"optimizer.{name} is {config.optimizer[name]}; expected 0 or more, finite in float32.")
-
-    def group_of(path: Path) -> Hashable | None:
-        return unit(path, joint_kernels) if is_masked(path) else None
 
     def make(hyper: Hyperparameters) -> optax.GradientTransformation:
         return optax.chain(

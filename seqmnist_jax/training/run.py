@@ -22,6 +22,7 @@ from seqmnist_jax.models.build import build_model
 from seqmnist_jax.models.reading import Variables
 from seqmnist_jax.training.optimizers import (
     DROPOUT_PLACES,
+    SWEEPABLE,
     Hyperparameters,
     UnitSchedule,
     build_hyperparameters,
@@ -170,27 +171,10 @@ class Run:
     @property
     def program(self) -> str:
         """What the compiled program depends on: runs of which it is the same can be its replicas."""
-        traced = dict.fromkeys(TRACED)
+        traced = dict.fromkeys(("seed", *(field for field, _, _ in SWEEPABLE.values())))
         spec = self.learner.spec
         switches = [sorted(spec.drops), self.learner.averages, spec.smooths]
         return json.dumps([{**self.identity, **traced}, self.config["runtime"], self.steps, switches], sort_keys=True)
-
-
-# The fields of which replicas of one program may have different values: the seed and the hyperparameters.
-TRACED = (
-    "seed",
-    "optimizer.learning_rate",
-    "optimizer.rmsprop_decay",
-    "optimizer.adam_beta1",
-    "optimizer.adam_beta2",
-    "optimizer.weight_decay",
-    "optimizer.ema_decay",
-    "optimizer.clip.norm",
-    "train.label_smoothing",
-    "model.dropout.input_keep",
-    "model.dropout.output_keep",
-    "model.dropout.state_keep",
-)
 
 
 def build_run(config: ml_collections.ConfigDict, task: Task | None = None) -> Run:

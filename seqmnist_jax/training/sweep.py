@@ -1,6 +1,6 @@
 """Many runs by one command: seeds, and all combinations of some fields' values.
 
-Runs that differ in traced numbers alone (`run.TRACED`) are replicas of one program and train
+Runs that differ in seed and hyperparameters alone (`optimizers.SWEEPABLE`) are replicas of one program and train
 together; the others follow one another, in groups.
 """
 

@@ -49,13 +49,19 @@ def origin() -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
     """All that a rerun needs to know of what a run ran in, beside its config and data."""
-    packages = {found.name: found.version for found in importlib.metadata.distributions()}
     return {
         **origin(),
         "platform": platform.platform(),
         "variables": {name: value for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)},
-        "packages": dict(sorted(packages.items(), key=lambda item: item[0].lower())),
+        "packages": _packages(),
     }
+
+
+@functools.cache
+def _packages() -> dict[str, str]:
+    """All that is installed, by name: a tenth of a second's reading."""
+    packages = {found.name: found.version for found in importlib.metadata.distributions()}
+    return dict(sorted(packages.items(), key=lambda item: item[0].lower()))
 
 
 @functools.cache

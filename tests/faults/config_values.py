@@ -30,7 +30,7 @@ TINY = {
     "runtime.backend": "scan",
 }
 # Any text is a folder's name, and may be made; the last two are read beside other fields only, see COMBINATIONS.
-LEFT_OUT = {"runtime.data_dir", "runtime.tfds_dir", "runtime.compilation_cache"}
+LEFT_OUT = {"runtime.data_dir", "runtime.compilation_cache"}
 LEFT_OUT |= {"data.name", "runtime.executor_options"}
 NUMBERS = ("-1", "0", "7", "-0.5", "0.5", "1.0000001", "1e-300", "1e30", "1e300", "nan", "inf", "-inf")
 NUMBERS += ("1" * 40, "\u0663", "1,2")

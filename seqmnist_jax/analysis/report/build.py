@@ -79,7 +79,7 @@ def describe(found: runs.Found) -> Json:
     """A run's details, as JSON values."""
     opened = runs.open_run(found)
     answers, images = opened.answers, opened.images
-    score = None if answers is None else answers.score()
+    score = None if answers is None else answers.score
     digits = None
     if answers is not None and images is not None:
         digits = reading.choose_digits(images, answers.labels, answers.logits)

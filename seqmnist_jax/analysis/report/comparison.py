@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from seqmnist_jax.analysis import table
-from seqmnist_jax.analysis.compare import COMPARABLE
+from seqmnist_jax.analysis.recorded import task_differences
 from seqmnist_jax.analysis.report import summary as summaries
 from seqmnist_jax.analysis.report.runs import Found
 from seqmnist_jax.errors import UsageError
@@ -29,11 +29,10 @@ def check_one_task(facts: dict[Path, Json]) -> None:
     """
     (first, known), *others = facts.items()
     for workdir, facts_there in others:
+        changed = ["content_hash"] if known["content_hash"] != facts_there["content_hash"] else []
         differing = [
             f"{name}: {_short(known[name])} there, {_short(facts_there[name])} here"
-            for name in ("content_hash", *COMPARABLE)
-            # Runs of earlier versions don't know all of these.
-            if name in known and name in facts_there and known[name] != facts_there[name]
+            for name in (*changed, *task_differences(known, facts_there))
         ]
         if differing:
             raise UsageError(
@@ -121,14 +120,14 @@ def _test(run: Found) -> Json | None:
         return None
     if run.answers is None:
         return {"accuracy": run.summary.get("test_accuracy"), "interval": run.summary.get("test_accuracy_interval")}
-    score = run.answers.score()
+    score = run.answers.score
     return {"accuracy": score["accuracy"], "interval": score["accuracy_interval"]}
 
 
 def _mcnemar(a: Found, b: Found) -> Json | None:
     if a.answers is None or b.answers is None or not np.array_equal(a.answers.labels, b.answers.labels):
         return None
-    return scores.mcnemar(a.answers.labels, a.answers.logits.argmax(-1), b.answers.logits.argmax(-1))
+    return scores.mcnemar(a.answers.labels, a.answers.predictions, b.answers.predictions)
 
 
 def _recipes(runs: Sequence[Found]) -> list[Json]:

@@ -7,8 +7,7 @@ import numpy as np
 
 from seqmnist_jax.analysis.report.runs import Opened
 from seqmnist_jax.devices.trees import tensor_names
-from seqmnist_jax.models.build import CELLS
-from seqmnist_jax.training.optimizers import CLIP_MASKS, CLIP_UNITS
+from seqmnist_jax.training.optimizers import build_clip_groups
 from seqmnist_jax.training.state import restore_state
 from seqmnist_jax.workdir import files
 from seqmnist_jax.workdir.checkpoints import CheckpointError, Checkpoints
@@ -66,14 +65,10 @@ def describe(opened: Opened) -> Json | None:
 
 def _groups(config: ml_collections.ConfigDict, names: list[str]) -> dict[str, list[int]]:
     """The places of the tensors that are clipped by one norm, by a name for them."""
-    clip = config.optimizer.clip
-    is_masked, unit = CLIP_MASKS[clip.mask], CLIP_UNITS[clip.unit]
-    joint_kernels = CELLS[config.model.cell].joint_kernels
-    groups: dict[str, list[int]] = {}
+    group_of, groups = build_clip_groups(config), dict[str, list[int]]()
     for place, name in enumerate(names):
-        path = tuple(name.split("/"))
-        if is_masked(path):
-            group: Any = unit(path, joint_kernels)
+        group: Any = group_of(tuple(name.split("/")))
+        if group is not None:
             groups.setdefault(group if isinstance(group, str) else "/".join(group), []).append(place)
     return groups
 

@@ -6,30 +6,18 @@ from typing import Any
 
 import numpy as np
 
+from seqmnist_jax.analysis.recorded import Answers, read_answers
 from seqmnist_jax.analysis.trained import TrainedModel, load
 from seqmnist_jax.data.idx import DataError
 from seqmnist_jax.data.sources import Images, build_dataset_of_run
 from seqmnist_jax.data.task import split_part
 from seqmnist_jax.errors import UsageError
-from seqmnist_jax.training import scores
 from seqmnist_jax.workdir import config as configs
 from seqmnist_jax.workdir import files
 from seqmnist_jax.workdir.checkpoints import CheckpointError
 from seqmnist_jax.workdir.metrics import read_events
 
 Json = dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Answers:
-    """What a model answers to the images of one split: labels int [count], logits float [count, classes]."""
-
-    labels: np.ndarray
-    logits: np.ndarray
-
-    def score(self) -> Json:
-        """The statistics of `scores.score`."""
-        return scores.score(self.logits, self.labels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +106,7 @@ def find(workdir: Path) -> Found:
     answers = None
     if summary is not None:
         try:
-            answers = _read_answers(workdir / files.PREDICTIONS)
+            answers = read_answers(workdir)
         except files.WorkdirError as e:
             notices.append(str(e))
     return Found(workdir, config, facts, summary, events, answers, tuple(notices))
@@ -179,20 +167,3 @@ def _build_part(config: Any, facts: Json, split: str, notices: list[str]) -> Ima
         notices.append(f"Nothing is measured: the {split} split of these data is empty (split {facts['split']}).")
         return None
     return part
-
-
-def _read_answers(path: Path) -> Answers:
-    """Labels and logits of predictions.npz.
-
-    Raises:
-      WorkdirError: it is missing or damaged.
-    """
-    if not path.exists():
-        raise files.WorkdirError(f"{path} is missing, the record of the answers to the test images.")
-    try:
-        with np.load(path, allow_pickle=False) as saved:
-            answers = Answers(saved["labels"], saved["logits"])
-        answers.score()
-    except Exception as e:  # a damaged archive fails in too many ways to name
-        raise files.WorkdirError(f"{path} is damaged ({type(e).__name__}: {str(e).strip()}).") from e
-    return answers

@@ -3,8 +3,9 @@
 from typing import Any
 
 from seqmnist_jax.analysis.report.runs import Found, Opened
-from seqmnist_jax.analysis.table import CELL_NAMES
+from seqmnist_jax.analysis.table import duration
 from seqmnist_jax.data.protocols import PROTOCOLS, SELECTIONS, TEST_SELECTION
+from seqmnist_jax.models.build import cell_title
 from seqmnist_jax.workdir import config as configs
 
 Json = dict[str, Any]
@@ -56,7 +57,7 @@ def headline(opened: Opened, score: Json | None) -> list[Json]:
         told.append(
             {
                 "label": "training time",
-                "value": f"{seconds:.1f} s" if seconds < 100 else f"{seconds / 60:.1f} min",
+                "value": duration(seconds),
                 "note": "" if rate is None else f"{rate:,.1f} steps a second",
             }
         )
@@ -152,8 +153,10 @@ def _model(found: Found) -> Pairs:
     else:
         layers = "one layer" if model.num_layers == 1 else f"{model.num_layers} layers"
         ways = ", both ways" if model.bidirectional else ""
-        cell = CELL_NAMES.get(model.cell, model.cell)
-        pairs = [("Network", f"{cell}, {layers} of {model.hidden_size} units{ways}"), ("Norm", model.norm)]
+        pairs = [
+            ("Network", f"{cell_title(model.cell)}, {layers} of {model.hidden_size} units{ways}"),
+            ("Norm", model.norm),
+        ]
     if found.summary is not None and "parameters" in found.summary:
         pairs.append(("Parameters", f"{found.summary['parameters']:,}"))
     dropout = {name: keep for name, keep in model.dropout.items() if keep < 1.0}
