@@ -82,7 +82,13 @@ def _stage_functions(
         lines.append(f"  static DEVICE void {name}(Int<{stage}>, {struct}& u) {{")
         for s in statements:
             if s.stage == stage:
-                to = f"u.{s.name}" if s.name in cross else s.name if s.name.startswith("u.") else f"const {s.kind} {s.name}"
+                to = (
+                    f"u.{s.name}"
+                    if s.name in cross
+                    else s.name
+                    if s.name.startswith("u.")
+                    else f"const {s.kind} {s.name}"
+                )
                 lines.append(f"    {to} = {known(s.text)};")
         lines += [f"    {to} = {known(out.text)};" for to, out, at in writes if at == stage]
         lines.append("  }")
@@ -120,9 +126,7 @@ def cell(stages: Stages, shape: Shape) -> str:
     joined = groups(stages)
     group_of_source = {s: (g, i) for g, (sources, _) in enumerate(joined) for i, s in enumerate(sources)}
     group_of_result = {r: (g, i) for g, (_, results) in enumerate(joined) for i, r in enumerate(results)}
-    inputs_back = [
-        i for i in range(d.count("x")) if any(f"u.x[{i}]" in s.text for s in stages.backward)
-    ]
+    inputs_back = [i for i in range(d.count("x")) if any(f"u.x[{i}]" in s.text for s in stages.backward)]
     sizes = {
         "kProducts": len(d.products),
         "kVectors": d.count("p"),
@@ -173,7 +177,10 @@ def cell(stages: Stages, shape: Shape) -> str:
     ends += [(f"before[{i}]", out, d.rounds + 1) for i, out in enumerate(stages.d_carry)]
     backward = _stage_functions("backward", "Backward", back, back_writes + ends, d.rounds)
     fields, functions = forward[: forward.index("<functions>")], forward[forward.index("<functions>") + 1 :]
-    back_fields, back_functions = backward[: backward.index("<functions>")], backward[backward.index("<functions>") + 1 :]
+    back_fields, back_functions = (
+        backward[: backward.index("<functions>")],
+        backward[backward.index("<functions>") + 1 :],
+    )
 
     def through(names: list[str], text: str) -> str:
         words = {f.split()[1].rstrip(";") for f in names}
