@@ -176,8 +176,8 @@ def of_cudnn(case: Case, problem: Problem, dtype: str, as_graph: bool) -> Conten
     if case.cell not in peers.CELLS or case.replicas > 1:
         raise peers.Unavailable("cuDNN has neither other cells nor replicas")
     on_gpu = torch.cuda.is_available()
-    if as_graph and not on_gpu:
-        raise peers.Unavailable("without a GPU there is no CUDA graph")
+    if not on_gpu and (as_graph or dtype != "float32"):
+        raise peers.Unavailable("a CUDA graph and float16 need a GPU")
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
     device, kind = "cuda" if on_gpu else "cpu", getattr(torch, dtype)
     module, tensors = peers.torch_layer(case.cell, problem.params, batch_first=False)
