@@ -41,7 +41,9 @@ Json = dict[str, Any]
 ROOT = Path(__file__).parent.parent
 
 # Seconds that each part may take, in the order in which they run.
-PARTS = {"engine": 200, "training": 200, "cells": 70, "checks": 115}
+PARTS = {"engine": 190, "training": 200, "cells": 80, "checks": 115}
+# Where a part that breaks off notes why.
+PROBLEM = "problem"
 SPEEDRUN_SEEDS = (10, 11, 12, 13, 14)
 # The tests that a device matters to, those of a kernel for GPUs first; the kernel for CPUs has its own place.
 TESTS = (
@@ -126,10 +128,11 @@ class Bench:
 
     def _tell(self, name: str, command: Sequence[str], done: Done, errors: str) -> None:
         ended = "ran out of time" if done.code is None else f"exit code {done.code}"
-        print(f"{name}: {done.seconds:.1f} s" + ("" if done.code == 0 else f", {ended}"), flush=True)
+        told = f"{name}: {done.seconds:.1f} s" + ("" if done.code == 0 else f", {ended}")
         head = f"$ {' '.join(command)}\n# {ended} after {done.seconds:.1f} s\n"
         text = f"{head}{errors[-200_000:]}\n{done.text[-200_000:]}\n"
         with self._lock, self._log.open("a") as file:
+            print(told, flush=True)
             file.write(text)
 
     def note(self, part: str, name: str, facts: Any) -> None:
@@ -185,9 +188,11 @@ def layers(bench: Bench, part: str, which: Sequence[str], small: Sequence[str]) 
     else:
         command += [f"--layers={','.join(which)}"]
     # Half of the memory is PyTorch's.
-    bench.run(part, command, PARTS[part], XLA_PYTHON_CLIENT_MEM_FRACTION="0.5")
+    done = bench.run(part, command, PARTS[part], XLA_PYTHON_CLIENT_MEM_FRACTION="0.5")
     for name, facts in (json.loads(path.read_text()) if path.exists() else {"rows": []}).items():
         bench.note(part, name, facts)
+    if done.code != 0:
+        bench.note(part, PROBLEM, {"problem": f"not finished after {done.seconds:.0f} s; {part}.log says why"})
 
 
 def engine(bench: Bench) -> None:
@@ -342,7 +347,8 @@ def table(content: Mapping[str, Any]) -> str:
     rows = [row for part in ("engine", "cells") for row in content.get(part, {}).get("rows", [])]
     if rows:
         parts.append(gpu_layers.table(rows))
-    lines = [*_training_lines(content.get("training", {})), *_check_lines(content.get("checks", {}))]
+    lines = [[part, content[part][PROBLEM]["problem"]] for part in PARTS if PROBLEM in content.get(part, {})]
+    lines += [*_training_lines(content.get("training", {})), *_check_lines(content.get("checks", {}))]
     if lines:
         parts.append(timing.markdown(["what", "measured"], lines))
     return "\n\n".join(parts)
@@ -378,6 +384,8 @@ def _training_lines(training: Mapping[str, Any]) -> list[list[str]]:
 def _check_lines(results: Mapping[str, Any]) -> list[list[str]]:
     lines = []
     for name, facts in results.items():
+        if name == PROBLEM:
+            continue
         if "problem" in facts:
             lines.append([name, facts["problem"]])
         elif "equal" in facts:
@@ -430,7 +438,7 @@ def main(argv: list[str]) -> None:
                 run(bench)
             except Exception as error:  # what breaks one part must not keep the others from running
                 traceback.print_exc()
-                bench.note(part, "problem", {"problem": f"{type(error).__name__}: {error}"})
+                bench.note(part, PROBLEM, {"problem": f"{type(error).__name__}: {error}"})
             bench.note("seconds", part, time.perf_counter() - begin)
     print(f"\n{table(bench.content)}")
 
