@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seqmnist_jax.rnn.native.gpu import nvrtc
-from seqmnist_jax.rnn.native.gpu.source import Shape, groups, piece_words, shared_bytes, source
+from seqmnist_jax.rnn.native.gpu.source import Shape, blocks, groups, piece_words, shared_bytes, source
 from seqmnist_jax.rnn.stages import Operands, Options, Stages
 
 Array = jax.Array
@@ -24,7 +24,8 @@ class Kept(NamedTuple):
     Attributes:
       carry: after the last step, [carries, batch, units].
       pieces: in the order of the threads.
-      sources: of each group of products, [batch, time, sources * units] in 16 bits, units in the threads' order.
+      sources: of each group of products, [batch, time, sources * units] in 16 bits; units stand in one block's order of
+        threads, in a cluster in their own.
     """
 
     carry: Array
@@ -61,7 +62,7 @@ def _call(stages: Stages, shape: Shape, name: str, results: Any, arguments: tupl
     batch, time, _ = arguments[3].shape
     device = jax.devices("cuda")[0]
     architecture = f"sm_{str(device.compute_capability).replace('.', '')}"
-    few = 4 * device.core_count
+    few = 4 * (device.core_count // shape.blocks)
     direction = 0 if name == "recurrence_forward" else 1
     shapes = [shape._replace(sequences=n) for n in (8, 4)]
     shared = [shared_bytes(stages, s)[direction] for s in shapes]
@@ -72,6 +73,7 @@ def _call(stages: Stages, shape: Shape, name: str, results: Any, arguments: tupl
         "few_kernel": numbers[1],
         "few": few,
         "tiles": -(-batch // 8),
+        "blocks": shape.blocks,
         "threads": shape.threads,
         "shared": shared[0],
         "few_shared": shared[1],
@@ -88,7 +90,7 @@ def _floats(*shape: int) -> jax.ShapeDtypeStruct:
 def _shape(stages: Stages, options: Options, operands: Operands, save: bool) -> Shape:
     masked = operands.lengths is not None or operands.carry.shape[1] % 8 != 0
     half = options.precision == "tensorfloat32"
-    return Shape(stages.division.hidden, 8, options.outputs, save, masked, options.reverse, half)
+    return Shape(stages.division.hidden, blocks(stages), 8, options.outputs, save, masked, options.reverse, half)
 
 
 def _dtype(shape: Shape) -> Any:
@@ -126,7 +128,7 @@ def forward(
     d, shape = stages.division, _shape(stages, options, operands, save)
     units, (batch, time, _) = shape.units, operands.x.shape
     sizes = {"none": (0,), "all": (batch, time, d.outputs, units), "last": (batch, d.outputs, units)}
-    words = piece_words(stages, shape._replace(sequences=4)) * shape.threads if save else 0
+    words = piece_words(stages, shape._replace(sequences=4)) * shape.threads * shape.blocks if save else 0
     saved = [(batch if save else 0, time, len(sources) * units) for sources, _ in groups(stages)]
     end, outputs, pieces, *sources = _call(
         stages,
@@ -174,7 +176,8 @@ def backward(
             *kept.sources,
         ),
     )
-    blocks: dict[tuple[int, int], Array] = {}
+    in_order = _in_order if shape.blocks == 1 else lambda array, axis: array
+    of_pairs: dict[tuple[int, int], Array] = {}
     for (sources, results), source, result in zip(joined, kept.sources, d_results, strict=True):
         rows = batch * time
         product = jax.lax.dot_general(
@@ -183,10 +186,10 @@ def backward(
             (((0,), (0,)), ((), ())),
             preferred_element_type=jnp.float32,
         )
-        product = _in_order(_in_order(product / scale, 0), 1).reshape(len(sources), units, len(results), units)
-        blocks |= {(s, r): product[i, :, j] for i, s in enumerate(sources) for j, r in enumerate(results)}
+        product = in_order(in_order(product / scale, 0), 1).reshape(len(sources), units, len(results), units)
+        of_pairs |= {(s, r): product[i, :, j] for i, s in enumerate(sources) for j, r in enumerate(results)}
     total, hidden = sums.sum(0), d.hidden
-    weights = [blocks[p.source, p.result][:hidden, :hidden] for p in d.products]
+    weights = [of_pairs[p.source, p.result][:hidden, :hidden] for p in d.products]
     vectors = [jnp.zeros(hidden) if place is None else total[place, :hidden] for place in stages.sum_of]
     return Operands(
         jnp.stack(weights) if weights else operands.weights,
