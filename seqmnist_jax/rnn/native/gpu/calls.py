@@ -1,21 +1,19 @@
-"""The GPU kernel's two calls: compiled at first use, kept by content, started through `jax.ffi`."""
+"""The GPU kernel's two calls, in the form that every kernel has (see `recurrence`)."""
 
-import ctypes
-import functools
-import hashlib
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seqmnist_jax.rnn.native.gpu import nvrtc
-from seqmnist_jax.rnn.native.gpu.source import Shape, blocks, groups, piece_words, shared_bytes, source
+from seqmnist_jax.rnn.native.gpu import load, nvrtc
+from seqmnist_jax.rnn.native.gpu.source import Shape, blocks, groups, misfit, piece_words, shared_bytes
 from seqmnist_jax.rnn.stages import Operands, Options, Stages
 
 Array = jax.Array
 
-LAUNCH = "seqmnist_rnn_gpu"
+# What a product of 16-bit numbers, summed in float32, is exact enough for.
+PRECISIONS = ("tensorfloat32", "bfloat16")
 
 
 class Kept(NamedTuple):
@@ -33,53 +31,25 @@ class Kept(NamedTuple):
     sources: tuple[Array, ...]
 
 
-def _number(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little", signed=True)
-
-
-@functools.cache
-def _load(stages: Stages, shape: Shape, architecture: str, name: str, shared: int) -> int:
-    text = source(stages, shape)
-    options = (f"--gpu-architecture={architecture}", "--std=c++17", "--device-as-default-execution-space")
-    number = _number("\0".join((text, *options, nvrtc.version(), name)))
-    image, _ = nvrtc.compile(text, options)
-    problem = _launcher().seqmnist_gpu_load(number, image, name.encode(), shared)
-    if problem:
-        raise RuntimeError(problem.decode())
-    return number
-
-
-@functools.cache
-def _launcher() -> Any:
-    library = ctypes.CDLL(__import__("os").environ["LAUNCH_SO"])
-    library.seqmnist_gpu_load.restype = ctypes.c_char_p
-    library.seqmnist_gpu_load.argtypes = [ctypes.c_int64, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int]
-    jax.ffi.register_ffi_target(LAUNCH, jax.ffi.pycapsule(library.seqmnist_gpu_launch), platform="CUDA")
-    return library
-
-
 def _call(stages: Stages, shape: Shape, name: str, results: Any, arguments: tuple[Array, ...]) -> Any:
     batch, time, _ = arguments[3].shape
-    device = jax.devices("cuda")[0]
-    architecture = f"sm_{str(device.compute_capability).replace('.', '')}"
-    few = 4 * (device.core_count // shape.blocks)
-    direction = 0 if name == "recurrence_forward" else 1
-    shapes = [shape._replace(sequences=n) for n in (8, 4)]
-    shared = [shared_bytes(stages, s)[direction] for s in shapes]
-    numbers = [_load(stages, s, architecture, name, m) for s, m in zip(shapes, shared, strict=True)]
-    call = jax.ffi.ffi_call(LAUNCH, results, vmap_method="broadcast_all")
+    few = shape._replace(sequences=4)
+    direction = 0 if name == load.FORWARD else 1
+    shared, few_shared = (shared_bytes(stages, s)[direction] for s in (shape, few))
     integers = {
-        "kernel": numbers[0],
-        "few_kernel": numbers[1],
-        "few": few,
+        "kernel": load.kernel(stages, shape, name, shared),
+        "few_kernel": load.kernel(stages, few, name, few_shared),
+        # So many sequences fill the device with blocks of 4, or clusters.
+        "few": 4 * (load.device().multiprocessors // shape.blocks),
         "tiles": -(-batch // 8),
         "blocks": shape.blocks,
         "threads": shape.threads,
-        "shared": shared[0],
-        "few_shared": shared[1],
+        "shared": shared,
+        "few_shared": few_shared,
         "batch": batch,
         "time": time,
     }
+    call = jax.ffi.ffi_call(load.LAUNCH, results, vmap_method="broadcast_all")
     return call(*arguments, **{name: np.int64(value) for name, value in integers.items()})
 
 
@@ -98,12 +68,16 @@ def _dtype(shape: Shape) -> Any:
 
 
 def _scale(shape: Shape, *bars: Array | None) -> Array:
-    """A power of two that brings the largest cotangent to 1 / 64: float16 then has room for growth by 4 million."""
+    """A power of two for the cotangents, such that their largest is about 4, or 1 / 16 where each step adds its own.
+
+    What float16 rounds to a subnormal is then too small to be seen in a sum, and what grows has room until 65,504.
+    """
     if not shape.half:
         return jnp.ones((1,), jnp.float32)
+    target = -4 if shape.outputs == "all" else 2
     largest = jnp.stack([jnp.abs(bar).max(initial=0.0) for bar in bars if bar is not None]).max()
     exponent = jnp.frexp(largest)[1]
-    return jnp.where((largest > 0) & jnp.isfinite(largest), jnp.ldexp(jnp.float32(1), -5 - exponent), 1.0)[None]
+    return jnp.where((largest > 0) & jnp.isfinite(largest), jnp.ldexp(jnp.float32(1), target - exponent), 1.0)[None]
 
 
 def _padded(array: Array, units: int, *axes: int) -> Array:
@@ -121,6 +95,21 @@ def _arguments(operands: Operands, carry: Array, units: int) -> tuple[Array, ...
     return _padded(weights, units, 1, 2), _padded(vectors, units, 1), _padded(inputs, units, 3), x, carry, lengths
 
 
+def unfit(stages: Stages, options: Options) -> str | None:
+    """Why there is no kernel for these stages, or None; compiles it."""
+    d = stages.division
+    trouble = misfit(stages, load.device().capability)
+    if trouble is not None:
+        return trouble
+    half = options.precision == "tensorfloat32"
+    shape = Shape(d.hidden, blocks(stages), 4, options.outputs, True, True, options.reverse, half)
+    try:
+        load.kernel(stages, shape, load.BACKWARD, shared_bytes(stages, shape)[1])
+    except (load.CannotLoadError, nvrtc.CannotCompileError) as error:
+        return str(error)
+    return None
+
+
 def forward(
     stages: Stages, options: Options, operands: Operands, save: bool
 ) -> tuple[Array, Array | None, Kept]:
@@ -133,7 +122,7 @@ def forward(
     end, outputs, pieces, *sources = _call(
         stages,
         shape,
-        "recurrence_forward",
+        load.FORWARD,
         (
             _floats(len(d.carries), batch, units),
             _floats(*sizes[options.outputs]),
@@ -160,7 +149,7 @@ def backward(
     d_start, d_inputs, sums, *d_results = _call(
         stages,
         shape,
-        "recurrence_backward",
+        load.BACKWARD,
         (
             _floats(len(d.carries), batch, units),
             _floats(batch, time, d.count("x"), units),

@@ -9,16 +9,16 @@ from seqmnist_jax.rnn.stages import Output, Stages, Statement, crossing
 
 FOLDER = Path(__file__).parent
 OUTPUTS = ("none", "all", "last")
-# Of a cluster. In one block a multiprocessor's registers hold 128 units with four products, in four 256 with four.
+# Of a cluster. The registers of one multiprocessor hold 128 units with five products, those of four 256.
 BLOCKS = 4
 MOST_UNITS, MOST_UNITS_OF_BLOCK = 256, 128
-# Registers of a thread that weights may take, of 255: LSTM's 128 leave just enough.
-MOST_WEIGHTS = 136
+# Registers of a thread that weights may take, of 255: with five products in place of four a dozen bytes are spilled.
+MOST_WEIGHTS = 160
 # Steps that the way back fetches ahead, as in `recurrence.cu`; arrays of a call, as there and in `launch.cc`.
 STAGES = 6
 MOST_ARRAYS = 24
 # Of a block, in KB, by compute capability; another has at least the smallest.
-SHARED_MEMORY = {(8, 0): 163, (8, 6): 99, (8, 7): 163, (8, 9): 99, (9, 0): 227, (10, 0): 227, (10, 3): 227, (12, 0): 99}
+SHARED_MEMORY = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 120: 99}
 
 
 class Shape(NamedTuple):
@@ -77,25 +77,26 @@ def _weights(stages: Stages, shape: Shape) -> int:
     return len(stages.division.products) * shape.units // 16 // shape.split * 4
 
 
-def problem(stages: Stages, capability: tuple[int, int]) -> str | None:
-    """Why the kernel can't run a division on a GPU of a compute capability, in words, or None where it can."""
-    name = "a GPU of compute capability {}.{}".format(*capability)
-    if capability < (8, 0):
-        return f"{name}, where the kernel needs 8.0"
-    hidden, products = stages.division.hidden, len(stages.division.products)
-    shape = Shape(hidden, blocks(stages), 8, "all", save=True, masked=True, reverse=False, half=False)
-    what = f"{hidden} units with {products} product{'s' * (products != 1)}"
+def misfit(stages: Stages, capability: int) -> str | None:
+    """Why no kernel for these stages fits a GPU of this capability (90 for 9.0), in words, or None."""
+    d = stages.division
+    gpu = "a GPU of compute capability {}.{}".format(*divmod(capability, 10))
+    if not d.products:
+        return "it has no product of the state"
+    shape = Shape(d.hidden, blocks(stages), 8, "all", save=True, masked=True, reverse=False, half=False)
+    what = f"{len(d.products)} product{'s' * (len(d.products) > 1)} of {d.hidden} units"
     if shape.units > MOST_UNITS:
-        return f"{hidden} units, where the kernel takes up to {MOST_UNITS}"
-    if shape.blocks > 1 and capability < (9, 0):
-        return f"{what} need a cluster of blocks, which {name} does not have"
+        return f"it has {d.hidden} units; the GPU kernel has at most {MOST_UNITS}"
     if (weights := _weights(stages, shape)) > MOST_WEIGHTS:
         return f"the weights of {what} take {weights} registers of a thread, where {MOST_WEIGHTS} are free for them"
+    if shape.blocks > 1 and capability < 90:
+        return f"{what} need a cluster of blocks, which {gpu} does not have"
     if (arrays := 13 + 2 * len(groups(stages))) > MOST_ARRAYS:
-        return f"{arrays} arrays, where the kernel takes up to {MOST_ARRAYS}"
-    there = SHARED_MEMORY.get(capability, min(SHARED_MEMORY.values())) * 1024
-    if (shared := max(*shared_bytes(stages, shape), *shared_bytes(stages, shape._replace(half=True)))) > there:
-        return f"{what} take {shared // 1024} KB of shared memory, where {name} has {there // 1024}"
+        return f"it has {arrays} arrays; the GPU kernel has at most {MOST_ARRAYS}"
+    there = SHARED_MEMORY.get(capability, min(SHARED_MEMORY.values()))
+    kilobytes = max(*shared_bytes(stages, shape), *shared_bytes(stages, shape._replace(half=True))) / 1024
+    if kilobytes > there:
+        return f"{what} need {kilobytes:.0f} KB of shared memory in a block, where {gpu} has {there}"
     return None
 
 
