@@ -9,6 +9,16 @@ from seqmnist_jax.rnn.stages import Output, Stages, Statement, crossing
 
 FOLDER = Path(__file__).parent
 OUTPUTS = ("none", "all", "last")
+# Of a cluster. The registers of one multiprocessor hold 128 units with five products, those of four 256.
+BLOCKS = 4
+MOST_UNITS, MOST_UNITS_OF_BLOCK = 256, 128
+# Registers of a thread that weights may take, of 255: with five products in place of four a dozen bytes are spilled.
+MOST_WEIGHTS = 160
+# Steps that the way back fetches ahead, as in `recurrence.cu`; arrays of a call, as there and in `launch.cc`.
+STAGES = 6
+MOST_ARRAYS = 24
+# Of a block, in KB, by compute capability; another has at least the smallest.
+SHARED_MEMORY = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 120: 99}
 
 
 class Shape(NamedTuple):
@@ -16,7 +26,8 @@ class Shape(NamedTuple):
 
     Attributes:
       hidden: units.
-      sequences: of a block, 8 or 4.
+      blocks: that share them, 1 or a cluster of `BLOCKS`.
+      sequences: of a block or cluster, 8 or 4.
       outputs: a name in `OUTPUTS`.
       save: whether the forward pass keeps what the way back needs.
       masked: sequences of different lengths, or a batch that does not fill the last block.
@@ -25,6 +36,7 @@ class Shape(NamedTuple):
     """
 
     hidden: int
+    blocks: int
     sequences: int
     outputs: str
     save: bool
@@ -35,12 +47,57 @@ class Shape(NamedTuple):
     @property
     def units(self) -> int:
         """Hidden in whole tiles of the products."""
-        return -(-self.hidden // 32) * 32
+        tile = 32 if self.blocks == 1 else 64
+        return -(-self.hidden // tile) * tile
+
+    @property
+    def split(self) -> int:
+        """Warps that share 16 units."""
+        return 1 if self.blocks == 1 else 2
 
     @property
     def threads(self) -> int:
         """Of a block."""
-        return 2 * self.units
+        return 2 * self.units * self.split // self.blocks
+
+    @property
+    def pairs(self) -> int:
+        """Of a unit and a sequence, of a thread."""
+        return self.sequences // 2 // self.split
+
+
+def blocks(stages: Stages) -> int:
+    """How many blocks share the units: 1 where one multiprocessor's registers hold the weights."""
+    one = Shape(stages.division.hidden, 1, 8, "all", save=True, masked=True, reverse=False, half=True)
+    return 1 if one.units <= MOST_UNITS_OF_BLOCK and _weights(stages, one) <= MOST_WEIGHTS else BLOCKS
+
+
+def _weights(stages: Stages, shape: Shape) -> int:
+    """Registers of a thread that hold weights."""
+    return len(stages.division.products) * shape.units // 16 // shape.split * 4
+
+
+def misfit(stages: Stages, capability: int) -> str | None:
+    """Why no kernel for these stages fits a GPU of this capability (90 for 9.0), in words, or None."""
+    d = stages.division
+    gpu = "a GPU of compute capability {}.{}".format(*divmod(capability, 10))
+    if not d.products:
+        return "it has no product of the state"
+    shape = Shape(d.hidden, blocks(stages), 8, "all", save=True, masked=True, reverse=False, half=False)
+    what = f"{len(d.products)} product{'s' * (len(d.products) > 1)} of {d.hidden} units"
+    if shape.units > MOST_UNITS:
+        return f"it has {d.hidden} units; the GPU kernel has at most {MOST_UNITS}"
+    if (weights := _weights(stages, shape)) > MOST_WEIGHTS:
+        return f"the weights of {what} take {weights} registers of a thread, where {MOST_WEIGHTS} are free for them"
+    if shape.blocks > 1 and capability < 90:
+        return f"{what} need a cluster of blocks, which {gpu} does not have"
+    if (arrays := 13 + 2 * len(groups(stages))) > MOST_ARRAYS:
+        return f"it has {arrays} arrays; the GPU kernel has at most {MOST_ARRAYS}"
+    there = SHARED_MEMORY.get(capability, min(SHARED_MEMORY.values()))
+    kilobytes = max(*shared_bytes(stages, shape), *shared_bytes(stages, shape._replace(half=True))) / 1024
+    if kilobytes > there:
+        return f"{what} need {kilobytes:.0f} KB of shared memory in a block, where {gpu} has {there}"
+    return None
 
 
 def groups(stages: Stages) -> list[tuple[list[int], list[int]]]:
@@ -219,10 +276,11 @@ def cell(stages: Stages, shape: Shape) -> str:
 def constants(shape: Shape) -> str:
     """What the skeleton is told of the shape."""
     flags = {"kSave": shape.save, "kMasked": shape.masked, "kReverse": shape.reverse, "kHalf": shape.half}
-    sizes = {"kHidden": shape.hidden, "kUnits": shape.units, "kSequences": shape.sequences}
+    sizes = {"kHidden": shape.hidden, "kUnits": shape.units, "kBlocks": shape.blocks, "kSequences": shape.sequences}
     sizes |= {"kAll": 1, "kLast": 2, "kOutputs": OUTPUTS.index(shape.outputs)}
+    cluster = f" __cluster_dims__({shape.blocks}, 1, 1)" if shape.blocks > 1 else ""
     return "\n".join(
-        [f"constexpr int {', '.join(f'{k} = {v}' for k, v in sizes.items())};"]
+        [f"#define CLUSTER{cluster}", f"constexpr int {', '.join(f'{k} = {v}' for k, v in sizes.items())};"]
         + [f"constexpr bool {k} = {str(v).lower()};" for k, v in flags.items()]
     )
 
@@ -246,31 +304,17 @@ def source(stages: Stages, shape: Shape, machine: str | None = None) -> str:
 
 def piece_words(stages: Stages, shape: Shape) -> int:
     """32-bit words that a thread keeps of a step, beside the sources."""
-    return len(kept_apart(stages, shape)) * shape.sequences // 4
+    return (len(kept_apart(stages, shape)) * shape.pairs + 1) // 2
 
 
 def shared_bytes(stages: Stages, shape: Shape) -> tuple[int, int]:
     """The shared memory of a block, forward and backward."""
     d = stages.division
-    tile = 8 * (shape.units + 8) * 2
+    tile, tile_back = (8 * (units + 8) * 2 for units in (shape.units, shape.units // shape.blocks))
     words = piece_words(stages, shape) + len(recalled(stages, shape)) * shape.sequences // 4
-    return 2 * len(d.sources) * tile, 6 * 4 * shape.threads * words + 2 * len(d.results) * tile
-
-
-# Words of weights in a thread's registers, beside which the rest finds its place.
-MOST_WEIGHT_WORDS = 160
-MOST_UNITS = 128
-
-
-def misfit(stages: Stages, capability: int) -> str | None:
-    """Why no kernel for these stages fits a GPU of this capability (90 for 9.0), or None."""
-    d = stages.division
-    if d.hidden > MOST_UNITS:
-        return f"it has {d.hidden} units; the GPU kernel has at most {MOST_UNITS}"
-    units = -(-d.hidden // 32) * 32
-    words = len(d.products) * units // 4
-    if words > MOST_WEIGHT_WORDS:
-        return f"the weights of {len(d.products)} products of {d.hidden} units don't fit into a block's registers"
-    if d.products == []:
-        return "it has no product of the state"
-    return None
+    forward, back = 2 * len(d.sources) * tile, STAGES * 4 * shape.threads * words + 2 * len(d.results) * tile_back
+    if shape.blocks > 1:
+        barriers = 2 * 8 * d.rounds
+        forward += len(d.results) * shape.threads * shape.sequences + barriers
+        back += 2 * len(d.sources) * shape.units * shape.sequences * 4 + barriers
+    return forward, back
