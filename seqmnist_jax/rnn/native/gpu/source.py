@@ -1,6 +1,7 @@
 """The kernel's source for one cell and shape: the skeleton `recurrence.cu`, and what is generated of the cell's stages."""
 
 import functools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -228,6 +229,8 @@ def cell(stages: Stages, shape: Shape) -> str:
     beyond = [(to, out, d.rounds + 1) for to, out, _ in keeps]
     forward = _stage_functions("forward", "Forward", stages.forward, writes + beyond, d.rounds)
     back = [*stages.recall(apart), *stages.backward]
+    if shape.outputs == "none":  # Zeros that the compiler would add, for what they do to a negative zero.
+        back = [s._replace(text=re.sub(r" \+ u\.dy\[\d+\]$", "", s.text)) for s in back]
     back_writes = [(f"u.dm[{i}]", out, d.rounds - d.results[i][0]) for i, out in enumerate(stages.d_results)]
     back_writes += [(f"u.dx[{i}]", out, d.rounds) for i, out in enumerate(stages.d_inputs)]
     ends = [(f"sum[{i}]", out, d.rounds + 1) for i, out in enumerate(stages.sums)]
