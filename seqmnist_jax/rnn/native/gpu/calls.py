@@ -39,8 +39,9 @@ def _call(stages: Stages, shape: Shape, name: str, results: Any, arguments: tupl
     integers = {
         "kernel": load.kernel(stages, shape, name, shared),
         "few_kernel": load.kernel(stages, few, name, few_shared),
-        # So many sequences fill the device with blocks of 4, or clusters.
-        "few": 4 * (load.device().multiprocessors // shape.blocks),
+        # So many sequences, 4 to a block or cluster, run at once. Clusters leave a quarter of the device idle at worst:
+        # a part of it that has no whole cluster left takes none.
+        "few": 4 * (load.device().multiprocessors * (3 if shape.blocks > 1 else 4) // (4 * shape.blocks)),
         "tiles": -(-batch // 8),
         "blocks": shape.blocks,
         "threads": shape.threads,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from seqmnist_jax.rnn.stages import Output, Stages, Statement, crossing
+from seqmnist_jax.rnn.stages import Output, Stages, Statement, crossing, substitute
 
 FOLDER = Path(__file__).parent
 OUTPUTS = ("none", "all", "last")
@@ -132,7 +132,7 @@ def _stage_functions(
 
     def known(text: str) -> str:
         for n in sorted(cross, key=len, reverse=True):
-            text = _substitute(text, n, f"u.{n}")
+            text = substitute(text, n, f"u.{n}")
         return text
 
     lines = []
@@ -153,17 +153,6 @@ def _stage_functions(
     return [*fields, "<functions>", *lines]
 
 
-def _substitute(text: str, name: str, by: str) -> str:
-    out, word = "", ""
-    for c in text + " ":
-        if c.isalnum() or c in "._[]":
-            word += c
-        else:
-            out += (by if word == name else word) + c
-            word = ""
-    return out[:-1]
-
-
 def recalled(stages: Stages, shape: Shape) -> list[tuple[int, int]]:
     """Carries that are a source as they are, and this source: in float16 they need not be kept a second time."""
     places = {out.text: i for i, out in reversed(list(enumerate(stages.sources)))}
@@ -171,9 +160,15 @@ def recalled(stages: Stages, shape: Shape) -> list[tuple[int, int]]:
     return [(i, places[f"u.c[{i}]"]) for i in kept if f"u.c[{i}]" in places]
 
 
+def remakes(shape: Shape) -> bool:
+    """Whether the way back makes again what it can: with 8 sequences to a block memory is what takes the time."""
+    return shape.sequences == 8
+
+
 def kept_apart(stages: Stages, shape: Shape) -> list[int]:
     """The places in `Stages.kept` of what is kept beside the sources."""
     again = {("c", i) for i, _ in recalled(stages, shape)}
+    again |= {("t", i) for i in stages.remade} if remakes(shape) else set()
     return [place for place, what in enumerate(stages.kept) if what not in again]
 
 
@@ -228,7 +223,7 @@ def cell(stages: Stages, shape: Shape) -> str:
     # `keep` is a function of its own, so all that it reads crosses.
     beyond = [(to, out, d.rounds + 1) for to, out, _ in keeps]
     forward = _stage_functions("forward", "Forward", stages.forward, writes + beyond, d.rounds)
-    back = [*stages.recall(apart), *stages.backward]
+    back = [*stages.recall(apart, remakes(shape)), *stages.backward]
     if shape.outputs == "none":  # Zeros that the compiler would add, for what they do to a negative zero.
         back = [s._replace(text=re.sub(r" \+ u\.dy\[\d+\]$", "", s.text)) for s in back]
     back_writes = [(f"u.dm[{i}]", out, d.rounds - d.results[i][0]) for i, out in enumerate(stages.d_results)]
