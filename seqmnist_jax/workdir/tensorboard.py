@@ -101,7 +101,7 @@ class TensorBoardWriter:
         suffix = f".{os.getpid()}.{self._first_step}.{self._files}"
         self._open_file = EventsWriter(str(self._folder / "events"), suffix)
         if self._first_step > 0 and self._files == 1:
-            # TensorBoard then forgets what an earlier sitting said of these steps.
+            # TensorBoard then forgets what an earlier session said of these steps.
             start = SessionLog(status=SessionLog.START)
             self._open_file.write_event(Event(step=self._first_step, wall_time=time.time(), session_log=start))
 
