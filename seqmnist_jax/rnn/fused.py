@@ -190,7 +190,6 @@ def backward(
     before_tm = jax.tree.map(
         lambda part: part if running is None else jnp.where(running[..., None], part, 0.0), before_tm
     )
-    source_tm = saved.gates if is_saved else cells.inputs(params, x_tm, precision)
     # The product's operand for the way back, its blocks in the gradients' order.
     blocks = jnp.split(params["recurrent_kernel"], len(rule.of_h), axis=-1)
     transposed = jnp.concatenate([blocks[gate].T for gate in rule.of_h])
@@ -214,7 +213,8 @@ def backward(
     def block(loop: tuple[Carry, Any], now: tuple[Array, tuple[Any, ...]]) -> tuple[tuple[Carry, Any], Array | None]:
         bars, sums = loop
         x_block, steps = now
-        bars, gradients_tm = jax.lax.scan(step, bars, steps, reverse=not layer.reverse)
+        source = steps[0] if is_saved else cells.inputs(params, x_block, precision)
+        bars, gradients_tm = jax.lax.scan(step, bars, (source, *steps[1:]), reverse=not layer.reverse)
         of_h, of_x = rows(gradients_tm)[:, :products], rows(gradients_tm)[:, -len(rule.of_x) * hidden :]
         share = {
             "kernel": cells.product(rows(x_block).T, of_x, precision),
@@ -237,7 +237,7 @@ def backward(
         return array_tm[count * size :] if layer.reverse else array_tm[:first]
 
     steps_tm = (
-        source_tm,
+        saved.gates if is_saved else None,
         before_tm,
         None if initial[1] is None else saved.memories,
         None if d_outputs is None else jnp.swapaxes(d_outputs, 0, 1),
