@@ -100,6 +100,7 @@ class TorchTrainer:
     """The same training in PyTorch, on all cores that the process may use."""
 
     def __init__(self, config: ml_collections.ConfigDict):
+        peers.need_cpu()
         _check(config)
         run = build_run(config)
         self._run, self._config = run, config

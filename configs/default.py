@@ -78,9 +78,10 @@ def get_config() -> ml_collections.ConfigDict:
     model.norm = "none"
     # 'glorot_uniform' or 'orthogonal' (bias zero), 'random_normal' (kernel and bias N(0, 1)).
     model.dense_init = "glorot_uniform"
-    # 'float32', or 'bfloat16': the recurrence's matrix products on rounded operands, sums and all
-    # else in float32.
-    model.precision = "float32"
+    # How exact the recurrence's matrix products are; sums and all else are float32. 'float32': in full, on every
+    # device; 'tensorfloat32': on a GPU operands keep 10 bits of the fraction; 'bfloat16': 7 bits. 'auto': float32, and
+    # on a GPU tensorfloat32, which its kernel is made for.
+    model.precision = "auto"
     # 0, or: the recurrence remembers its state every so many steps and computes the others
     # again on the way back: a third more time, far less memory.
     model.remat = 0
@@ -135,9 +136,11 @@ def get_config() -> ml_collections.ConfigDict:
     # How and where a run executes. Stored with it, but no part of its identity: a run
     # may be resumed with other values here.
     runtime = config.runtime = ml_collections.ConfigDict()
-    # What runs the recurrence: 'auto' (the C++ kernel on a CPU, 'fused' elsewhere), 'native',
-    # 'fused' (hand-written backward in JAX) or 'scan' (plain `lax.scan`).
+    # What runs the recurrence: 'auto' ('native' where it can, else 'fused'), 'native' (the device's kernel: in
+    # C++ on CPUs, in CUDA on GPUs), 'fused' (hand-written backward in JAX) or 'scan' (plain `lax.scan`).
     runtime.backend = "auto"
+    # As model.precision, wherever the model is not trained: 'float32', 'tensorfloat32' or 'bfloat16'.
+    runtime.eval_precision = "float32"
     # How a run or a sweep spreads over several devices: 'replica:R,data:D' is R groups of D devices;
     # replicas are divided among the groups, each batch among the devices of one. 'auto': as many groups
     # as divide the replicas, then as many devices in each as divide the batch.

@@ -98,7 +98,7 @@ def _check_installed() -> None:
 
 def _program(model: TrainedModel) -> bytes:
     """The serialised program, which needs nothing but JAX."""
-    network, view = model.learner.model.portable(), model.learner.view
+    network, view = model.learner.measured.portable(), model.learner.view
 
     def read_one(image: jax.Array) -> jax.Array:
         return reading.logits(network, view, model.variables, image[None])[0]
@@ -211,10 +211,7 @@ def _network(model: TrainedModel) -> Json:
             "the layer above is given both h of each step side by side, forward first.",
             "gates": cell.gates,
             "step": list(cell.step),
-            "precision": "float32"
-            if settings.precision == "float32"
-            else "what is multiplied with kernel and recurrent_kernel, and they, are rounded to bfloat16 first; all "
-            "else is float32",
+            "precision": "float32",
             "after": [f"y = {last}"],
         }
     else:

@@ -114,7 +114,7 @@ class TrainedModel:
     @functools.cached_property
     def _programs(self) -> dict[Callable[..., jax.Array], Callable[..., jax.Array]]:
         """Each way to read a batch, as the compiled ``(variables, images) -> result``."""
-        model, view = self.learner.model, self.learner.view
+        model, view = self.learner.measured, self.learner.view
         ways = (reading.logits, reading.probabilities, reading.features, reading.states)
         return {way: jax.jit(functools.partial(way, model, view)) for way in ways}
 

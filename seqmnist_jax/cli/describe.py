@@ -49,13 +49,5 @@ def describe(run: Run, overridden: dict[str, Any]) -> Json:
         "data": {name: value for name, value in facts.items() if name != "permutation_indices"},
         "permutation": facts["permutation_indices"] or list(range(math.prod(facts["image_shape"]))),
         "device": [str(device) for device in jax.devices()],
-        "recurrence": _recurrence(run),
+        "recurrence": run.recurrence(),
     }
-
-
-def _recurrence(run: Run) -> str:
-    """What runs the model's recurrence, and why."""
-    learner = run.learner
-    model = learner.model
-    x = jax.ShapeDtypeStruct((run.batch_size, learner.view.sequence_length, learner.view.features), jnp.float32)
-    return model.explain_engine(learner.template().params, x, drops_state="state_keep" in learner.spec.drops)

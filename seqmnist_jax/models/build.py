@@ -98,11 +98,22 @@ def cell_title(name: str) -> str:
 GATE_BIASES = ("constant", *rnn.TIME_SCALES)
 
 
+def _precision(name: str) -> str:
+    """The precision that config.model.precision means on this process's device.
+
+    'auto' is the fastest that reaches the accuracy of float32: a GPU's kernel multiplies in 16 bits.
+    """
+    check_name(name, ("auto", *rnn.PRECISIONS), "model.precision")
+    if name != "auto":
+        return name
+    return "tensorfloat32" if jax.default_backend() == "gpu" else "float32"
+
+
 def _build_engine(config: ml_collections.ConfigDict, cell: rnn.Cell, sequence_length: int) -> rnn.Engine:
     """How the recurrent layers run, from config.runtime.backend and config.model."""
     model, backend = config.model, config.runtime.backend
     check_name(backend, rnn.BACKENDS, "runtime.backend")
-    check_name(model.precision, rnn.PRECISIONS, "model.precision")
+    precision = _precision(model.precision)
     if backend not in cell.backends:
         expected = " or ".join(map(repr, cell.backends))
         raise UsageError(f"runtime.backend is {backend!r}, but model.cell is {model.cell!r}; expected {expected}.")
@@ -118,7 +129,7 @@ def _build_engine(config: ml_collections.ConfigDict, cell: rnn.Cell, sequence_le
         raise UsageError(
             f"runtime.backend is 'native', but {rnn.native_problem()}; expected 'auto', 'fused' or 'scan'."
         )
-    return rnn.Engine(backend, model.precision, model.remat, min(model.unroll, sequence_length))
+    return rnn.Engine(backend, precision, model.remat, min(model.unroll, sequence_length))
 
 
 def _build_time_scales(model: ml_collections.ConfigDict, sequence_length: int) -> Callable[..., Array] | None:

@@ -95,7 +95,14 @@ class SequenceClassifier(nn.Module):
             )(read)
         self.sow("intermediates", "features", read)
         kernel_init, bias_init = DENSE_INITS[self.dense_init]
-        return nn.Dense(self.num_classes, kernel_init=kernel_init, bias_init=bias_init, name="dense")(read)
+        dense = nn.Dense(
+            self.num_classes,
+            kernel_init=kernel_init,
+            bias_init=bias_init,
+            precision=jax.lax.Precision.HIGHEST,
+            name="dense",
+        )
+        return dense(read)
 
     def _masks(self, layers: rnn.Layers, x: Array, keep: rnn.Keep) -> dict[str, dict[str, rnn.Masks]]:
         """Fresh masks for every layer and direction."""
@@ -123,7 +130,18 @@ class SequenceClassifier(nn.Module):
         if "scan" not in self.cell.backends:
             return "the cell's own layer"
         layer = params["rnn"]["layer_0"]["forward"]
-        return str(rnn.explain(layer, x, backend=self.engine.backend, reset_after="recurrent_bias" in layer))
+        backend, precision = self.engine.backend, self.engine.precision
+        reset_after = "recurrent_bias" in layer
+        return str(rnn.explain(layer, x, backend=backend, precision=precision, reset_after=reset_after))
+
+    @property
+    def precision(self) -> str:
+        """How exact the recurrence's products are."""
+        return self.engine.precision
+
+    def at(self, precision: str) -> nn.Module:
+        """The same model at another precision."""
+        return self.clone(engine=self.engine._replace(precision=precision))
 
     def portable(self) -> nn.Module:
         """The same model in XLA's own operations alone, so that its program runs wherever XLA does."""

@@ -23,6 +23,8 @@ Array = jax.Array
 Initializer = Callable[..., Array]
 Probability = float | Array | None
 
+# Full float32 on every device.
+_EXACT = jax.lax.Precision.HIGHEST
 # Root mean square of a kernel's norm under `_torch_uniform`: fan_in weights, each of variance 1 / (3 fan_in).
 SCALE_INIT = 3**-0.5
 # Standard deviation of the residual convolution's first kernel.
@@ -46,7 +48,8 @@ def _strided(x: Array, stride: int) -> Array:
 
 def _convolve(x: Array, kernel: Array, strides: int, padding: tuple[int, int], steps: int, taps: int) -> Array:
     """XLA's convolution of [batch, time, in] with [size, in, out]; the input's and the kernel's steps lie apart."""
-    return jax.lax.conv_general_dilated(x, kernel, (strides,), [padding], (steps,), (taps,), ("NHC", "HIO", "NHC"))
+    layout = ("NHC", "HIO", "NHC")
+    return jax.lax.conv_general_dilated(x, kernel, (strides,), [padding], (steps,), (taps,), layout, precision=_EXACT)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -157,6 +160,7 @@ class TemporalBlock(nn.Module):
                 self.channels,
                 kernel_init=nn.initializers.normal(RESIDUAL_STDDEV),
                 bias_init=_torch_uniform(x.shape[-1]),
+                precision=_EXACT,
                 name="residual",
             )(x)
         return _zero_unless(None if started is None else _strided(started, self.stride), nn.relu(h + x))
@@ -260,11 +264,20 @@ class TCN(nn.Module):
             features = _zero_unless(running, features)
         self.sow("intermediates", "features", features)
         init = _torch_uniform(self.channels)
-        return nn.Dense(self.num_classes, kernel_init=init, bias_init=init, name="dense")(features)
+        return nn.Dense(self.num_classes, kernel_init=init, bias_init=init, precision=_EXACT, name="dense")(features)
 
     def explain_engine(self, params: Any, x: Any, drops_state: bool) -> str:
         """As `SequenceClassifier.explain_engine`."""
         return "none: the model has no recurrence"
+
+    @property
+    def precision(self) -> str:
+        """How exact its products are."""
+        return "float32"
+
+    def at(self, precision: str) -> nn.Module:
+        """As `SequenceClassifier.at`; a TCN knows full float32 alone."""
+        return self
 
     def portable(self) -> nn.Module:
         """As `SequenceClassifier.portable`; the model is."""

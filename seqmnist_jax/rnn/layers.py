@@ -387,7 +387,9 @@ def explain(
     layer = Layer(cell, False, True, precision)
     found, why = _choose(layer, backend, given, platform)
     if found == "gpu":
-        return Explanation("native", why, recurrence.kept_bytes(gpu_call(_KINDS[cell].step, "all", False, precision), given))
+        return Explanation(
+            "native", why, recurrence.kept_bytes(gpu_call(_KINDS[cell].step, "all", False, precision), given)
+        )
     if found == "scan":
         run = functools.partial(_run, layer, found)
         pull_back = jax.eval_shape(lambda given: jax.vjp(run, given)[1], given)

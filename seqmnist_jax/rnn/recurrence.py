@@ -64,7 +64,9 @@ def problem(call: Call, params: Any, x: Any, carry: Any) -> str | None:
     """Why the platform's kernel can't run a call, or None; arrays may be shapes."""
     kernel = KERNELS[call.platform]
     if call.options.precision not in kernel.PRECISIONS:
-        return f"the kernel is for precision {' and '.join(map(repr, kernel.PRECISIONS))}, not {call.options.precision!r}"
+        return (
+            f"the kernel is for precision {' and '.join(map(repr, kernel.PRECISIONS))}, not {call.options.precision!r}"
+        )
     trouble = kernel.problem()
     if trouble is not None:
         return trouble

@@ -50,9 +50,7 @@ OPERATIONS = {
     "or": "{} || {}",
     "not": "!{}",
 }
-_SAME = frozenset(
-    {"broadcast_in_dim", "reshape", "pvary", "copy", "copy_p", "stop_gradient", "convert_element_type"}
-)
+_SAME = frozenset({"broadcast_in_dim", "reshape", "pvary", "copy", "copy_p", "stop_gradient", "convert_element_type"})
 # What a value near 0 or 1 that multiplies the state is carried through to.
 _LINEAR = frozenset({"add", "add_any", "sub", "mul", "neg", "square", "integer_pow", "select_n", "copy", "div"})
 
@@ -147,9 +145,7 @@ def _statements(
       names, stages: of each argument.
       memory: which of the logistics, counted with tanh and exp, hold the state.
     """
-    known: dict[Any, Output] = {
-        v: Output(n, s) for v, n, s in zip(closed.jaxpr.invars, names, stages, strict=True)
-    }
+    known: dict[Any, Output] = {v: Output(n, s) for v, n, s in zip(closed.jaxpr.invars, names, stages, strict=True)}
     known |= {v: Output(_literal(c), 0) for v, c in zip(closed.jaxpr.constvars, closed.consts, strict=True)}
     statements: list[Statement] = []
     # Two equations of the same text are one; autodiff writes many twice.

@@ -97,6 +97,8 @@ def _summary(group: ReplicaGroup, replica: Replica, best_step: int, scores: Json
         "parameters": int(clu.parameter_overview.count_parameters(run.learner.template().params)),
         "dataset": dataset,
         "seed": run.learner.seed,
+        "precision": run.learner.model.precision,
+        "eval_precision": run.learner.eval_precision,
         "identity": run.identity,
         "command": replica.command,
         **group.provenance,

@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
+from seqmnist_jax import rnn
 from seqmnist_jax.data.sources import find_data_dir
 from seqmnist_jax.data.task import Task, build_task
 from seqmnist_jax.data.views import SequenceView
 from seqmnist_jax.devices import memory
 from seqmnist_jax.devices.profiling import parse_steps
-from seqmnist_jax.errors import UsageError
+from seqmnist_jax.errors import UsageError, check_name
 from seqmnist_jax.models import reading
 from seqmnist_jax.models.build import build_model
 from seqmnist_jax.models.reading import Variables
@@ -48,6 +49,7 @@ class Learner:
       window: of how many steps gradient norms are remembered.
       averages: whether a moving average of the parameters is kept, and is what is measured.
       unit_rate: the factor on the learning rate, a function of the step.
+      eval_precision: of the recurrence's products wherever the model is not trained.
     """
 
     view: SequenceView
@@ -57,11 +59,17 @@ class Learner:
     window: int
     averages: bool
     unit_rate: UnitSchedule
+    eval_precision: str
 
     @property
     def model(self) -> nn.Module:
         """The model, as a Flax module."""
         return self.spec.model
+
+    @property
+    def measured(self) -> nn.Module:
+        """The model as it is evaluated and read, at a precision of its own."""
+        return self.spec.model.at(self.eval_precision)
 
     def init(self) -> TrainState:
         """The state before the first step."""
@@ -102,7 +110,7 @@ class Learner:
 
     def predict_logits(self, batch_size: int) -> Callable[[Variables, Array], Array]:
         """The pure function ``(variables, images) -> logits``."""
-        return functools.partial(reading.predict_logits, self.model, self.view, batch_size)
+        return functools.partial(reading.predict_logits, self.measured, self.view, batch_size)
 
 
 def build_learner(config: ml_collections.ConfigDict, view: SequenceView, num_classes: int) -> Learner:
@@ -116,6 +124,8 @@ def build_learner(config: ml_collections.ConfigDict, view: SequenceView, num_cla
         raise UsageError(
             f"data.min_length is {min_length}; expected 0 (off) to {view.sequence_length}, the whole sequence."
         )
+    eval_precision = config.runtime.eval_precision
+    check_name(eval_precision, rnn.PRECISIONS, "runtime.eval_precision")
     parts, batch_size = config.train.accumulate, config.train.batch_size
     if parts < 1 or batch_size % parts:
         raise UsageError(f"train.accumulate is {parts}; expected a divisor of train.batch_size = {batch_size}.")
@@ -138,6 +148,7 @@ def build_learner(config: ml_collections.ConfigDict, view: SequenceView, num_cla
         window=config.train.eval_every,
         averages=config.optimizer.ema_decay > 0.0,
         unit_rate=build_schedule(config),
+        eval_precision=eval_precision,
     )
 
 
@@ -167,6 +178,14 @@ class Run:
     dispatch_seconds: float
     mesh: str
     profile_steps: range
+
+    def recurrence(self) -> str:
+        """What runs the model's recurrence in training, at which precision, and why."""
+        learner = self.learner
+        x = jax.ShapeDtypeStruct((self.batch_size, learner.view.sequence_length, learner.view.features), jnp.float32)
+        drops_state = "state_keep" in learner.spec.drops
+        what = learner.model.explain_engine(learner.template().params, x, drops_state=drops_state)
+        return f"{what}; products in {learner.model.precision}, evaluation in {learner.eval_precision}"
 
     @property
     def program(self) -> str:

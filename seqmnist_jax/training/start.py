@@ -207,6 +207,7 @@ def announce(group: ReplicaGroup, states: TrainState, step: int) -> None:
     say(clu.parameter_overview.get_parameter_overview(unstack(states, count)[0].params, include_stats=False))
     sizes = ", ".join(f"{len(task.part(split)):,} {split}" for split in SPLITS)
     say(f"Data: {task.dataset.name} ({task.dataset.source}): {sizes}; permutation {task.protocol.permutation}.")
+    say(f"Recurrence: {run.recurrence()}.")
     start = f"Resuming at step {step}" if step else "Training"
     where = group.where if count == 1 else f"{count} replicas of {group.where}"
     say(f"{start}: {run.steps} steps of {run.batch_size}, in {where}")

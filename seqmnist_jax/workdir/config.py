@@ -24,6 +24,7 @@ ADDED = {
     "train.accumulate": 1,
     "train.label_smoothing": 0.0,
     "runtime.backend": "auto",
+    "runtime.eval_precision": "float32",
     "runtime.mesh": "auto",
     "runtime.distributed": "",
     "runtime.executor": "",
@@ -128,6 +129,9 @@ def identity(config: ml_collections.ConfigDict, content_hash: str) -> FlatConfig
     """
     flat = {name: value for name, value in flatten(to_json(config)).items() if not name.startswith("runtime.")}
     flat.pop("sweep", None)
+    # What a run is, said without the device that it runs on; there is no other value that depends on it.
+    if flat["model.precision"] == "auto":
+        flat["model.precision"] = "float32"
     # Which data these are is told by their content, not by how they were found.
     del flat["data.source"], flat["data.name"]
     if config.optimizer.schedule == "constant":  # another number of steps then changes nothing of those before

@@ -102,16 +102,10 @@ def describe_network(model: TrainedModel) -> Json | None:
     """
     if why_not_live(model) is not None:
         return None
-    # What is multiplied is rounded as it is in the model.
-    precision = model.config.model.precision
-    multiplied = jnp.bfloat16 if precision == "bfloat16" else jnp.float32
     layers = []
     for index in range(len(model.params["rnn"])):
         params = model.params["rnn"][f"layer_{index}"]["forward"]
-        rounded = {
-            name: np.asarray(leaf.astype(multiplied if leaf.ndim > 1 else leaf.dtype)) for name, leaf in params.items()
-        }
-        layers.append({name: _base64(leaf, "f4") for name, leaf in rounded.items()})
+        layers.append({name: _base64(np.asarray(leaf), "f4") for name, leaf in params.items()})
     kernel, bias = (np.asarray(model.params["dense"][name], np.float64) for name in ("kernel", "bias"))
     if "norm" in model.params:
         moved = model.variables["batch_stats"]["norm"]
@@ -121,7 +115,6 @@ def describe_network(model: TrainedModel) -> Json | None:
         kernel, bias = gain[:, None] * kernel, bias + (offset - gain * mean) @ kernel
     return {
         "cell": model.config.model.cell,
-        "precision": precision,
         "layers": layers,
         "dense": {"kernel": _base64(kernel, "f4"), "bias": _base64(bias, "f4")},
     }

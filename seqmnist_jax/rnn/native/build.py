@@ -160,7 +160,8 @@ def _compile(source: Source, compiler: list[str], flags: list[str], target: Path
     _say(f"Building the {source.name} kernel with {name}, once on this machine: about ten seconds.")
     try:
         done = _run(
-            [*compiler, *flags, "-isystem", jax.ffi.include_dir(), str(source.files[0]), "-o", str(target)], COMPILE_SECONDS
+            [*compiler, *flags, "-isystem", jax.ffi.include_dir(), str(source.files[0]), "-o", str(target)],
+            COMPILE_SECONDS,
         )
     except subprocess.TimeoutExpired as error:
         raise CannotBuildError(f"{name} has not built it within {error.timeout:g} seconds") from error

@@ -39,25 +39,13 @@ function addProduct(sums, vector, matrix) {
   }
 }
 
-const bits = new Uint32Array(1);
-const float = new Float32Array(bits.buffer);
-
-/** The numbers rounded to bfloat16, ties to even. */
-function toBfloat16(vector) {
-  return vector.map((x) => {
-    float[0] = x;
-    bits[0] = (bits[0] + 0x7fff + ((bits[0] >>> 16) & 1)) & 0xffff0000;
-    return float[0];
-  });
-}
-
 const CELLS = {
   // c' = f c + i g;  h' = o tanh(c')
-  lstm(layer, { h, c }, x, round) {
+  lstm(layer, { h, c }, x) {
     const size = h.length;
     const gates = Float64Array.from(layer.bias);
-    addProduct(gates, round(x), layer.kernel);
-    addProduct(gates, round(h), layer.recurrent_kernel);
+    addProduct(gates, x, layer.kernel);
+    addProduct(gates, h, layer.recurrent_kernel);
     for (let k = 0; k < size; k++) {
       const [i, f, o] = [gates[k], gates[size + k], gates[3 * size + k]].map(sigmoid);
       c[k] = f * c[k] + i * Math.tanh(gates[2 * size + k]);
@@ -66,12 +54,12 @@ const CELLS = {
   },
 
   // n = tanh(x W + b + r (h U + b_U));  h' = (1 - z) n + z h
-  gru(layer, { h }, x, round) {
+  gru(layer, { h }, x) {
     const size = h.length;
     const fromX = Float64Array.from(layer.bias);
     const fromH = Float64Array.from(layer.recurrent_bias);
-    addProduct(fromX, round(x), layer.kernel);
-    addProduct(fromH, round(h), layer.recurrent_kernel);
+    addProduct(fromX, x, layer.kernel);
+    addProduct(fromH, h, layer.recurrent_kernel);
     for (let k = 0; k < size; k++) {
       const r = sigmoid(fromX[k] + fromH[k]);
       const z = sigmoid(fromX[size + k] + fromH[size + k]);
@@ -96,7 +84,6 @@ function softmax(logits) {
  */
 function beginReading(network, sequence) {
   const step = CELLS[network.cell];
-  const round = network.precision === 'bfloat16' ? toBfloat16 : (vector) => vector;
   const carries = network.layers.map((layer) => {
     const size = layer.recurrent_kernel.length / layer.bias.length;
     return { h: new Float64Array(size), c: new Float64Array(size) };
@@ -112,7 +99,7 @@ function beginReading(network, sequence) {
       for (const end = Math.min(time, reading.done + count); reading.done < end; reading.done++) {
         let x = sequence[reading.done];
         network.layers.forEach((layer, index) => {
-          step(layer, carries[index], x, round);
+          step(layer, carries[index], x);
           x = carries[index].h;
         });
         const logits = Float64Array.from(network.dense.bias);

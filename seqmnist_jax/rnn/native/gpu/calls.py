@@ -110,9 +110,7 @@ def unfit(stages: Stages, options: Options) -> str | None:
     return None
 
 
-def forward(
-    stages: Stages, options: Options, operands: Operands, save: bool
-) -> tuple[Array, Array | None, Kept]:
+def forward(stages: Stages, options: Options, operands: Operands, save: bool) -> tuple[Array, Array | None, Kept]:
     """The carry after the last step, the outputs, and what is kept."""
     d, shape = stages.division, _shape(stages, options, operands, save)
     units, (batch, time, _) = shape.units, operands.x.shape

@@ -86,6 +86,8 @@ struct Place {
   // Of a warp's sums of a product.
   DEVICE static int sum(int pair) { return 2 * (pair / kColumns) + pair % kColumns; }
   DEVICE u64 index(int c) const { return (u64)replica * batch + (kMasked && !inside[c] ? 0 : sequence[c]); }
+  // Of the word in a row of 16-bit numbers that is its: units g and g + 8, or in a cluster two neighbours.
+  DEVICE int word() const { return kSplit == 1 ? 16 * warp + 2 * (lane >> 2) : row & ~1; }
   DEVICE bool is_unit(int pair) const { return kHidden == kUnits || unit(pair) < kHidden; }
 };
 
@@ -100,15 +102,30 @@ DEVICE void put(u32 to, const float (&v)[kPairs]) {
     store_matrices_turned(to, pack(v[0], 0.f), pack(v[1], 0.f));
 }
 
+// Where a thread reads or writes in an array [batch, time, width], for each of its sequences; it walks with the steps, which
+// costs a sum where an index costs a product.
+template <class T>
+struct Walk {
+  T* at[kColumns];
+  int stride;
+
+  DEVICE void start(const Place& here, T* array, int width, int t, int offset, bool backward = false) {
+    stride = kReverse != backward ? -width : width;
+    for (int c = 0; c < kColumns; c++) at[c] = array + (here.index(c) * here.time + t) * width + offset;
+  }
+  DEVICE void advance() {
+#pragma unroll
+    for (int c = 0; c < kColumns; c++) at[c] += stride;
+  }
+};
+
 // The same to global memory: rows of a matrix whose columns are units in the order g, g + 8.
 template <u32 (*pack)(float, float)>
-DEVICE void put_rows(const Place& here, u16* array, int width, int first, int t, const float (&v)[kPairs]) {
+DEVICE void put_rows(const Place& here, const Walk<u16>& to, int first, const float (&v)[kPairs]) {
 #pragma unroll
   for (int c = 0; c < kColumns; c++) {
     const u32 word = pack(v[c], v[c + kColumns]);
-    if (!kMasked || here.inside[c])
-      store_words<1>(array + (here.index(c) * here.time + t) * width + first + 16 * here.warp + 2 * (here.lane >> 2),
-                     &word);
+    if (!kMasked || here.inside[c]) store_words<1>(to.at[c] + first, &word);
   }
 }
 
@@ -186,20 +203,21 @@ DEVICE void recall(const char* stage, int tid, u32* words) {
 template <bool kBackward>
 struct Scalars {
   static constexpr int kCount = at_least_one(Cell::kScalars);
-  const float* from[kColumns];
+  Walk<const float> from;
   float ahead[kScalarsAhead][kCount][kColumns];
 
-  DEVICE Scalars(const Place& here, const float* x, int step) {
-    for (int c = 0; c < kColumns; c++) from[c] = x + here.index(c) * here.time * Cell::kScalars;
-    for (int i = 0; i < kScalarsAhead; i++) read(here, step + i, ahead[i]);
+  DEVICE Scalars(const Place& here, const float* x) {
+    from.start(here, x, Cell::kScalars, when(kBackward ? here.time - 1 : 0, here.time), 0, kBackward);
+    for (int i = 0; i < kScalarsAhead; i++) read(here, i, ahead[i]);
   }
+  // Those of a step, the one after that which was read last.
   DEVICE void read(const Place& here, int step, float (&to)[kCount][kColumns]) {
     if (Cell::kScalars == 0) return;
-    const int last = here.time - 1, near = step < last ? step : last, t = when(kBackward ? last - near : near, here.time);
 #pragma unroll
     for (int f = 0; f < Cell::kScalars; f++)
 #pragma unroll
-      for (int c = 0; c < kColumns; c++) to[f][c] = read_once(from[c] + (u64)t * Cell::kScalars + f);
+      for (int c = 0; c < kColumns; c++) to[f][c] = read_once(from.at[c] + f);
+    if (step + 1 < here.time) from.advance();
   }
 };
 
@@ -233,7 +251,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kThreads, 1) recurrence_for
   const int* lengths = (const int*)p.at[5] + (u64)here.replica * batch;
   float* carry_end = (float*)p.at[6] + (u64)here.replica * Cell::kCarries * batch * kUnits;
   float* outputs = (float*)p.at[7];
-  char* kept = (char*)p.at[8] + (u64)blockIdx.x * time * kPiece;
+  char* piece = (char*)p.at[8] + ((u64)blockIdx.x * time + when(0, time)) * kPiece;
 
   u32 a[at_least_one(Cell::kProducts)][kTiles][4];
 #pragma unroll
@@ -257,7 +275,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kThreads, 1) recurrence_for
     for (int j = 0; j < Cell::kOutputs; j++) u[i].y[j] = 0.f;
   }
   for (int c = 0; c < kColumns; c++) length[c] = !kMasked ? time : here.inside[c] ? lengths[here.sequence[c]] : 0;
-  Scalars<false> scalars(here, (const float*)p.at[3], 0);
+  Scalars<false> scalars(here, (const float*)p.at[3]);
   Inputs<Cell::kInputs> inputs(here, (const float*)p.at[2]);
   inputs.read(here, when(0, time));
   const u32 base = shared_address(shared);
@@ -271,6 +289,13 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kThreads, 1) recurrence_for
   const u32 far_row = far + 2 * (turned.row * kRow + 16 * here.tile + 8 * here.half);
   Columns* const swap = (Columns*)(shared + kSwap) + here.tid;
   if constexpr (kBlocks > 1) start_cluster(here, base + kArrivals);
+
+  Walk<u16> saved[at_least_one(Cell::kGroups)];
+#pragma unroll
+  for (int i = 0; i < Cell::kGroups; i++)
+    saved[i].start(here, (u16*)p.at[9 + i], Cell::group_sources(i) * kUnits, when(0, time), here.word());
+  Walk<float> out;
+  out.start(here, outputs, Cell::kOutputs * kUnits, when(0, time), 0);
 
   for (int step = 0; step < time; step++) {
     const int t = when(step, time);
@@ -289,7 +314,10 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kThreads, 1) recurrence_for
     }
     // While others work or the products run: what the step before left to store, what a later one will need.
     auto meanwhile = [&] {
-      if (kSave && step > 0) keep<kKeptWords>(kept + (u64)when(step - 1, time) * kPiece, here.tid, words);
+      if (kSave && step > 0) {
+        keep<kKeptWords>(piece, here.tid, words);
+        piece += kReverse ? -kPiece : kPiece;
+      }
 #pragma unroll
       for (int i = 0; i + 1 < kScalarsAhead; i++)
 #pragma unroll
@@ -313,7 +341,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kThreads, 1) recurrence_for
           const int first = Cell::source_place(k) * kUnits;
           if constexpr (kBlocks == 1) {
             put<pack_half>(to + buffer + k * kTile, v);
-            if (kSave) put_rows<pack_back>(here, (u16*)p.at[9 + group], width, first, t, v);
+            if (kSave) put_rows<pack_back>(here, saved[group], first, v);
           } else {
             const u32 word = Turned::word<pack_half>(v);
             u32 row[4];
@@ -396,13 +424,17 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kThreads, 1) recurrence_for
 #pragma unroll
       for (int j = 0; j < Cell::kOutputs; j++) {
         if (kOutputs == kAll && here.inside[here.column(i)])
-          outputs[((here.index(here.column(i)) * time + t) * Cell::kOutputs + j) * kUnits + here.unit(i)] =
+          out.at[here.column(i)][j * kUnits + here.unit(i)] =
               running ? u[i].y[j] : 0.f;
         u[i].y[j] = running ? u[i].y[j] : last[j][i];
       }
     }
+#pragma unroll
+    for (int i = 0; i < Cell::kGroups; i++)
+      if (kSave && kBlocks == 1) saved[i].advance();
+    if (kOutputs == kAll) out.advance();
   }
-  if (kSave) keep<kKeptWords>(kept + (u64)when(time - 1, time) * kPiece, here.tid, words);
+  if (kSave) keep<kKeptWords>(piece, here.tid, words);
 #pragma unroll
   for (int i = 0; i < kPairs; i++) {
     const int c = here.column(i);
@@ -426,7 +458,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kThreads, 1) recurrence_bac
   const float* vectors = (const float*)p.at[1] + (u64)here.replica * Cell::kVectors * kUnits;
   const float* carry_end = (const float*)p.at[4] + (u64)here.replica * Cell::kCarries * batch * kUnits;
   const int* lengths = (const int*)p.at[5] + (u64)here.replica * batch;
-  const char* kept = (const char*)p.at[6] + (u64)blockIdx.x * time * kPiece;
+  const char* piece = (const char*)p.at[6] + ((u64)blockIdx.x * time + when(time - 1, time)) * kPiece;
   const float* d_end = (const float*)p.at[7] + (u64)here.replica * Cell::kCarries * batch * kUnits;
   const float* d_outputs = (const float*)p.at[8];
   const float scale = ((const float*)p.at[9])[here.replica], unscale = 1.f / scale;
@@ -436,26 +468,31 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kThreads, 1) recurrence_bac
   float* sums = (float*)p.at[12 + Cell::kGroups] + (u64)(blockIdx.x / kBlocks) * kColumns * Cell::kSums * kUnits;
 
   const u32 ring = shared_address(shared);
-  auto get = [&](int step) {
+  Walk<const u16> recalled[at_least_one(Cell::kRecalled)];
+#pragma unroll
+  for (int r = 0; r < Cell::kRecalled; r++) {
+    const int k = Cell::recalled_source(r), group = Cell::source_group(k);
+    recalled[r].start(here, (const u16*)p.at[10 + group], Cell::group_sources(group) * kUnits, when(time - 1, time),
+                      Cell::source_place(k) * kUnits + here.word(), true);
+  }
+  // Fetches what was kept of a step, the one after that which was fetched last.
+  auto get = [&](int step, u32 slot) {
     if (step < time) {
-      const int t = when(time - 1 - step, time);
-      const u32 stage = ring + step % kStages * kStage;
-      fetch<kKeptWords>(stage, kept + (u64)t * kPiece, here.tid);
+      const u32 stage = ring + slot * kStage;
+      fetch<kKeptWords>(stage, piece, here.tid);
+      piece -= kReverse ? -kPiece : kPiece;
 #pragma unroll
-      for (int r = 0; r < Cell::kRecalled; r++)
+      for (int r = 0; r < Cell::kRecalled; r++) {
 #pragma unroll
-        for (int c = 0; c < kColumns; c++) {
-          const int k = Cell::recalled_source(r), group = Cell::source_group(k);
-          const u16* rows = (const u16*)p.at[10 + group];
-          fetch_words<1>(stage + kPiece + 4 * ((r * kColumns + c) * kThreads + here.tid),
-                         rows + (here.index(c) * time + t) * Cell::group_sources(group) * kUnits +
-                             Cell::source_place(k) * kUnits + (kSplit == 1 ? 16 * here.warp + 2 * (here.lane >> 2) : here.row & ~1));
-        }
+        for (int c = 0; c < kColumns; c++)
+          fetch_words<1>(stage + kPiece + 4 * ((r * kColumns + c) * kThreads + here.tid), recalled[r].at[c]);
+        recalled[r].advance();
+      }
     }
     fetch_commit();
   };
 #pragma unroll
-  for (int i = 0; i < kStages - 1; i++) get(i);
+  for (int i = 0; i < kStages - 1; i++) get(i, i);
   u32 a[at_least_one(Cell::kProducts)][kTiles][4];
 #pragma unroll
   for (int q = 0; q < Cell::kProducts; q++) {
@@ -483,7 +520,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kThreads, 1) recurrence_bac
     for (int j = 0; j < Cell::kOutputs; j++) u[i].dy[j] = 0.f;
   }
   for (int c = 0; c < kColumns; c++) length[c] = !kMasked ? time : here.inside[c] ? lengths[here.sequence[c]] : 0;
-  Scalars<true> scalars(here, (const float*)p.at[3], 0);
+  Scalars<true> scalars(here, (const float*)p.at[3]);
   const u32 base = ring + kStages * kStage;
   const u32 from = base + 2 * ((here.lane & 7) * kRowBack + (here.lane >> 3) * 8);
   const u32 to = base + 2 * ((here.lane & 7) * kRowBack + 16 * here.warp + ((here.lane >> 3) & 1) * 8);
@@ -502,12 +539,21 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kThreads, 1) recurrence_bac
   inputs.read(here, when(time - 1, time));
   bars.read(here, when(time - 1, time));
 
-  for (int step = 0; step < time; step++) {
+  Walk<u16> d_results[at_least_one(Cell::kGroups)];
+#pragma unroll
+  for (int i = 0; i < Cell::kGroups; i++)
+    d_results[i].start(here, (u16*)p.at[13 + Cell::kGroups + i], Cell::group_results(i) * kUnits, when(time - 1, time),
+                       here.word(), true);
+  Walk<float> dx;
+  dx.start(here, d_inputs, Cell::kInputs * kUnits, when(time - 1, time), 0, true);
+
+  u32 slot = 0;
+  for (int step = 0; step < time; step++, slot = slot == kStages - 1 ? 0 : slot + 1) {
     const int t = when(time - 1 - step, time);
     const u32 buffer = (step & 1) * Cell::kResults * kTileBack;
     u32 words[at_least_one(kKeptWords)];
     fetch_wait<kStages - 2>();
-    const char* stage = shared + step % kStages * kStage;
+    const char* stage = shared + slot * kStage;
     recall<kKeptWords>(stage, here.tid, words);
 #pragma unroll
     for (int r = 0; r < Cell::kRecalled; r++)
@@ -519,7 +565,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kThreads, 1) recurrence_bac
         else
           u[c].c[Cell::recalled_carry(r)] = here.row & 1 ? v.y : v.x;
       }
-    get(step + kStages - 1);
+    get(step + kStages - 1, slot == 0 ? kStages - 1 : slot - 1);
     bool running[kColumns];
     for (int c = 0; c < kColumns; c++) running[c] = !kMasked || t < length[c];
 #pragma unroll
@@ -576,7 +622,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kThreads, 1) recurrence_bac
           u16* const rows = (u16*)p.at[13 + Cell::kGroups + group];
           if constexpr (kBlocks == 1) {
             put<pack_back>(to + buffer + j * kTileBack, v);
-            put_rows<pack_back>(here, rows, width, first, t, v);
+            put_rows<pack_back>(here, d_results[group], first, v);
           } else {
             const u32 word = Turned::word<pack_back>(v);
             if (turned.is_row) put_word(to_word + buffer + j * kTileBack, word);
@@ -639,9 +685,16 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kThreads, 1) recurrence_bac
       for (int i = 0; i < kPairs; i++) {
         if (kBlocks == 1)
 #pragma unroll
-          for (int q = 0; q < Cell::kProducts; q++)
-            if (Cell::source_round(Cell::product_source(q)) == kRound)
-              u[i].ds[Cell::product_source(q)] += d[q][0][Place::sum(i)];
+          for (int k = 0; k < Cell::kSources; k++)
+            if (Cell::source_round(k) == kRound) {
+              int terms = 0;
+#pragma unroll
+              for (int q = 0; q < Cell::kProducts; q++)
+                if (Cell::product_source(q) == k) {
+                  const float term = d[q][0][Place::sum(i)];
+                  u[i].ds[k] = terms++ ? u[i].ds[k] + term : term;
+                }
+            }
         Cell::backward(Int<waited.value + 1>{}, u[i]);
       }
     });
@@ -655,7 +708,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kThreads, 1) recurrence_bac
 #pragma unroll
       for (int j = 0; j < Cell::kInputs; j++)
         if (here.inside[c])
-          d_inputs[((here.index(c) * time + t) * Cell::kInputs + j) * kUnits + here.unit(i)] =
+          dx.at[c][j * kUnits + here.unit(i)] =
               running[c] ? u[i].dx[j] * unscale : 0.f;
 #pragma unroll
       for (int j = 0; j < Cell::kCarries; j++) {
@@ -663,6 +716,10 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kThreads, 1) recurrence_bac
         u[i].after[j] = u[i].c[j];
       }
     }
+#pragma unroll
+    for (int i = 0; i < Cell::kGroups; i++)
+      if (kBlocks == 1) d_results[i].advance();
+    if (Cell::kInputs > 0) dx.advance();
   }
 #pragma unroll
   for (int i = 0; i < kPairs; i++)

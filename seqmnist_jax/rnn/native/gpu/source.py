@@ -1,6 +1,7 @@
 """The kernel's source for one cell and shape: the skeleton `recurrence.cu`, and what is generated of the cell's stages."""
 
 import functools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -139,7 +140,13 @@ def _stage_functions(
         lines.append(f"  static DEVICE void {name}(Int<{stage}>, {struct}& u) {{")
         for s in statements:
             if s.stage == stage:
-                to = f"u.{s.name}" if s.name in cross else s.name if s.name.startswith("u.") else f"const {s.kind} {s.name}"
+                to = (
+                    f"u.{s.name}"
+                    if s.name in cross
+                    else s.name
+                    if s.name.startswith("u.")
+                    else f"const {s.kind} {s.name}"
+                )
                 lines.append(f"    {to} = {known(s.text)};")
         lines += [f"    {to} = {known(out.text)};" for to, out, at in writes if at == stage]
         lines.append("  }")
@@ -177,9 +184,7 @@ def cell(stages: Stages, shape: Shape) -> str:
     joined = groups(stages)
     group_of_source = {s: (g, i) for g, (sources, _) in enumerate(joined) for i, s in enumerate(sources)}
     group_of_result = {r: (g, i) for g, (_, results) in enumerate(joined) for i, r in enumerate(results)}
-    inputs_back = [
-        i for i in range(d.count("x")) if any(f"u.x[{i}]" in s.text for s in stages.backward)
-    ]
+    inputs_back = [i for i in range(d.count("x")) if any(f"u.x[{i}]" in s.text for s in stages.backward)]
     sizes = {
         "kProducts": len(d.products),
         "kVectors": d.count("p"),
@@ -224,13 +229,18 @@ def cell(stages: Stages, shape: Shape) -> str:
     beyond = [(to, out, d.rounds + 1) for to, out, _ in keeps]
     forward = _stage_functions("forward", "Forward", stages.forward, writes + beyond, d.rounds)
     back = [*stages.recall(apart), *stages.backward]
+    if shape.outputs == "none":  # Zeros that the compiler would add, for what they do to a negative zero.
+        back = [s._replace(text=re.sub(r" \+ u\.dy\[\d+\]$", "", s.text)) for s in back]
     back_writes = [(f"u.dm[{i}]", out, d.rounds - d.results[i][0]) for i, out in enumerate(stages.d_results)]
     back_writes += [(f"u.dx[{i}]", out, d.rounds) for i, out in enumerate(stages.d_inputs)]
     ends = [(f"sum[{i}]", out, d.rounds + 1) for i, out in enumerate(stages.sums)]
     ends += [(f"before[{i}]", out, d.rounds + 1) for i, out in enumerate(stages.d_carry)]
     backward = _stage_functions("backward", "Backward", back, back_writes + ends, d.rounds)
     fields, functions = forward[: forward.index("<functions>")], forward[forward.index("<functions>") + 1 :]
-    back_fields, back_functions = backward[: backward.index("<functions>")], backward[backward.index("<functions>") + 1 :]
+    back_fields, back_functions = (
+        backward[: backward.index("<functions>")],
+        backward[backward.index("<functions>") + 1 :],
+    )
 
     def through(names: list[str], text: str) -> str:
         words = {f.split()[1].rstrip(";") for f in names}
