@@ -137,8 +137,9 @@ inline void entry() {
   pause();
 }
 
-// Gives what went wrong, or null.
-inline const char* launch(unsigned blocks, unsigned threads, unsigned per_cluster, std::function<void()> kernel) {
+// Runs `blocks` in clusters of `per_cluster`, with so many bytes of shared memory each; gives what went wrong, or null.
+inline const char* launch(unsigned blocks, unsigned threads, unsigned per_cluster, unsigned bytes,
+                          std::function<void()> kernel) {
   body = kernel;
   reverse = std::getenv("EMULATE_REVERSE") != nullptr;
   trouble = nullptr;
@@ -186,6 +187,9 @@ inline const char* launch(unsigned blocks, unsigned threads, unsigned per_cluste
       if (any && events == so_far && !trouble) trouble = "all threads wait";
       if (trouble) return trouble;
     }
+    for (const auto& block : cluster)
+      for (const char* at = block->shared + bytes; at < block->shared + sizeof block->shared; at++)
+        if (*at != 0x7f) return trouble = "more shared memory than it asked for";
   }
   return nullptr;
 }

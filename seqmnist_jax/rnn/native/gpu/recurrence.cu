@@ -146,8 +146,11 @@ struct Turned {
     return turn_matrix(pack(v[0], kColumns == 2 ? v[kPairs - 1] : 0.f));
   }
   // To global memory: rows of a matrix whose columns are units in their order.
-  DEVICE void put_row(u16* array, int width, int first, int time, int t, u32 word) const {
-    if (inside) store_words<1>(array + (index * time + t) * width + first + unit, &word);
+  DEVICE void start(Walk<u16>& walk, u16* array, int width, int time, int t) const {
+    for (auto& at : walk.at) at = array + (index * time + t) * width + unit;
+  }
+  DEVICE void put_row(const Walk<u16>& to, int first, u32 word) const {
+    if (inside) store_words<1>(to.at[0] + first, &word);
   }
 };
 
@@ -292,8 +295,11 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kThreads, 1) recurrence_for
 
   Walk<u16> saved[at_least_one(Cell::kGroups)];
 #pragma unroll
-  for (int i = 0; i < Cell::kGroups; i++)
-    saved[i].start(here, (u16*)p.at[9 + i], Cell::group_sources(i) * kUnits, when(0, time), here.word());
+  for (int i = 0; i < Cell::kGroups; i++) {
+    const int width = Cell::group_sources(i) * kUnits;
+    saved[i].start(here, (u16*)p.at[9 + i], width, when(0, time), here.word());
+    if (kBlocks > 1) turned.start(saved[i], (u16*)p.at[9 + i], width, time, when(0, time));
+  }
   Walk<float> out;
   out.start(here, outputs, Cell::kOutputs * kUnits, when(0, time), 0);
 
@@ -337,8 +343,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kThreads, 1) recurrence_for
           float v[kPairs];
 #pragma unroll
           for (int i = 0; i < kPairs; i++) v[i] = here.is_unit(i) ? u[i].source[k] : 0.f;
-          const int group = Cell::source_group(k), width = Cell::group_sources(group) * kUnits;
-          const int first = Cell::source_place(k) * kUnits;
+          const int group = Cell::source_group(k), first = Cell::source_place(k) * kUnits;
           if constexpr (kBlocks == 1) {
             put<pack_half>(to + buffer + k * kTile, v);
             if (kSave) put_rows<pack_back>(here, saved[group], first, v);
@@ -348,8 +353,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kThreads, 1) recurrence_for
 #pragma unroll
             for (int i = 0; i < 4; i++) row[i] = __shfl_sync(~0u, word, (here.lane & ~3) + i);
             if (turned.is_row) put_far(far_row + buffer + k * kTile, row, arrivals(far + kArrivals, kRound, step));
-            if (kSave)
-              turned.put_row((u16*)p.at[9 + group], width, first, time, t, kHalf ? word : Turned::word<pack_back>(v));
+            if (kSave) turned.put_row(saved[group], first, kHalf ? word : Turned::word<pack_back>(v));
           }
         }
       if constexpr (kBlocks == 1) {
@@ -431,7 +435,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kThreads, 1) recurrence_for
     }
 #pragma unroll
     for (int i = 0; i < Cell::kGroups; i++)
-      if (kSave && kBlocks == 1) saved[i].advance();
+      if (kSave) saved[i].advance();
     if (kOutputs == kAll) out.advance();
   }
   if (kSave) keep<kKeptWords>(piece, here.tid, words);
@@ -541,9 +545,12 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kThreads, 1) recurrence_bac
 
   Walk<u16> d_results[at_least_one(Cell::kGroups)];
 #pragma unroll
-  for (int i = 0; i < Cell::kGroups; i++)
-    d_results[i].start(here, (u16*)p.at[13 + Cell::kGroups + i], Cell::group_results(i) * kUnits, when(time - 1, time),
-                       here.word(), true);
+  for (int i = 0; i < Cell::kGroups; i++) {
+    u16* const rows = (u16*)p.at[13 + Cell::kGroups + i];
+    const int width = Cell::group_results(i) * kUnits, t = when(time - 1, time);
+    d_results[i].start(here, rows, width, t, here.word(), true);
+    if (kBlocks > 1) turned.start(d_results[i], rows, width, time, t);
+  }
   Walk<float> dx;
   dx.start(here, d_inputs, Cell::kInputs * kUnits, when(time - 1, time), 0, true);
 
@@ -617,16 +624,14 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kThreads, 1) recurrence_bac
           float v[kPairs];
 #pragma unroll
           for (int i = 0; i < kPairs; i++) v[i] = running[here.column(i)] && here.is_unit(i) ? u[i].dm[j] : 0.f;
-          const int group = Cell::result_group(j), width = Cell::group_results(group) * kUnits;
-          const int first = Cell::result_place(j) * kUnits;
-          u16* const rows = (u16*)p.at[13 + Cell::kGroups + group];
+          const int group = Cell::result_group(j), first = Cell::result_place(j) * kUnits;
           if constexpr (kBlocks == 1) {
             put<pack_back>(to + buffer + j * kTileBack, v);
             put_rows<pack_back>(here, d_results[group], first, v);
           } else {
             const u32 word = Turned::word<pack_back>(v);
             if (turned.is_row) put_word(to_word + buffer + j * kTileBack, word);
-            turned.put_row(rows, width, first, time, t, word);
+            turned.put_row(d_results[group], first, word);
           }
         }
       __syncthreads();
@@ -718,7 +723,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kThreads, 1) recurrence_bac
     }
 #pragma unroll
     for (int i = 0; i < Cell::kGroups; i++)
-      if (kBlocks == 1) d_results[i].advance();
+      d_results[i].advance();
     if (Cell::kInputs > 0) dx.advance();
   }
 #pragma unroll
