@@ -110,7 +110,7 @@ class Bench:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
-                start_new_session=True,
+                process_group=0,  # and so no session, in which it would outlive whoever ends this process
             ) as process:
                 try:
                     code: int | None = process.wait(limit)
