@@ -110,7 +110,7 @@ def test_training_from_files_imports_neither_tensorflow_nor_torch_nor_tfds(tmp_p
         "from seqmnist_jax.training.train import train; c = row_lstm.get_config(); c.data.source = 'embedded';"
         "c.train.steps = 2; c.model.hidden_size = 4; c.train.batch_size = 4;"
         f"train(build_run(c), pathlib.Path({str(tmp_path / 'run')!r}), watch=QUIET);"
-        "print(*(set(sys.modules) & {'tensorflow', 'tensorflow_datasets'}))"
+        "print(*(set(sys.modules) & {'tensorflow', 'tensorflow_datasets', 'torch', 'scipy.stats'}))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
