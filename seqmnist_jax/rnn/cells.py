@@ -6,8 +6,9 @@ number of steps at once. `*_gates` makes a step's gates from it and h, `*_update
 from the gates, `*_recurrence` is one after the other, and `*_step` is all of it.
 
 Gate order: LSTM i, f, g, o; GRU r, z, n. Carry: LSTM (c, h), GRU h, each
-[batch, hidden]. Precision: 'float32' leaves products in the arrays' own dtype (whatever it
-is); 'bfloat16' rounds what is multiplied and sums in float32.
+[batch, hidden]. Precision says how exact products are, and nothing else; sums and all the rest stay in
+float32: 'float32' is full float32, or the arrays' own dtype, on every device; 'tensorfloat32' lets a GPU keep
+10 bits of the fraction of what is multiplied, and is float32 elsewhere; 'bfloat16' rounds it to 7 bits.
 """
 
 from collections.abc import Callable
@@ -23,7 +24,7 @@ Array = jax.Array
 Params = dict[str, Array]
 LSTMCarry = tuple[Array, Array]
 
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
 LSTM_GATES = 4
 GRU_GATES = 3
 
@@ -96,10 +97,13 @@ def _sigmoid_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, 
 
 
 def product(a: Array, b: Array, precision: str) -> Array:
-    """The matrix product a b, its operands rounded to bfloat16 and summed in float32 where precision says so."""
-    if choice("precision", precision, PRECISIONS) == "float32":
-        return a @ b
-    return jnp.matmul(a.astype(jnp.bfloat16), b.astype(jnp.bfloat16), preferred_element_type=jnp.float32)
+    """The matrix product a b, as exact as precision says."""
+    precision = choice("precision", precision, PRECISIONS)
+    if precision == "bfloat16":
+        return jnp.matmul(a.astype(jnp.bfloat16), b.astype(jnp.bfloat16), preferred_element_type=jnp.float32)
+    # XLA's default is TF32 on GPUs that have it, and float32 elsewhere.
+    exact = jax.lax.Precision.HIGHEST if precision == "float32" else jax.lax.Precision.DEFAULT
+    return jnp.matmul(a, b, precision=exact)
 
 
 def widened(tree: Any) -> Any:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jax.custom_derivatives import SymbolicZero
 
-from seqmnist_jax.rnn import cells, checks, fused, native
+from seqmnist_jax.rnn import cells, checks, fused, native, recurrence
 from seqmnist_jax.rnn.checks import choice, flag
 from seqmnist_jax.rnn.scan import loop, without_padding
 from seqmnist_jax.rnn.spec import Inputs, Layer
@@ -32,19 +32,20 @@ MOST_SAVED_BYTES = 2 << 30
 
 
 class _Kind(NamedTuple):
-    """What sets a cell apart: names of its parameters, gates, arrays in its carry, one step for `scan`."""
+    """What sets a cell apart: names of its parameters, gates, arrays in its carry, one step without and with x W."""
 
     names: tuple[str, ...]
     gates: int
     carries: int
     recurrence: Callable[..., Any]
+    step: Callable[..., Any]
 
 
 _NAMES = ("kernel", "recurrent_kernel", "bias")
 _KINDS = {
-    "lstm": _Kind(_NAMES, cells.LSTM_GATES, 2, cells.lstm_recurrence),
-    "gru": _Kind((*_NAMES, "recurrent_bias"), cells.GRU_GATES, 1, cells.gru_recurrence),
-    "gru_reset_before": _Kind(_NAMES, cells.GRU_GATES, 1, cells.gru_reset_before_recurrence),
+    "lstm": _Kind(_NAMES, cells.LSTM_GATES, 2, cells.lstm_recurrence, cells.lstm_step),
+    "gru": _Kind((*_NAMES, "recurrent_bias"), cells.GRU_GATES, 1, cells.gru_recurrence, cells.gru_step),
+    "gru_reset_before": _Kind(_NAMES, cells.GRU_GATES, 1, cells.gru_reset_before_recurrence, cells.gru_step),
 }
 
 
@@ -52,30 +53,55 @@ def check_dtypes(cell: str, precision: str, backend: str, dtype: Any) -> None:
     """Refuses what a backend or a precision can't do with arrays of this dtype."""
     if precision != "float32" and dtype != jnp.float32:
         raise ValueError(f"precision is {precision!r}, but x, params and carry are {dtype}; expected float32 arrays")
-    if backend in ("fused", "native") and cell not in fused.RULES:
-        raise ValueError(f"backend is {backend!r}, but it has no GRU with reset_after=False; expected 'scan' or 'auto'")
-    if backend == "native":
-        if dtype != jnp.float32:
-            raise ValueError(f"backend is 'native', but x, params and carry are {dtype}; expected float32 arrays")
-        if native.problem() is not None:
-            raise ValueError(f"backend is 'native', but {native.problem()}; 'fused' runs everywhere")
+    if backend == "fused" and cell not in fused.RULES:
+        raise ValueError("backend is 'fused', but it has no GRU with reset_after=False; expected 'scan' or 'auto'")
+    if backend == "native" and dtype != jnp.float32:
+        raise ValueError(f"backend is 'native', but x, params and carry are {dtype}; expected float32 arrays")
 
 
-def _auto(cell: str, dtype: Any, on_cpu: bool) -> tuple[str, str]:
-    """What 'auto' takes, and why."""
+GPUS = ("gpu", "cuda")
+
+
+def gpu_call(step: Any, outputs: str, reverse: bool, precision: str) -> recurrence.Call:
+    """A call of the GPU's kernel."""
+    return recurrence.Call(step, recurrence.Options(outputs, reverse, precision), "cuda")
+
+
+def _cpu_problem(cell: str, dtype: Any) -> str | None:
+    """Why the CPU's kernel can't run a layer, or None."""
     if cell not in fused.RULES:
-        return "scan", "the only one for a GRU with reset_after=False"
-    if not on_cpu:
-        return "fused", "the kernel is for CPUs"
+        return "the kernel has no GRU with reset_after=False"
     if dtype != jnp.float32:
-        return "fused", f"the kernel computes in float32, and these arrays are {dtype}"
+        return f"the kernel computes in float32, and these arrays are {dtype}"
     if jax.default_backend() != "cpu" and not native.is_loaded():
-        return "fused", f"the kernel is not built for a process that runs on {jax.default_backend()}"
-    problem = native.problem()
-    if problem is not None:
+        return f"the kernel is not built for a process that runs on {jax.default_backend()}"
+    return native.problem()
+
+
+def _choose(layer: Layer, backend: str, given: Inputs, platform: str) -> tuple[str, str]:
+    """The backend that runs on a platform, and why: 'scan', 'fused', 'native' (the CPU's kernel) or 'gpu'.
+
+    Raises:
+      ValueError: the backend was named, and can't.
+    """
+    if backend in ("scan", "fused"):
+        return backend, "named by the caller"
+    if platform in GPUS:
+        dtype = given.x.dtype
+        call = gpu_call(_KINDS[layer.cell].step, "all", layer.reverse, layer.precision)
+        trouble = f"the kernel computes in float32, and these arrays are {dtype}" if dtype != jnp.float32 else None
+        trouble = trouble or recurrence.problem(call, given.params, given.x, given.carry)
+        found, why = "gpu", native.gpu.describe
+    else:
+        trouble = _cpu_problem(layer.cell, given.x.dtype) if platform == "cpu" else "the kernels are for CPUs and GPUs"
+        found, why = "native", native.describe
+    if trouble is None:
+        return found, why()
+    if backend == "native":
+        raise ValueError(f"backend is 'native', but {trouble}; expected 'auto' or 'scan'")
+    if platform == "cpu" and native.problem() is not None:
         native.warn_once()
-        return "fused", problem
-    return "native", native.describe()
+    return ("fused" if layer.cell in fused.RULES else "scan"), trouble
 
 
 def _dispatch(backend: str, function: str, layer: Layer, wants: bool, given: Inputs, *others: Any) -> Any:
@@ -84,7 +110,7 @@ def _dispatch(backend: str, function: str, layer: Layer, wants: bool, given: Inp
     def call(module: Any) -> Callable[..., Any]:
         return lambda *arrays: getattr(module, function)(layer, wants, *arrays)
 
-    if backend == "auto" and _auto(layer.cell, given.x.dtype, on_cpu=True)[0] == "native":
+    if backend == "auto" and _cpu_problem(layer.cell, given.x.dtype) is None:
         return jax.lax.platform_dependent(given, *others, cpu=call(native), default=call(fused))
     return call(native if backend == "native" else fused)(given, *others)
 
@@ -163,7 +189,11 @@ _recurrence.defvjp(_recurrence_forward, _recurrence_backward, symbolic_zeros=Tru
 def _run(layer: Layer, backend: str, given: Inputs) -> tuple[Any, Array]:
     params, x, carry, lengths = given
     x, lengths = without_padding(x, lengths)
-    if backend == "scan":
+    if backend == "gpu":
+        outputs = "all" if layer.return_sequences else "none"
+        call = gpu_call(_KINDS[layer.cell].step, outputs, layer.reverse, layer.precision)
+        end, outputs = recurrence.recurrence(call, recurrence.Given(params, x, carry, lengths))
+    elif backend == "scan":
         inputs = cells.inputs(params, x, layer.precision)
         step = functools.partial(_KINDS[layer.cell].recurrence, precision=layer.precision)
         end, outputs = loop(step, params, inputs, carry, lengths, layer.reverse, layer.return_sequences)
@@ -196,10 +226,11 @@ def _layer(
     x, lengths = checks.check_inputs(x, lengths)
     params, carry, dtype = _checked(cell, params, x, carry, precision, backend)
     params, x, carry = jax.tree.map(lambda array: jnp.asarray(array, dtype), (params, x, carry))
-    if backend == "auto" and cell not in fused.RULES:
-        backend = "scan"
     given = Inputs(params, x, carry, lengths)
-    return _run(Layer(cell, reverse, sequences, precision, _saves_gates(given)), backend, given)
+    layer = Layer(cell, reverse, sequences, precision, _saves_gates(given))
+    found, _ = _choose(layer, backend, given, jax.default_backend())
+    # What may be lowered for another platform than this process's own decides again there.
+    return _run(layer, "auto" if backend == "auto" and found in ("fused", "native") else found, given)
 
 
 def _gates_bytes(given: Inputs) -> Any:
@@ -235,12 +266,11 @@ def lstm(
       carry: (c, h), each [batch, hidden]; zeros where None.
       lengths, reverse, return_sequences: as in `scan`; with ``return_sequences=False``
         an empty sequence's output is its initial h.
-      precision: 'float32': everything in the arrays' own dtype; 'bfloat16': matrix products of
-        operands rounded to bfloat16, all else, sums too, in float32.
+      precision: how exact products are, as in `cells`: 'float32', 'tensorfloat32' or 'bfloat16'.
       backend: 'scan' is the reference, a plain `jax.lax.scan`; 'fused' the same with a hand-written
-        backward; 'native' a C++ kernel for CPUs, float32 arrays; 'auto' takes 'native' where
-        the program is lowered for a CPU and it can be built, else 'fused'. `explain` tells which. Only
-        'scan' differentiates forwards or twice. `jax.export` refuses programs with 'native' unless
+        backward; 'native' the kernel of the process's device, for float32 arrays: in C++ on CPUs, in CUDA on NVIDIA
+        GPUs and there for the two lower precisions; 'auto' takes 'native' where it can, else 'fused'. `explain`
+        tells which. Only 'scan' differentiates forwards or twice. `jax.export` refuses programs with 'native' unless
         ``disabled_checks`` names ``DisabledSafetyCheck.custom_call("seqmnist_rnn_forward")``;
         and what is so exported runs only where this package has built its kernel.
 
@@ -300,38 +330,49 @@ class Explanation(NamedTuple):
 
 
 def explain(
-    params: Any, x: Any, carry: Any = None, *, backend: str = "auto", reset_after: bool = True, platform: Any = None
+    params: Any,
+    x: Any,
+    carry: Any = None,
+    *,
+    backend: str = "auto",
+    reset_after: bool = True,
+    precision: str = "float32",
+    platform: str | None = None,
 ) -> Explanation:
     """Which backend `lstm` or `gru` would take, and why.
 
     Args:
       params: a layer's parameters, or their shapes (`jax.ShapeDtypeStruct`).
       x: [batch, time, features], or its shape.
-      carry, backend, reset_after: as in `gru`.
+      carry, backend, reset_after, precision: as in `gru`.
       platform: 'cpu', 'gpu', 'cuda', 'rocm' or 'tpu'; None for JAX's default.
 
     Raises:
       ValueError: as in `gru`; also where the backend is not for the platform.
     """
     backend, reset_after = choice("backend", backend, BACKENDS), flag("reset_after", reset_after)
+    precision = choice("precision", precision, PRECISIONS)
     platform = jax.default_backend() if platform is None else choice("platform", str(platform).lower(), PLATFORMS)
     x = checks.as_array("x", x)
     checks.check_x(x)
     shape = checks.as_array("params['recurrent_kernel']", params.get("recurrent_kernel", ())).shape
     is_lstm = len(shape) == 2 and shape[1] == cells.LSTM_GATES * shape[0] and "recurrent_bias" not in params
     cell = "lstm" if is_lstm else "gru" if reset_after else "gru_reset_before"
-    params, carry, dtype = _checked(cell, params, x, carry, "float32", backend, jax.ShapeDtypeStruct)
+    params, carry, dtype = _checked(cell, params, x, carry, precision, backend, jax.ShapeDtypeStruct)
     if shape[0] < 1:
         raise ValueError(f"params['recurrent_kernel'] has shape {shape}; expected hidden units")
-    if backend == "native" and platform != "cpu":
-        raise ValueError(f"backend is 'native', but platform is {platform!r}; 'fused' runs everywhere")
-    backend, why = (backend, "named by the caller") if backend != "auto" else _auto(cell, dtype, platform == "cpu")
     given = Inputs(*jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, dtype), [params, x, carry, None]))
-    if backend != "scan":
+    layer = Layer(cell, False, True, precision)
+    found, why = _choose(layer, backend, given, platform)
+    if found == "gpu":
+        call = gpu_call(_KINDS[cell].step, "all", False, precision)
+        return Explanation("native", why, recurrence.kept_bytes(call, given))
+    if found != "scan":
         states, gates = _KINDS[cell].carries * _gates_bytes(given) // 4, _gates_bytes(given)
-        return Explanation(backend, why, states + (gates if _saves_gates(given) else 0))
-    run = functools.partial(_run, Layer(cell, False, True, "float32"), backend)
-    kept = jax.tree.leaves(jax.eval_shape(lambda given: jax.vjp(run, given)[1], given))
+        return Explanation(found, why, states + (gates if _saves_gates(given) else 0))
+    kept = jax.tree.leaves(
+        jax.eval_shape(lambda given: jax.vjp(functools.partial(_run, layer, found), given)[1], given)
+    )
     # Parameters and x are there anyway.
     size = sum(part.size for part in kept) - sum(part.size for part in jax.tree.leaves((given.params, given.x)))
-    return Explanation(backend, why, size * dtype.itemsize)
+    return Explanation(found, why, size * dtype.itemsize)

@@ -1,4 +1,4 @@
-"""The recurrence in time: any pure cell through `lax.scan`, the reference for all backends.
+"""The recurrence in time: any pure cell through `lax.scan`, the reference for all backends (`rnn.scan` chooses).
 
 Arrays are [batch, time, features] outside; `_tm` marks the time-major copies inside.
 """
@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from seqmnist_jax.rnn.cells import narrowed, widened
-from seqmnist_jax.rnn.checks import as_array, check_inputs, check_rows, flag, whole
-from seqmnist_jax.rnn.eager import compiled
+from seqmnist_jax.rnn.checks import check_rows
 
 Array = jax.Array
 Carry = TypeVar("Carry")
@@ -67,7 +66,7 @@ def loop(
 ) -> tuple[Any, Any]:
     """`lax.scan` over x [batch, time, features]; outputs [batch, time, ...] if `collect`, else None.
 
-    Sequences that have ended, or not begun, repeat a step that is theirs (`visited`, and x as `_scan` fills it):
+    Sequences that have ended, or not begun, repeat a step that is theirs (`visited`, and x as `run` fills it):
     at an invented point a slope may be infinite, and 0 times that reaches the parameters' gradients.
     """
     visited = None
@@ -96,53 +95,10 @@ def loop(
     return carry, jax.tree.map(lambda y: jnp.swapaxes(y, 0, 1), outputs_tm)
 
 
-def scan(
-    step: Step[Carry],
-    params: Any,
-    x: Array,
-    carry: Carry,
-    *,
-    lengths: Array | None = None,
-    reverse: bool = False,
-    return_sequences: bool = True,
-    unroll: int = 1,
-) -> tuple[Carry, Array]:
-    """Runs a pure cell over time.
-
-    Args:
-      step: ``step(params, carry, x_t) -> (carry, y_t)``, pure; x_t is [batch, features].
-      params: the cell's parameters, any pytree.
-      x: [batch, time, features].
-      carry: the state before the first step, a pytree of [batch, ...].
-      lengths: integers [batch]; sequence b ends after lengths[b] steps. Past its end
-        its carry is left as it was, its outputs are zero, and what x holds there plays no
-        part. 0 is an empty sequence. Where values are not known (under `jit`), those beyond
-        the time axis mean the whole sequence and negative ones an empty one.
-      reverse: run from each sequence's last step to its first. The output of
-        step t stands at index t either way.
-      return_sequences: whether to keep the outputs of all steps.
-      unroll: how many steps are laid out in one pass of the loop: 1 is a loop (TF1's
-        dynamic_rnn), the number of steps none at all (static_rnn).
-
-    Returns:
-      (carry, outputs): the carry after each sequence's last step, and [batch, time, ...],
-      or the last step's [batch, ...] (zero for an empty sequence).
-
-    Raises:
-      ValueError: x or lengths has the wrong shape or dtype, lengths are known and outside
-        [0, time], x holds a known NaN, an option is none, or with lengths carry or output lack a batch axis.
-    """
-    x, lengths = check_inputs(x, lengths)
-    options = flag("reverse", reverse), flag("return_sequences", return_sequences), whole("unroll", unroll, 1)
-    carry = jax.tree.map(lambda leaf: leaf if isinstance(leaf, int | float) else as_array("carry", leaf), carry)
-    if lengths is not None:
-        check_rows("carry", carry, x.shape[0])
-    return compiled(_scan, step, (params, x, carry, lengths), options)
-
-
-def _scan(
+def run(
     step: Any, params: Any, x: Array, carry: Any, lengths: Any, reverse: bool, return_sequences: bool, unroll: int
 ) -> tuple[Any, Any]:
+    """`loop` as `rnn.scan` has it: all outputs, or those of each sequence's last step."""
     if lengths is not None:
         lengths = clamped(lengths, x)
         row = _stand_ins(lengths)

@@ -1,0 +1,204 @@
+"""The GPU kernel's two calls, in the form that every kernel has (see `recurrence`)."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from seqmnist_jax.rnn.native.gpu import load, nvrtc
+from seqmnist_jax.rnn.native.gpu.source import Shape, blocks, groups, misfit, piece_words, shared_bytes
+from seqmnist_jax.rnn.stages import Operands, Options, Stages
+
+Array = jax.Array
+
+# What a product of 16-bit numbers, summed in float32, is exact enough for.
+PRECISIONS = ("tensorfloat32", "bfloat16")
+
+
+class Kept(NamedTuple):
+    """What the way back needs of the forward pass.
+
+    Attributes:
+      carry: after the last step, [carries, batch, units].
+      pieces: in the order of the threads.
+      sources: of each group of products, [batch, time, sources * units] in 16 bits; units stand in one block's order of
+        threads, in a cluster in their own.
+    """
+
+    carry: Array
+    pieces: Array
+    sources: tuple[Array, ...]
+
+
+def _call(stages: Stages, shape: Shape, name: str, results: Any, arguments: tuple[Array, ...]) -> Any:
+    batch, time, _ = arguments[3].shape
+    few = shape._replace(sequences=4)
+    direction = 0 if name == load.FORWARD else 1
+    shared, few_shared = (shared_bytes(stages, s)[direction] for s in (shape, few))
+    integers = {
+        "kernel": load.kernel(stages, shape, name, shared),
+        "few_kernel": load.kernel(stages, few, name, few_shared),
+        # So many sequences fill the device with blocks of 4, or clusters.
+        "few": 4 * (load.device().multiprocessors // shape.blocks),
+        "tiles": -(-batch // 8),
+        "blocks": shape.blocks,
+        "threads": shape.threads,
+        "shared": shared,
+        "few_shared": few_shared,
+        "batch": batch,
+        "time": time,
+    }
+    call = jax.ffi.ffi_call(load.LAUNCH, results, vmap_method="broadcast_all")
+    return call(*arguments, **{name: np.int64(value) for name, value in integers.items()})
+
+
+def _floats(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def _shape(stages: Stages, options: Options, operands: Operands, save: bool) -> Shape:
+    masked = operands.lengths is not None or operands.carry.shape[1] % 8 != 0
+    half = options.precision == "tensorfloat32"
+    return Shape(stages.division.hidden, blocks(stages), 8, options.outputs, save, masked, options.reverse, half)
+
+
+def _dtype(shape: Shape) -> Any:
+    return jnp.float16 if shape.half else jnp.bfloat16
+
+
+def _scale(shape: Shape, *bars: Array | None) -> Array:
+    """A power of two for the cotangents, such that their largest is about 4, or 1 / 16 where each step adds its own.
+
+    What float16 rounds to a subnormal is then too small to be seen in a sum, and what grows has room until 65,504.
+    """
+    if not shape.half:
+        return jnp.ones((1,), jnp.float32)
+    target = -4 if shape.outputs == "all" else 2
+    largest = jnp.stack([jnp.abs(bar).max(initial=0.0) for bar in bars if bar is not None]).max()
+    exponent = jnp.frexp(largest)[1]
+    return jnp.where((largest > 0) & jnp.isfinite(largest), jnp.ldexp(jnp.float32(1), target - exponent), 1.0)[None]
+
+
+def _padded(array: Array, units: int, *axes: int) -> Array:
+    """Axes of hidden units in whole tiles."""
+    extra = [(0, units - n if axis in axes else 0) for axis, n in enumerate(array.shape)]
+    return jnp.pad(array, extra) if any(n for _, n in extra) else array
+
+
+def _arguments(operands: Operands, carry: Array, units: int) -> tuple[Array, ...]:
+    """The first arrays of either kernel."""
+    weights, vectors, inputs, x, _, lengths = operands
+    batch, time, _ = x.shape
+    if lengths is None:
+        lengths = jnp.full((batch,), time, jnp.int32)
+    return _padded(weights, units, 1, 2), _padded(vectors, units, 1), _padded(inputs, units, 3), x, carry, lengths
+
+
+def unfit(stages: Stages, options: Options) -> str | None:
+    """Why there is no kernel for these stages, or None; compiles it."""
+    d = stages.division
+    trouble = misfit(stages, load.device().capability)
+    if trouble is not None:
+        return trouble
+    half = options.precision == "tensorfloat32"
+    shape = Shape(d.hidden, blocks(stages), 4, options.outputs, True, True, options.reverse, half)
+    try:
+        load.kernel(stages, shape, load.BACKWARD, shared_bytes(stages, shape)[1])
+    except (load.CannotLoadError, nvrtc.CannotCompileError) as error:
+        return str(error)
+    return None
+
+
+def forward(stages: Stages, options: Options, operands: Operands, save: bool) -> tuple[Array, Array | None, Kept]:
+    """The carry after the last step, the outputs, and what is kept."""
+    d, shape = stages.division, _shape(stages, options, operands, save)
+    units, (batch, time, _) = shape.units, operands.x.shape
+    sizes = {"none": (0,), "all": (batch, time, d.outputs, units), "last": (batch, d.outputs, units)}
+    words = piece_words(stages, shape._replace(sequences=4)) * shape.threads * shape.blocks if save else 0
+    saved = [(batch if save else 0, time, len(sources) * units) for sources, _ in groups(stages)]
+    end, outputs, pieces, *sources = _call(
+        stages,
+        shape,
+        load.FORWARD,
+        (
+            _floats(len(d.carries), batch, units),
+            _floats(*sizes[options.outputs]),
+            jax.ShapeDtypeStruct((_rows(batch), time, words), jnp.uint32),
+            *(jax.ShapeDtypeStruct(size, _dtype(shape)) for size in saved),
+        ),
+        _arguments(operands, _padded(operands.carry, units, 2), units),
+    )
+    hidden = d.hidden
+    return (
+        end[..., :hidden],
+        None if options.outputs == "none" else outputs[..., :hidden],
+        Kept(end, pieces, tuple(sources)),
+    )
+
+
+def backward(
+    stages: Stages, options: Options, operands: Operands, kept: Kept, d_carry: Array, d_outputs: Array | None
+) -> Operands:
+    """Gradients of all but x."""
+    d, shape = stages.division, _shape(stages, options, operands, True)
+    units, (batch, time, _) = shape.units, operands.x.shape
+    joined, scale = groups(stages), _scale(shape, d_carry, d_outputs)
+    d_start, d_inputs, sums, *d_results = _call(
+        stages,
+        shape,
+        load.BACKWARD,
+        (
+            _floats(len(d.carries), batch, units),
+            _floats(batch, time, d.count("x"), units),
+            _floats(_rows(batch), len(stages.sums), units),
+            *(jax.ShapeDtypeStruct((batch, time, len(results) * units), _dtype(shape)) for _, results in joined),
+        ),
+        (
+            *_arguments(operands, kept.carry, units),
+            kept.pieces,
+            _padded(d_carry, units, 2),
+            _floats_of(d_outputs, units),
+            scale,
+            *kept.sources,
+        ),
+    )
+    in_order = _in_order if shape.blocks == 1 else lambda array, axis: array
+    of_pairs: dict[tuple[int, int], Array] = {}
+    for (sources, results), source, result in zip(joined, kept.sources, d_results, strict=True):
+        rows = batch * time
+        product = jax.lax.dot_general(
+            source.reshape(rows, source.shape[-1]),
+            result.reshape(rows, result.shape[-1]),
+            (((0,), (0,)), ((), ())),
+            preferred_element_type=jnp.float32,
+        )
+        product = in_order(in_order(product / scale, 0), 1).reshape(len(sources), units, len(results), units)
+        of_pairs |= {(s, r): product[i, :, j] for i, s in enumerate(sources) for j, r in enumerate(results)}
+    total, hidden = sums.sum(0), d.hidden
+    weights = [of_pairs[p.source, p.result][:hidden, :hidden] for p in d.products]
+    vectors = [jnp.zeros(hidden) if place is None else total[place, :hidden] for place in stages.sum_of]
+    return Operands(
+        jnp.stack(weights) if weights else operands.weights,
+        jnp.stack(vectors) if vectors else operands.vectors,
+        d_inputs[..., :hidden],
+        jnp.zeros_like(operands.x),
+        d_start[..., :hidden],
+        None,
+    )
+
+
+def _floats_of(d_outputs: Array | None, units: int) -> Array:
+    return jnp.zeros((0,), jnp.float32) if d_outputs is None else _padded(d_outputs, units, d_outputs.ndim - 1)
+
+
+def _rows(batch: int) -> int:
+    """Blocks of 4 sequences, in pairs."""
+    return 2 * -(-batch // 8)
+
+
+def _in_order(array: Array, axis: int) -> Array:
+    """An axis of units from the threads' order, g and g + 8 side by side in each 16, to their own."""
+    shape = array.shape
+    array = array.reshape(*shape[:axis], -1, 8, 2, *shape[axis + 1 :])
+    return jnp.swapaxes(array, axis + 1, axis + 2).reshape(shape)

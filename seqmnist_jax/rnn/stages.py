@@ -1,0 +1,321 @@
+"""A division's scalar function and its gradient, as statements of C: what a kernel does between two products.
+
+A stage is what can be computed once the products of its round are known. The way back needs no division of its own: it is
+`jax.vjp` of the scalar function, its equations sorted by the same rule, waiting here for the sources' cotangents. What
+the forward pass keeps for it: the results of tanh, logistic and exp, from which their gradients are made, and those
+raw values that are left in it.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core as jex
+
+from seqmnist_jax.rnn.divide import KEPT, Division, NotDivisibleError, evaluate
+
+# In C, of arguments {0}, {1}, ...; what is no operator is a function that each kernel's header has.
+OPERATIONS = {
+    "add": "{} + {}",
+    "add_any": "{} + {}",
+    "sub": "{} - {}",
+    "mul": "{} * {}",
+    "div": "{} / {}",
+    "neg": "-{}",
+    "abs": "abs_({})",
+    "sign": "sign_({})",
+    "max": "max_({}, {})",
+    "min": "min_({}, {})",
+    "square": "{0} * {0}",
+    "sqrt": "sqrt_({})",
+    "rsqrt": "1.f / sqrt_({})",
+    "exp": "exp_({})",
+    "log": "log_({})",
+    "log1p": "log_(1.f + {})",
+    "expm1": "exp_({}) - 1.f",
+    "tanh": "tanh_({})",
+    "logistic": "logistic_({})",
+    "sin": "sin_({})",
+    "cos": "cos_({})",
+    "select_n": "{0} ? {2} : {1}",
+    "gt": "{} > {}",
+    "lt": "{} < {}",
+    "ge": "{} >= {}",
+    "le": "{} <= {}",
+    "eq": "{} == {}",
+    "ne": "{} != {}",
+    "and": "{} && {}",
+    "or": "{} || {}",
+    "not": "!{}",
+}
+_SAME = frozenset({"broadcast_in_dim", "reshape", "pvary", "copy", "copy_p", "stop_gradient", "convert_element_type"})
+# What a value near 0 or 1 that multiplies the state is carried through to.
+_LINEAR = frozenset({"add", "add_any", "sub", "mul", "neg", "square", "integer_pow", "select_n", "copy", "div"})
+
+
+Array = jax.Array
+
+
+class Options(NamedTuple):
+    """What is static about a kernel's call.
+
+    Attributes:
+      outputs: of which steps they are wanted: 'all', 'last' (of the last step that runs), 'none'.
+      reverse: from the last step to the first.
+      precision: as in `cells`.
+    """
+
+    outputs: str
+    reverse: bool
+    precision: str
+
+
+class Operands(NamedTuple):
+    """The arrays of a kernel's call, or their gradients; outputs stand as [batch, time, number, hidden].
+
+    Attributes:
+      weights: [products, hidden, hidden], from source (rows) to result (columns).
+      vectors: the 'p' values, [number, hidden].
+      inputs: the 'x' values, [batch, time, number, hidden].
+      x: for the 's' values, [batch, time, features]; no features where there are none. A kernel has no gradient of it.
+      carry: [carries, batch, hidden].
+      lengths: int32 [batch] in 0 to time, or None.
+    """
+
+    weights: Array
+    vectors: Array
+    inputs: Array
+    x: Array
+    carry: Array
+    lengths: Array | None
+
+
+class Statement(NamedTuple):
+    """``name = text``, of a stage; kind 'float' or 'bool'."""
+
+    stage: int
+    kind: str
+    name: str
+    text: str
+
+
+class Output(NamedTuple):
+    """A result: a name or number, and the stage in which it is known."""
+
+    text: str
+    stage: int
+
+
+def _literal(value: Any) -> str:
+    value = np.asarray(value)
+    if value.dtype == bool:
+        return "true" if value else "false"
+    number = float(value)
+    if not np.isfinite(number):
+        raise NotDivisibleError(f"the constant {number} in a step")
+    return f"{number!r}f" if number >= 0 else f"({number!r}f)"
+
+
+def _alive(jaxpr: Any) -> list[Any]:
+    needed = {v for v in jaxpr.outvars if not isinstance(v, jex.Literal)}
+    alive = []
+    for e in reversed(jaxpr.eqns):
+        if needed.intersection(e.outvars):
+            alive.append(e)
+            needed.update(v for v in e.invars if not isinstance(v, jex.Literal))
+    return alive[::-1]
+
+
+def _trace(function: Callable[..., Any], count: int) -> Any:
+    """The jaxpr of a function of so many scalars, its calls laid flat."""
+    scalars = [jnp.float32(0)] * count
+    closed = jax.make_jaxpr(function)(*scalars)
+    return jax.make_jaxpr(lambda *given: evaluate(closed, given, custom=True))(*scalars)
+
+
+def _statements(
+    closed: Any, names: Sequence[str], stages: Sequence[int], memory: frozenset[int] = frozenset()
+) -> tuple[list[Statement], list[Output]]:
+    """A jaxpr of scalars in C.
+
+    Args:
+      closed: the jaxpr.
+      names, stages: of each argument.
+      memory: which of the logistics, counted with tanh and exp, hold the state.
+    """
+    known: dict[Any, Output] = {v: Output(n, s) for v, n, s in zip(closed.jaxpr.invars, names, stages, strict=True)}
+    known |= {v: Output(_literal(c), 0) for v, c in zip(closed.jaxpr.constvars, closed.consts, strict=True)}
+    statements: list[Statement] = []
+    # Two equations of the same text are one; autodiff writes many twice.
+    same: dict[tuple[int, str], str] = {}
+    made = 0
+
+    def read(v: Any) -> Output:
+        return Output(_literal(v.val), 0) if isinstance(v, jex.Literal) else known[v]
+
+    for e in _alive(closed.jaxpr):
+        name, given = e.primitive.name, [read(v) for v in e.invars]
+        stage = max((g.stage for g in given), default=0)
+        texts = [g.text for g in given]
+        (result,) = e.outvars
+        if name in _SAME:
+            known[result] = Output(texts[0], stage)
+            continue
+        if name == "integer_pow":
+            power = abs(e.params["y"])
+            text = " * ".join(texts * power) if power else "1.f"
+            text = text if e.params["y"] >= 0 else f"1.f / ({text})"
+        elif name in OPERATIONS:
+            text = OPERATIONS[name].format(*texts)
+        else:
+            raise NotDivisibleError(f"{name} in a step")
+        if name in KEPT:
+            if made in memory:
+                statements.append(Statement(stage, "float", f"k{made}", f"signed_logistic_({texts[0]})"))
+                text = f"opened_(k{made})"
+            made += 1
+        if (stage, text) not in same:
+            same[stage, text] = f"v{len(statements)}"
+            kind = "bool" if result.aval.dtype == bool else "float"
+            statements.append(Statement(stage, kind, same[stage, text], text))
+        known[result] = Output(same[stage, text], stage)
+    return statements, [read(v) for v in closed.jaxpr.outvars]
+
+
+def _memories(closed: Any, carries: int, made: Sequence[Any]) -> frozenset[int]:
+    """Which of the logistics multiply the state: they decide over hundreds of steps, so their distance from 0 and from
+    1 must keep its last bits."""
+    place = {v: i for i, v in enumerate(made)}
+    gates: dict[Any, frozenset[int]] = {}
+    state: dict[Any, bool] = dict.fromkeys(closed.jaxpr.invars[:carries], True)
+    found: frozenset[int] = frozenset()
+    for e in closed.jaxpr.eqns:
+        given = [v for v in e.invars if not isinstance(v, jex.Literal)]
+        through = e.primitive.name in _LINEAR
+        if e.primitive.name == "mul" and len(given) == 2:
+            for a, b in (given, given[::-1]):
+                if state.get(b):
+                    found |= gates.get(a, frozenset())
+        for v in e.outvars:
+            gates[v] = frozenset().union(*(gates.get(g, frozenset()) for g in given)) if through else frozenset()
+            state[v] = through and any(state.get(g, False) for g in given)
+            if v in place and e.primitive.name == "logistic":
+                gates[v] = frozenset({place[v]})
+    return found
+
+
+class Stages:
+    """The stages of a division, forward and backward.
+
+    Attributes:
+      forward, backward: statements; in them the raw scalars are ``u.c[0]``, ``u.m[0]``, ...
+      sources, carry, outputs: results forward.
+      kept: what the forward pass keeps, ('c', i) a carry before the step, ('t', i) the result number i of a tanh, logistic
+        or exp, ('m', i) a product's result; `texts` has each one's name.
+      after: results that are a new carry, which is not kept twice: result -> carry.
+      d_carry, d_results, d_inputs, sums: results backward: cotangents of the carry before, of the products'
+        results, of the 'x' values; `sums` the cotangents of parameters that differ, and `sum_of` which of them each
+        parameter has (None: zero).
+      memory: the logistics that hold the state, kept as the smaller one of s and 1 - s, negative where it is the second.
+    """
+
+    def __init__(self, division: Division):
+        self.division = d = division
+        n, n_sources, n_carries = len(d.raws), len(d.sources), len(d.carries)
+        names, stages, counts = [], [], dict.fromkeys("cmxsp", 0)
+        for raw in d.raws:
+            names.append(f"u.{raw.kind}[{counts[raw.kind]}]")
+            stages.append(raw.round)
+            counts[raw.kind] += 1
+        made_kinds = [kind for kind, _ in d.scalars([jnp.float32(0.5)] * n)[1]]
+
+        def forward(*raws: Any) -> Any:
+            results, made = d.scalars(raws, sigmoid=jax.lax.logistic)
+            return [*results, *(value for _, value in made)]
+
+        closed = _trace(forward, n)
+        made = closed.jaxpr.outvars[len(closed.jaxpr.outvars) - len(made_kinds) :]
+        order = [e.outvars[0] for e in _alive(closed.jaxpr) if e.primitive.name in KEPT]
+        memory = _memories(closed, n_carries, made)
+        self.forward, results = _statements(closed, names, stages, frozenset(order.index(made[i]) for i in memory))
+        cuts = (n_sources, n_sources + n_carries, n_sources + n_carries + d.outputs)
+        self.sources, self.carry = results[: cuts[0]], results[cuts[0] : cuts[1]]
+        self.outputs, kept = results[cuts[1] : cuts[2]], results[cuts[2] :]
+        by_carry = {out.text: i for i, out in reversed(list(enumerate(self.carry)))}
+        self.after = {i: by_carry[out.text] for i, out in enumerate(kept) if out.text in by_carry}
+        self.memory = frozenset(i for i in memory if i not in self.after)
+
+        def backward(*given: Any) -> Any:
+            raws, results, bars = given[:n], given[n : n + len(kept)], given[n + len(kept) :]
+            cotangents = jax.vjp(lambda *r: tuple(d.scalars(r, results)[0]), *raws)[1](tuple(bars))
+            return [bar for raw, bar in zip(d.raws, cotangents, strict=True) if raw.kind != "s"]
+
+        back_names = [*names, *(f"t{i}" for i in range(len(kept)))]
+        back_names += [f"u.ds[{i}]" for i in range(n_sources)]
+        back_names += [f"u.dn[{i}]" for i in range(n_carries)] + [f"u.dy[{i}]" for i in range(d.outputs)]
+        waits = [d.rounds - round + 1 for round, _ in d.sources]
+        back_stages = [0] * (n + len(kept)) + waits + [0] * (n_carries + d.outputs)
+        self.backward, bars = _statements(_trace(backward, len(back_names)), back_names, back_stages)
+        read = " ".join([*(s.text for s in self.backward), *(bar.text for bar in bars)])
+        used = {name for name in back_names if name in _words(read)}
+        recalled = [i for i in range(len(kept)) if f"t{i}" in used]
+        self.after = {i: carry for i, carry in self.after.items() if i in recalled}
+        carries = [i for i in range(n_carries) if f"u.c[{i}]" in used or i in self.after.values()]
+        order_of = {v: i for i, v in enumerate(order)}
+        self.kept = [("c", i) for i in carries]
+        self.kept += [("t", i) for i in recalled if i not in self.after]
+        self.kept += [("m", i) for i in range(len(d.results)) if f"u.m[{i}]" in used]
+        self.texts = [
+            names[[r.kind for r in d.raws].index(kind) + i]
+            if kind != "t"
+            else f"k{order_of[made[i]]}"
+            if i in self.memory
+            else kept[i].text
+            for kind, i in self.kept
+        ]
+        by_kind: dict[str, list[Output]] = {kind: [] for kind in "cmxsp"}
+        for raw, bar in zip((raw for raw in d.raws if raw.kind != "s"), bars, strict=True):
+            by_kind[raw.kind].append(bar)
+        self.d_carry, self.d_results, self.d_inputs = by_kind["c"], by_kind["m"], by_kind["x"]
+        different = [bar for bar in dict.fromkeys(by_kind["p"]) if bar.text != "0.0f"]
+        self.sums = different
+        self.sum_of = [different.index(bar) if bar in different else None for bar in by_kind["p"]]
+
+    def recall(self, apart: Sequence[int]) -> list[Statement]:
+        """What the way back reads: those of `kept` that stand in ``u.k``, by place, and the carries after the step."""
+        out = [Statement(0, "float", f"t{i}", f"u.after[{carry}]") for i, carry in self.after.items()]
+        for i, place in enumerate(apart):
+            kind, which = self.kept[place]
+            if kind == "t":
+                text = f"u.k[{i}]"
+                out.append(Statement(0, "float", f"t{which}", f"opened_({text})" if which in self.memory else text))
+            else:
+                out.append(Statement(0, "float", f"u.{kind}[{which}]", f"u.k[{i}]"))
+        return out
+
+
+def _words(text: str) -> frozenset[str]:
+    """The names in a text of C."""
+    out, word = set(), ""
+    for c in text + " ":
+        if c.isalnum() or c in "._[]":
+            word += c
+        else:
+            out.add(word)
+            word = ""
+    return frozenset(out)
+
+
+def crossing(statements: Sequence[Statement], outputs: Sequence[tuple[Output, int]]) -> dict[str, str]:
+    """The names that are used in a later stage than they are made in, with their kinds.
+
+    Args:
+      statements: all of them.
+      outputs: results, and the stage in which each is written.
+    """
+    made = {s.name: s for s in statements}
+    used = [(name, s.stage) for s in statements for name in _words(s.text)]
+    used += [(out.text, stage) for out, stage in outputs]
+    return {n: made[n].kind for n, stage in used if n in made and made[n].stage < stage and not n.startswith("u.")}
