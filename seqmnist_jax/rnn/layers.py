@@ -271,8 +271,8 @@ def lstm(
         backward; 'native' the kernel of the process's device, for float32 arrays: in C++ on CPUs, in CUDA on NVIDIA
         GPUs and there for the two lower precisions; 'auto' takes 'native' where it can, else 'fused'. `explain`
         tells which. Only 'scan' differentiates forwards or twice. `jax.export` refuses programs with 'native' unless
-        ``disabled_checks`` names ``DisabledSafetyCheck.custom_call("seqmnist_rnn_forward")``;
-        and what is so exported runs only where this package has built its kernel.
+        ``disabled_checks`` names ``DisabledSafetyCheck.custom_call("seqmnist_rnn_forward")`` and, where there are
+        gradients, "seqmnist_rnn_backward"; such a program runs only after `rnn.native_problem()` has given None.
 
     Returns:
       ((c, h), outputs): outputs [batch, time, hidden], or the last one [batch, hidden].
