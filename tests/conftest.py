@@ -1,10 +1,14 @@
 import contextlib
+import fcntl
+import json
 import os
 from pathlib import Path
 
 import jax
 import platformdirs
 import pytest
+
+from tests import tiny
 
 
 def users_kernels():
@@ -40,6 +44,24 @@ def compilation_cache(cache_dir):
     """Tests that train the same small network compile it once, in whatever process."""
     jax.config.update("jax_compilation_cache_dir", str(cache_dir / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+@pytest.fixture(scope="module")
+def quick_compiler():
+    """For modules that compare within one compiler: of many small programs, each run once, compiling is the cost."""
+    with tiny.quick_compiler():
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_run(shared_dir, compilation_cache):
+    """Folder and summary of a finished run of `tiny.config()`, one for all workers; to be copied, not changed."""
+    folder = shared_dir / "tiny_run"
+    with open(shared_dir / "tiny_run.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            tiny.train(folder)
+    return folder, json.loads((folder / "summary.json").read_text())
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """launch.py with arguments, in processes forked from one that has imported everything and started nothing.
 
-A fork costs a tenth of a second, a new Python that imports JAX three. Imports at the wrong place don't show here; some
-tests of each mode start a new Python.
+A fork costs a tenth of a second, a new Python that imports JAX three. XLA leaves most of its optimizations, which cost
+more than what they save here.
 """
 
 import contextlib
@@ -32,6 +32,7 @@ MODULES = (
     "training.train",
 )
 PATIENCE = 300
+QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
 class Done(NamedTuple):
@@ -48,8 +49,8 @@ def launch(
     """What the shell would do: runs launch.py on the CPU in a folder, with this environment and memory limit."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["launch", *(f"seqmnist_jax.{name}" for name in MODULES)])
-    # JAX reads its platforms where it is imported, and modules are found from the folder where the server starts.
-    with mock.patch.dict(os.environ, JAX_PLATFORMS="cpu"), contextlib.chdir(ROOT):
+    # JAX reads these where it is imported, and modules are found from the folder where the server starts.
+    with mock.patch.dict(os.environ, JAX_PLATFORMS="cpu", **QUICK), contextlib.chdir(ROOT):
         forkserver.ensure_running()
     with tempfile.TemporaryDirectory() as name:
         logs = [Path(name) / kind for kind in ("out", "err")]

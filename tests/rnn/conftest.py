@@ -18,12 +18,8 @@ def full_matmul_precision():
 
 
 @pytest.fixture(autouse=True, scope="module")
-def quick_compiler():
-    """Many small programs, each run once or twice: compiling is what costs here."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+def quick_compiler(quick_compiler):
+    """For all modules here."""
 
 
 @pytest.fixture(autouse=True, scope="session")
