@@ -70,12 +70,11 @@ def script(path, body):
 
 
 @pytest.fixture(scope="module")
-def built(need_native, kernel_cache):
+def built(need_native, cache_dir):
     """The kernel that this session uses."""
     need_native()
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in kernel_cache.items():
-            patch.setenv(name, value)
+        patch.setenv("SEQMNIST_CACHE_DIR", str(cache_dir))
         return Path(build._kernel().library._name)
 
 
