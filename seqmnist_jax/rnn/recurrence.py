@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
+from seqmnist_jax.rnn import derived
 from seqmnist_jax.rnn.divide import Division, Hoisted, divide
 from seqmnist_jax.rnn.native import gpu
 from seqmnist_jax.rnn.scan import Step, loop
@@ -20,7 +21,7 @@ Array = jax.Array
 
 # A kernel: ``forward(stages, options, operands, save) -> (carry, outputs, kept)`` and ``backward(stages, options, operands,
 # kept, d_carry, d_outputs) -> Operands``, the gradients, x's zero; shapes as in `Operands`.
-KERNELS = {"cuda": gpu}
+KERNELS: dict[str, Any] = {"cuda": gpu, "derived": derived}
 
 
 class Call(NamedTuple):
