@@ -13,7 +13,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from seqmnist_jax.rnn import derived
 from seqmnist_jax.rnn.divide import Division, Hoisted, divide
-from seqmnist_jax.rnn.native import gpu
+from seqmnist_jax.rnn.native import cpu, gpu
 from seqmnist_jax.rnn.scan import Step, loop
 from seqmnist_jax.rnn.stages import Operands, Options, Stages
 
@@ -21,7 +21,7 @@ Array = jax.Array
 
 # A kernel: ``forward(stages, options, operands, save) -> (carry, outputs, kept)`` and ``backward(stages, options, operands,
 # kept, d_carry, d_outputs) -> Operands``, the gradients, x's zero; shapes as in `Operands`.
-KERNELS: dict[str, Any] = {"cuda": gpu, "derived": derived}
+KERNELS: dict[str, Any] = {"cpu": cpu, "cuda": gpu, "derived": derived}
 
 
 class Call(NamedTuple):

@@ -270,7 +270,7 @@ class Stages:
         self.backward, bars = _statements(_trace(backward, len(back_names), d.dtype), back_names, back_stages)
         read = " ".join([*(s.text for s in self.backward), *(bar.text for bar in bars)])
         bars, self.remade = bars[: n - counts["s"]], bars[n - counts["s"] :]
-        used = {name for name in back_names if name in _words(read)}
+        used = {name for name in back_names if name in words(read)}
         recalled = [i for i in range(len(kept)) if f"t{i}" in used]
         self.after = {i: carry for i, carry in self.after.items() if i in recalled}
         carries = [i for i in range(n_carries) if f"u.c[{i}]" in used or i in self.after.values()]
@@ -314,7 +314,7 @@ def remaking(stages: Stages) -> Stages:
     return Stages(stages.division, remake=True)
 
 
-def _words(text: str) -> frozenset[str]:
+def words(text: str) -> frozenset[str]:
     """The names in a text of C."""
     out, word = set(), ""
     for c in text + " ":
@@ -334,6 +334,6 @@ def crossing(statements: Sequence[Statement], outputs: Sequence[tuple[Output, in
       outputs: results, and the stage in which each is written.
     """
     made = {s.name: s for s in statements}
-    used = [(name, s.stage) for s in statements for name in _words(s.text)]
+    used = [(name, s.stage) for s in statements for name in words(s.text)]
     used += [(out.text, stage) for out, stage in outputs]
     return {n: made[n].kind for n, stage in used if n in made and made[n].stage < stage and not n.startswith("u.")}

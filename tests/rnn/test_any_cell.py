@@ -12,6 +12,7 @@ from seqmnist_jax.rnn import recurrence
 from seqmnist_jax.rnn.stages import Options
 
 DERIVED = ("derived", np.float64, 1e-9)
+CPU = ("cpu", np.float32, 1e-4)
 
 
 def case(cell, batch=4, time=6, features=1, hidden=8, ragged=False, seed=0, bias=0.0):
@@ -93,7 +94,7 @@ def check(kernel, step, options, given, inline=True):
                 compare(name, g, w, tolerance)
 
 
-KERNELS = pytest.mark.parametrize("kernel", [DERIVED], ids=lambda k: k[0])
+KERNELS = pytest.mark.parametrize("kernel", [CPU, DERIVED], ids=lambda k: k[0])
 
 
 @KERNELS
