@@ -211,6 +211,21 @@ struct Forward {
     }
   };
 
+  // The same before a product: values that need no carry, of a row that may be padding.
+  struct Start {
+    const Forward& f;
+    std::ptrdiff_t t, row, j;
+
+    SEQMNIST_INLINE std::ptrdiff_t step_and_batch() const {
+      return (f.s.first + std::min(row, f.s.count - 1)) * f.s.time + t;
+    }
+    SEQMNIST_INLINE Vec x(int i) const {
+      return load_some(f.a.inputs + (step_and_batch() * Cell::kInputs + i) * f.s.hidden + j * kLanes, f.s.lanes(j));
+    }
+    SEQMNIST_INLINE Vec s(int i) const { return broadcast(f.a.x[step_and_batch() * Cell::kFeatures + i]); }
+    SEQMNIST_INLINE Vec p(int i) const { return load(f.vectors.get() + i * f.s.units + j * kLanes); }
+  };
+
   Forward(const Sizes& sizes, const Arrays& arrays, std::ptrdiff_t first, std::ptrdiff_t count)
       : s(sizes, first, count),
         a(arrays),
@@ -254,13 +269,18 @@ struct Forward {
   // Some products of R rows and W vectors of units, to `tile` [W][R][results]. Meanwhile `stream` is emptied: between
   // two parts of a long product its stores cost nothing.
   template <int kPass, int W, int R>
-  SEQMNIST_INLINE void multiply(const Panels<Mode, kPass, false>& panels, std::ptrdiff_t j, std::ptrdiff_t row,
-                                std::ptrdiff_t share) {
+  SEQMNIST_INLINE void multiply(const Panels<Mode, kPass, false>& panels, std::ptrdiff_t t, std::ptrdiff_t j,
+                                std::ptrdiff_t row, std::ptrdiff_t share) {
     constexpr Pass pass = Panels<Mode, kPass, false>::pass;
     constexpr int V = W * pass.width;
     const std::ptrdiff_t depth = words<Mode>(s.hidden);
     const float* panel = panels.at(j);
-    Vec sums[R][V] = {};
+    Vec sums[R][V];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v)
+        sums[r][v] = Cell::start(pass.columns[v % pass.width], Start{*this, t, row + r, j + v / pass.width});
     for (int i = 0; i < pass.terms; ++i) {
       const float* from = operand(pass.term[i].first) + row * words_row;
       for (std::ptrdiff_t k = 0; k < depth; k += kPart) {
@@ -334,7 +354,7 @@ struct Forward {
             each<0, kForwardPasses>([&](auto pass) {
               constexpr int kPass = decltype(pass)::value;
               if constexpr (Cell::forward_passes[kPass].round == kRound)
-                multiply<kPass, W, R>(std::get<kPass>(panels), j, row, share);
+                multiply<kPass, W, R>(std::get<kPass>(panels), t, j, row, share);
             });
             run<kRound, W>(t, j, row, R);
           });

@@ -1,6 +1,7 @@
 """The kernel's source for one cell: the struct `Cell` that the skeleton (`recurrence.h`, `kernel.h`) takes."""
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from seqmnist_jax.rnn.stages import Output, Stages, Statement, words
@@ -187,10 +188,84 @@ def _functions(name: str, body: Sequence[Sequence[str]]) -> list[str]:
     return lines
 
 
+class Started:
+    """Forward statements whose sums with what needs no carry are made where the products begin.
+
+    A product's result that is only added to such values starts from them in place of zero: there they are read once for
+    all rows of a tile.
+
+    Attributes:
+      statements: those that are left.
+      starts: by result, the values added, as the names of statements or raw values.
+      outer: the statements that make them.
+    """
+
+    def __init__(self, stages: Stages):
+        read = [w for s in stages.forward for w in words(s.text)]
+        read += [out.text for out in (*stages.sources, *stages.carry, *stages.outputs)] + list(stages.texts)
+        made = {s.name: s for s in stages.forward}
+        outer = {w for s in stages.forward for w in words(s.text) if w.startswith(("u.x", "u.s", "u.p"))}
+        for s in stages.forward:
+            # A literal has no name; what is made of names that are outside is outside.
+            if all(w in outer for w in words(s.text) if w.startswith("u.") or w in made):
+                outer.add(s.name)
+        self.starts: dict[int, list[str]] = {}
+        self._names: dict[str, str] = {}
+        gone = set()
+        for i in range(len(stages.division.results)):
+            name = f"u.m[{i}]"
+            while True:
+                readers = [s for s in stages.forward if name in words(s.text)]
+                if len(readers) != 1 or read.count(name) != 1:
+                    break
+                terms = readers[0].text.split(" + ")
+                if len(terms) != 2 or name not in terms:
+                    break
+                other = terms[1 - terms.index(name)]
+                if other not in outer:
+                    break
+                self.starts.setdefault(i, []).append(other)
+                name = readers[0].name
+                gone.add(name)
+                self._names[name] = f"u.m[{i}]"
+        left = [s for s in stages.forward if s.name not in gone]
+        self.outer = [s for s in stages.forward if s.name in outer]
+        self.statements = [s._replace(text=self.known(s.text)) for s in left]
+
+    def known(self, text: str) -> str:
+        """A text in which sums that are started are products' results."""
+        for name in sorted(words(text), key=len, reverse=True):
+            if name in self._names:
+                text = _substitute(text, name, self._names[name])
+        return text
+
+    def lines(self) -> list[str]:
+        """The function that gives what a result starts from."""
+        lines = []
+        for i, names in self.starts.items():
+            text = " + ".join(names)
+            body = Body(self.outer, [Write(0, "return {}", text)], 0, 0, {}, "xsp")
+            kinds = {kind: f"{kind}({{}})" for kind in "xsp"}
+            lines += [f"    if (result == {i}) {{", *(f"      {line}" for line in body.lines(0, kinds)), "    }"]
+        at = "at" if lines else ""
+        return [
+            "  template <class At>",
+            f"  static SEQMNIST_INLINE Vec start(int{' result' if lines else ''}, const At& {at}) {{",
+            *lines,
+            "    return Vec{};",
+            "  }",
+        ]
+
+
+def _substitute(text: str, name: str, by: str) -> str:
+    return re.sub(rf"(?<![\w.]){re.escape(name)}(?![\w\[])", by, text)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Forward:
     """The forward stages, and what the tables say of them."""
 
+    started: Started
     body: Body
     has_start: bool
     origins: list[tuple[str, int]]
@@ -201,9 +276,12 @@ class _Forward:
 
 
 def _forward(stages: Stages) -> _Forward:
-    d = stages.division
+    d, started = stages.division, Started(stages)
+    new_carry = [out._replace(text=started.known(out.text)) for out in stages.carry]
+    new_sources = [out._replace(text=started.known(out.text)) for out in stages.sources]
+    texts = [started.known(text) for text in stages.texts]
     carry_of = {f"u.c[{i}]": i for i in range(len(d.carries))}
-    starts = [r == 1 and out.text not in carry_of for (r, _), out in zip(d.sources, stages.sources, strict=True)]
+    starts = [r == 1 and out.text not in carry_of for (r, _), out in zip(d.sources, new_sources, strict=True)]
     has_start = d.rounds == 0 or any(starts)
     # Stages before the first product belong to the first one after it, where nothing needs them earlier.
     first = 0 if has_start else 1
@@ -212,10 +290,10 @@ def _forward(stages: Stages) -> _Forward:
     def at(out: Output) -> int:
         return max(out.stage, least)
 
-    next_at = [at(out) for out in stages.carry]
-    after = {out.text: i for i, out in reversed(list(enumerate(stages.carry)))}
+    next_at = [at(out) for out in new_carry]
+    after = {out.text: i for i, out in reversed(list(enumerate(new_carry)))}
     origins, own, writes = [], 0, []
-    for (round, _), out in zip(d.sources, stages.sources, strict=True):
+    for (round, _), out in zip(d.sources, new_sources, strict=True):
         if out.text in carry_of:
             origins.append(("Origin::kBefore", carry_of[out.text]))
         elif out.text in after and next_at[after[out.text]] < round:
@@ -224,11 +302,11 @@ def _forward(stages: Stages) -> _Forward:
             origins.append(("Origin::kOwn", own))
             writes.append(Write(round - 1, f"at.source({own}, {{}})", out.text))
             own += 1
-    writes += [Write(stage, f"at.next({i}, {{}})", out.text) for i, (stage, out) in enumerate(zip(next_at, stages.carry))]
-    writes += [Write(at(out), f"at.y({i}, {{}})", out.text) for i, out in enumerate(stages.outputs)]
-    known_at = {s.name: s.stage for s in stages.forward}
+    writes += [Write(stage, f"at.next({i}, {{}})", out.text) for i, (stage, out) in enumerate(zip(next_at, new_carry))]
+    writes += [Write(at(out), f"at.y({i}, {{}})", started.known(out.text)) for i, out in enumerate(stages.outputs)]
+    known_at = {s.name: s.stage for s in started.statements}
     known_at |= {f"u.m[{i}]": round for i, (round, _) in enumerate(d.results)}
-    kept_at = [max(known_at.get(text, 0), least) for text in stages.texts]
+    kept_at = [max(known_at.get(text, 0), least) for text in texts]
     groups: list[list[int]] = []
     group_of_stage = [-1] * (d.rounds + 1)
     for stage in range(d.rounds + 1):
@@ -236,15 +314,15 @@ def _forward(stages: Stages) -> _Forward:
         if members:
             group_of_stage[stage] = len(groups)
             groups.append(members)
-            writes += [Write(stage, f"at.keep({n}, {{}})", stages.texts[i]) for n, i in enumerate(members)]
+            writes += [Write(stage, f"at.keep({n}, {{}})", texts[i]) for n, i in enumerate(members)]
     late = {f"u.m[{i}]": round for i, (round, _) in enumerate(d.results)}
-    body = Body(stages.forward, writes, d.rounds, first, late, "cxsp")
+    body = Body(started.statements, writes, d.rounds, first, late, "cxsp")
     hold = [
         [f"at.next({i}, at.c({i}));" for i, s in enumerate(next_at) if s == stage]
         + [f"at.no_y({i});" for i, out in enumerate(stages.outputs) if at(out) == stage]
         for stage in range(d.rounds + 1)
     ]
-    return _Forward(body, has_start, origins, own, groups, group_of_stage, hold)
+    return _Forward(started, body, has_start, origins, own, groups, group_of_stage, hold)
 
 
 def _backward(stages: Stages) -> Body:
@@ -361,6 +439,7 @@ def cell(stages: Stages) -> str:
             f"  static constexpr bool kHasStart = {str(forward.has_start).lower()};",
             *tables,
             "",
+            *forward.started.lines(),
             *_functions("forward", [forward.body.lines(s, loads) for s in range(d.rounds + 1)]),
             *_functions("hold", forward.hold),
             "",
