@@ -19,10 +19,11 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from benchmarks import timing
-from seqmnist_jax import workdir as files
-from seqmnist_jax.checkpoints import Checkpoints
-from seqmnist_jax.run import Run, build_run
-from seqmnist_jax.train import train
+from seqmnist_jax.training.replicas import QUIET
+from seqmnist_jax.training.run import Run, build_run
+from seqmnist_jax.training.train import train
+from seqmnist_jax.workdir import files
+from seqmnist_jax.workdir.checkpoints import Checkpoints
 
 FLAGS = flags.FLAGS
 SAVES = 20
@@ -45,7 +46,7 @@ def waiting(run: Run) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as name, Checkpoints(Path(name) / files.CHECKPOINTS) as checkpoints:
         for step in range(1, SAVES + 1):
             start = time.perf_counter()
-            checkpoints.save(state.replace(step=state.step + step), {"config": run.config}, None)
+            checkpoints.save(state.replace(step=state.step + step).split(), {"config": run.config}, None)
             goes_on.append(time.perf_counter() - start)
             problem = checkpoints.wait()
             on_disk.append(time.perf_counter() - start)
@@ -62,8 +63,7 @@ def rate(config: Any, every: float) -> float:
         train(
             build_run(config),
             Path(name) / "run",
-            say=lambda line: None,
-            tick=lambda now: ticks.setdefault(now.step, time.perf_counter()),
+            watch=QUIET._replace(show=lambda now: ticks.setdefault(now.step, time.perf_counter())),
         )
     (first, start), *_, (last, end) = ticks.items()
     return (last - first) / (end - start)

@@ -234,18 +234,16 @@ TORCH_NAMES = {
 }
 
 
-def torch_layer(cell: str, params: Any) -> tuple[Any, dict[str, Any]]:
-    """PyTorch's layer with our weights, batch first, and its tensors by our names.
+def torch_layer(cell: str, params: Any, *, batch_first: bool = True) -> tuple[Any, dict[str, Any]]:
+    """PyTorch's layer on the CPU with our weights, and its tensors by our names.
 
     The second bias of its LSTM, which ours does not have, is zero and has no gradient.
     """
     import torch
 
-    if jax.default_backend() != "cpu":
-        raise Unavailable("PyTorch is measured on CPUs only")
     torch.set_num_threads(timing.cores())
     features, hidden = params["kernel"].shape[0], params["recurrent_kernel"].shape[0]
-    module = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[cell](features, hidden, batch_first=True)
+    module = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[cell](features, hidden, batch_first=batch_first)
     tensors = {ours: getattr(module, theirs) for ours, theirs in TORCH_NAMES.items() if ours in params}
     with torch.no_grad():
         for ours, tensor in tensors.items():
@@ -256,12 +254,23 @@ def torch_layer(cell: str, params: Any) -> tuple[Any, dict[str, Any]]:
     return module, tensors
 
 
+def need_cpu() -> None:
+    """PyTorch trains on the CPU, which is compared with JAX there alone (on a GPU: `benchmarks.gpu_layers`).
+
+    Raises:
+      Unavailable: JAX runs elsewhere.
+    """
+    if jax.default_backend() != "cpu":
+        raise Unavailable("PyTorch is measured on CPUs only")
+
+
 class TorchLayer:
     """PyTorch's nn.LSTM or nn.GRU, on all cores that the process may use."""
 
     def __init__(self, case: Case):
         import torch
 
+        need_cpu()
         if case.replicas > 1:
             raise Unavailable("PyTorch's layers have no replicas")
         params, x = draw(case)

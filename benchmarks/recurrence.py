@@ -24,7 +24,7 @@ from absl import app, flags
 
 from benchmarks import floor, peers, timing
 from benchmarks.peers import Case
-from seqmnist_jax.memory import available_bytes
+from seqmnist_jax.devices.memory import available_bytes
 
 FLAGS = flags.FLAGS
 Row = dict[str, Any]

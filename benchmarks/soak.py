@@ -18,7 +18,7 @@ from pathlib import Path
 from absl import app, flags
 
 from benchmarks import timing
-from seqmnist_jax import workdir as files
+from seqmnist_jax.workdir import files
 
 FLAGS = flags.FLAGS
 ROOT = Path(__file__).parent.parent

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from seqmnist_jax import provenance
+from seqmnist_jax.workdir import provenance
 
 # Does its work so many times and waits until it is done.
 Program = Callable[[int], Any]

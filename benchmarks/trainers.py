@@ -13,11 +13,15 @@ import ml_collections
 import numpy as np
 
 from benchmarks import peers
-from seqmnist_jax import models, optimizers, steps, sweep
-from seqmnist_jax.clock import Clock
 from seqmnist_jax.data.batches import ExampleStream
-from seqmnist_jax.programs import Programs, join
-from seqmnist_jax.run import Run, build_run
+from seqmnist_jax.devices.trees import stack, tensor_names
+from seqmnist_jax.models import build
+from seqmnist_jax.models.classifier import NORM_EPSILON
+from seqmnist_jax.training import optimizers, sweep
+from seqmnist_jax.training.clock import Clock
+from seqmnist_jax.training.programs import Programs
+from seqmnist_jax.training.run import Run, build_run
+from seqmnist_jax.training.state import data_key
 
 LAYER = ("rnn", "layer_0", "forward")
 
@@ -45,9 +49,9 @@ class OurTrainer:
     def __init__(self, config: ml_collections.ConfigDict, replicas: int = 1):
         """Trains the config; or so many replicas of it, of which only `advance` is for use, from seeds that differ."""
         seeds = range(config.seed, config.seed + replicas)
-        runs = [member.run for member in sweep.build_members(config, {sweep.SEED: tuple(seeds)})]
+        runs = [member.run for member in sweep.build_points(config, {sweep.SEED: tuple(seeds)})]
         self.clock = Clock()
-        state = join([jax.jit(run.learner.init_from)(run.learner.seed, run.learner.hyper) for run in runs])
+        state = stack([jax.jit(run.learner.init_from)(run.learner.seed, run.learner.hyper) for run in runs])
         self._programs = Programs(runs, state, self.clock)
         self._state = self._programs.place(state)
         self._step = 0
@@ -71,7 +75,7 @@ class OurTrainer:
     def tensors(self) -> dict[str, np.ndarray]:
         """The model's parameters by their paths."""
         leaves = map(np.asarray, jax.tree.leaves(self._state.params))
-        return dict(zip(steps.tensor_names(self._state.params), leaves, strict=True))
+        return dict(zip(tensor_names(self._state.params), leaves, strict=True))
 
 
 def _check(config: ml_collections.ConfigDict) -> None:
@@ -96,6 +100,7 @@ class TorchTrainer:
     """The same training in PyTorch, on all cores that the process may use."""
 
     def __init__(self, config: ml_collections.ConfigDict):
+        peers.need_cpu()
         _check(config)
         run = build_run(config)
         self._run, self._config = run, config
@@ -105,7 +110,7 @@ class TorchTrainer:
         train = run.task.part("train")
         self._images, self._labels = self._on_torch(train.images, train.labels)
         self._validation = self._on_torch(*_validation(run))
-        self._stream = ExampleStream(steps.data_key(state), len(train), run.batch_size)
+        self._stream = ExampleStream(data_key(state), len(train), run.batch_size)
         self._step = 0
 
     def _make_model(self, params: Any) -> None:
@@ -128,7 +133,7 @@ class TorchTrainer:
         self._rates = optimizer.learning_rate * np.asarray(
             jax.vmap(lambda step: jnp.float32(unit_rate(step)))(jnp.arange(train.steps + 1))
         )
-        joint = models.CELLS[self._config.model.cell].joint_kernels
+        joint = build.CELLS[self._config.model.cell].joint_kernels
         groups: dict[Hashable, list[int]] = {}
         for index, path in enumerate(self._tensors):
             if optimizers.CLIP_MASKS[optimizer.clip.mask](path):
@@ -153,7 +158,7 @@ class TorchTrainer:
         h = (last[0] if isinstance(last, tuple) else last)[0]
         if ("norm", "scale") in self._tensors:
             # Batch normalisation whose moving mean stays 0 and variance 1.
-            root = (1.0 + models.NORM_EPSILON) ** 0.5
+            root = (1.0 + NORM_EPSILON) ** 0.5
             h = h / root * self._tensors["norm", "scale"] + self._tensors["norm", "bias"]
         return h @ self._tensors["dense", "kernel"] + self._tensors["dense", "bias"]
 

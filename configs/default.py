@@ -18,7 +18,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.sweep = ""
 
     data = config.data = ml_collections.ConfigDict()
-    # 'idx': IDX files in runtime.data_dir; 'tfds': by name, through tensorflow_datasets;
+    # 'idx': IDX files in runtime.data_dir; 'tfds': by name, through tensorflow_datasets, whose
+    # folder TFDS_DATA_DIR names;
     # 'embedded': 5,000 digits in the package; 'auto': a given folder, else a copy that TFDS
     # has, else its download, else (for 'mnist') embedded.
     data.source = "auto"
@@ -28,12 +29,12 @@ def get_config() -> ml_collections.ConfigDict:
     data.view = "row"
     # A named convention for permutation, split, scaling and selection: 'seqmnist' (ours), or
     # another's with its flaws: 'tutorial2018', 's4', 'exprnn', 'lem', 'cornn', 'tcn', 'ccnn',
-    # 'lmu', 'indrnn', 'annotated_s4' or 'rbn'. `--mode=describe` says where it is from. Those four
-    # fields below replace its values where they are not None.
+    # 'lmu', 'indrnn', 'annotated_s4' or 'rbn'. `--mode=describe` says where it is from.
+    # `permutation`, `split`, `scaling` and `selection` below replace its values where they are not None.
     data.protocol = "seqmnist"
     # Read the pixels in the protocol's permuted order ('seqmnist': numpy:92916).
     data.permuted = False
-    # Goes before `permuted`: 'none'; 'numpy:SEED', numpy.random.RandomState(SEED).permutation;
+    # Counts more than `permuted`: 'none'; 'numpy:SEED', numpy.random.RandomState(SEED).permutation;
     # 'torch:SEED', torch.randperm after torch.manual_seed(SEED); 'bit_reversal', as S4;
     # 'numpy_randint:SEED', drawn with replacement, so that pixels are repeated and missing.
     data.permutation = config_dict.placeholder(str)
@@ -41,7 +42,7 @@ def get_config() -> ml_collections.ConfigDict:
     # N by torch.utils.data.random_split.
     data.split = config_dict.placeholder(str)
     # 'unit': pixels to [0, 1]; 'symmetric': to [-1, 1]; 'signed': to [-1, 1), x / 128 - 1;
-    # 'standard': less MNIST's mean, by its standard deviation (0.1307 and 0.3081).
+    # 'standard': minus MNIST's mean, divided by its standard deviation (0.1307 and 0.3081).
     data.scaling = config_dict.placeholder(str)
     # 0, or: each training sequence ends after a random number of steps, at least this many.
     data.min_length = 0
@@ -77,9 +78,10 @@ def get_config() -> ml_collections.ConfigDict:
     model.norm = "none"
     # 'glorot_uniform' or 'orthogonal' (bias zero), 'random_normal' (kernel and bias N(0, 1)).
     model.dense_init = "glorot_uniform"
-    # 'float32', or 'bfloat16': the recurrence's matrix products on rounded operands, sums and all
-    # else in float32.
-    model.precision = "float32"
+    # How exact the recurrence's matrix products are; sums and all else are float32. 'float32': in full, on every
+    # device; 'tensorfloat32': on a GPU operands keep 10 bits of the fraction; 'bfloat16': 7 bits. 'auto': float32, and
+    # on a GPU tensorfloat32, which its kernel is made for.
+    model.precision = "auto"
     # 0, or: the recurrence remembers its state every so many steps and computes the others
     # again on the way back: a third more time, far less memory.
     model.remat = 0
@@ -124,7 +126,7 @@ def get_config() -> ml_collections.ConfigDict:
     train = config.train = ml_collections.ConfigDict()
     train.batch_size = 32
     train.steps = 5000
-    # Parts of a batch that run one after the other, their gradients averaged: a part's memory only.
+    # Gradient accumulation: a batch runs in so many parts, one after the other, in a part's memory.
     train.accumulate = 1
     # The share of a label that is spread evenly over all classes.
     train.label_smoothing = 0.0
@@ -134,9 +136,11 @@ def get_config() -> ml_collections.ConfigDict:
     # How and where a run executes. Stored with it, but no part of its identity: a run
     # may be resumed with other values here.
     runtime = config.runtime = ml_collections.ConfigDict()
-    # What runs the recurrence: 'auto' (the C++ kernel on a CPU, 'fused' elsewhere), 'native',
-    # 'fused' (hand-written backward in JAX) or 'scan' (plain `lax.scan`).
+    # What runs the recurrence: 'auto' ('native' where it can, else 'fused'), 'native' (the device's kernel: in
+    # C++ on CPUs, in CUDA on GPUs), 'fused' (hand-written backward in JAX) or 'scan' (plain `lax.scan`).
     runtime.backend = "auto"
+    # As model.precision, wherever the model is not trained: 'float32', 'tensorfloat32' or 'bfloat16'.
+    runtime.eval_precision = "float32"
     # How a run or a sweep spreads over several devices: 'replica:R,data:D' is R groups of D devices;
     # replicas are divided among the groups, each batch among the devices of one. 'auto': as many groups
     # as divide the replicas, then as many devices in each as divide the batch.
@@ -154,11 +158,9 @@ def get_config() -> ml_collections.ConfigDict:
     # Folder of compiled programs, which the next start then need not compile; '' means the
     # user's cache folder, 'none' none.
     runtime.compilation_cache = ""
-    # Folder of tensorflow_datasets; '' means its own default.
-    runtime.tfds_dir = ""
     # Steps between checkpoints; 0: at each evaluation. Each evaluation and the last step have one anyway.
     runtime.checkpoint_every = 0
-    # Seconds after which there is a checkpoint besides; 0: none for that reason.
+    # Seconds between additional checkpoints; 0: no additional ones.
     runtime.checkpoint_seconds = 0.0
     # Whether a GPU gives the same bits every time, with slower operations where there are such. A CPU always does.
     runtime.deterministic = False

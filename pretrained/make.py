@@ -13,9 +13,9 @@ import tempfile
 from pathlib import Path
 
 from configs import row_lstm
-from seqmnist_jax import workdir as files
-from seqmnist_jax.run import build_run
-from seqmnist_jax.train import train
+from seqmnist_jax.training.run import build_run
+from seqmnist_jax.training.train import train
+from seqmnist_jax.workdir import files
 
 TARGET = Path(__file__).parent / "row_lstm"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from seqmnist_jax.trained import TrainedModel
+    from seqmnist_jax.analysis.trained import TrainedModel
 
 __version__ = "0.1.0"
 
@@ -40,6 +40,6 @@ def load(workdir: str | Path) -> TrainedModel:
       CheckpointError: it has no checkpoint, or the checkpoint can't be read.
     """
     # Imported here, so that `from seqmnist_jax import rnn` costs JAX and nothing more.
-    from seqmnist_jax import trained
+    from seqmnist_jax.analysis import trained
 
     return trained.load(workdir)

@@ -6,7 +6,7 @@ and how to mend it; ``launch.py`` prints that text and leaves with the class's
 """
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -30,20 +30,23 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
-def choose(table: Mapping[str, T], name: str, field: str) -> T:
-    """Looks `name` up in a table of named choices.
+def check_name(name: str, known: Collection[str], field: str) -> None:
+    """Checks what the user asked for by name.
 
     Args:
-      table: the choices by name.
-      name: what the user asked for.
+      name: what was asked for.
+      known: the names that there are.
       field: the config field or argument that held it, for the message.
 
     Raises:
-      UsageError: `name` is not in the table; the message lists what is.
+      UsageError: `name` is none of them; the message lists them.
     """
-    try:
-        return table[name]
-    except KeyError:
-        raise UsageError(
-            f"{field} is {name!r}; expected one of: {', '.join(sorted(table))}.{did_you_mean(str(name), table)}"
-        ) from None
+    if name not in known:
+        names = ", ".join(sorted(known))
+        raise UsageError(f"{field} is {name!r}; expected one of: {names}.{did_you_mean(str(name), known)}")
+
+
+def choose(table: Mapping[str, T], name: str, field: str) -> T:
+    """Looks `name` up in a table of named choices; arguments and errors as in `check_name`."""
+    check_name(name, table, field)
+    return table[name]

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seqmnist_jax import models, rnn
-from seqmnist_jax.run import build_run
+from seqmnist_jax import rnn
+from seqmnist_jax.models import build
+from seqmnist_jax.training.run import build_run
 
 PAGE = (Path(__file__).parent.parent / "docs" / "adding-a-cell.md").read_text()
 
@@ -19,7 +20,7 @@ PAGE = (Path(__file__).parent.parent / "docs" / "adding-a-cell.md").read_text()
 def names(tmp_path_factory):
     """What the page's blocks have defined, once all of them have run."""
     names = {"__name__": "page"}
-    with mock.patch.dict(models.CELLS), pytest.MonkeyPatch.context() as patch:
+    with mock.patch.dict(build.CELLS), pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("page"))
         for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
             exec(block, names)
@@ -66,7 +67,7 @@ def test_dropout_at_each_place(names):
     for place in ("input_keep", "output_keep", "state_keep"):
         config.model.dropout[place] = 0.5
     learner = build_run(config).learner
-    model, variables = learner.learning.model, learner.init().variables
+    model, variables = learner.model, learner.init().variables
 
     def logits(seed):
         rngs = {"dropout": jax.random.key(seed)}

@@ -8,8 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from seqmnist_jax.checkpoints import CheckpointError, Checkpoints
-from seqmnist_jax.run import build_run
+from seqmnist_jax.training.run import build_run
+from seqmnist_jax.training.state import restore_state
+from seqmnist_jax.workdir.checkpoints import CheckpointError, Checkpoints
 from tests.test_train import small_config
 
 
@@ -36,11 +37,11 @@ def at(state, step):
 
 def save(checkpoints, state, step, accuracy=None, **options):
     validation = None if accuracy is None else {"accuracy": accuracy, "loss": 1.0}
-    checkpoints.save(at(state, step), {"config": {"seed": 1}}, validation, **options)
+    checkpoints.save(at(state, step).split(), {"config": {"seed": 1}}, validation, **options)
 
 
 def assert_restores(checkpoints, learner, state, step):
-    restored = checkpoints.restore(step, learner.template())
+    restored = restore_state(checkpoints, step, learner.template())
     jax.tree.map(np.testing.assert_array_equal, restored.params, at(state, step).params)
     assert int(restored.step) == step
 
@@ -59,7 +60,7 @@ def test_what_is_saved_is_the_state_at_the_call(checkpoints, learner, state):
     """The buffers of a state are donated to the next dispatch while the save goes on."""
     given = jax.tree.map(lambda leaf: leaf.copy(), at(state, 5))
     changed = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf * 0, tree), donate_argnums=0)
-    checkpoints.save(given, {}, None)
+    checkpoints.save(given.split(), {}, None)
     jax.block_until_ready(changed(given.params))
     assert checkpoints.wait() is None
     assert_restores(checkpoints, learner, state, 5)
@@ -128,8 +129,8 @@ def test_a_flipped_bit_is_noticed_and_set_aside(checkpoints, learner, state, tmp
     content[len(content) // 2] ^= 1
     victim.write_bytes(content)
     with pytest.raises(CheckpointError, match="20 can't be restored"):
-        checkpoints.restore(20, learner.template())
-    told = checkpoints.set_aside_damaged(learner.template())
+        restore_state(checkpoints, 20, learner.template())
+    told = checkpoints.set_aside_damaged(learner.template().shapes())
     assert list(told) == [20]
     assert "damaged/20-0" in told[20]
     assert (tmp_path / "run" / "damaged" / "20-0").is_dir()

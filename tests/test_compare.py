@@ -7,9 +7,10 @@ import zipfile
 import numpy as np
 import pytest
 
-from seqmnist_jax.compare import as_text, compare
+from seqmnist_jax.analysis.compare import compare
+from seqmnist_jax.cli import text as texts
 from seqmnist_jax.errors import UsageError
-from seqmnist_jax.workdir import WorkdirError, write_arrays, write_json
+from seqmnist_jax.workdir.files import WorkdirError, write_arrays, write_json
 
 LABELS = np.arange(100, dtype=np.uint8) % 10
 FACTS = {
@@ -85,7 +86,7 @@ def test_a_p_value_too_small_for_digits(good, tmp_path):
 
 
 def test_text_is_aligned_and_says_it_all(good, poor):
-    text = as_text(compare(good, poor))
+    text = texts.comparison(compare(good, poor))
     lines = text.splitlines()
     first, second = (next(line for line in lines if line.startswith(name)) for name in ("first", "second"))
     assert first.index(str(good)) == second.index(str(poor)), "one column for the folders"
@@ -116,7 +117,7 @@ def test_selection_on_test_images_is_said_of_the_run_that_did_it(good, tmp_path)
     assert "cheat" in chosen[0]
     assert "test:128" in chosen[0]
     assert [w for w in warnings if "selection ('validation' against 'test:128')" in w]
-    assert f"WARNING: {chosen[0]}" in as_text(compare(good, cheat))
+    assert f"WARNING: {chosen[0]}" in texts.comparison(compare(good, cheat))
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ import sys
 CODE = """
 import os
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
-from seqmnist_jax import determinism
-determinism.enable()
-determinism.enable()
+from seqmnist_jax.cli import process
+process.be_deterministic()
+process.be_deterministic()
 import jax
 print(len(jax.devices()), os.environ["XLA_FLAGS"])
 """

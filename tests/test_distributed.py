@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 
 from configs import row_lstm
-from seqmnist_jax import distributed
-from seqmnist_jax.checkpoints import Checkpoints
+from seqmnist_jax.devices import processes
 from seqmnist_jax.errors import UsageError
-from seqmnist_jax.run import build_run
-from seqmnist_jax.train import train
+from seqmnist_jax.training.replicas import QUIET
+from seqmnist_jax.training.run import build_run
+from seqmnist_jax.training.state import restore_state
+from seqmnist_jax.training.train import train
+from seqmnist_jax.workdir.checkpoints import Checkpoints
 
 ROOT = Path(__file__).parent.parent
 CHANGES = {
@@ -62,7 +64,7 @@ def train_pair(workdir, **changes):
 
 def params_of(workdir, run):
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
-        return jax.tree.leaves(checkpoints.restore(checkpoints.last_step(), run.learner.template()).params)
+        return jax.tree.leaves(restore_state(checkpoints, checkpoints.last_step(), run.learner.template()).params)
 
 
 def assert_same(pair, alone, run):
@@ -79,7 +81,7 @@ def alone(tmp_path):
     config = row_lstm.get_config()
     config.update_from_flattened_dict(CHANGES)
     run = build_run(config)
-    train(run, tmp_path / "alone", say=lambda line: None)
+    train(run, tmp_path / "alone", watch=QUIET)
     return run, tmp_path / "alone"
 
 
@@ -135,15 +137,15 @@ def test_a_process_that_never_comes(tmp_path):
 @pytest.mark.parametrize("spec", ["host", "host:1", "host:1,2", "host:1,2,2", "host,2,0", "host:1,0,0", "auto,2,1"])
 def test_impossible_specs(spec):
     with pytest.raises(UsageError, match=r"runtime\.distributed is"):
-        distributed.initialize(spec)
+        processes.initialize(spec)
 
 
 def test_a_process_alone_agrees_with_itself():
-    distributed.initialize("")
-    assert distributed.is_main()
-    assert distributed.agree(7) == 7
-    assert distributed.any_of(True)
-    distributed.wait("nobody")
+    processes.initialize("")
+    assert processes.is_main()
+    assert processes.agree(7) == 7
+    assert processes.any_of(True)
+    processes.wait("nobody")
 
 
 def test_it_needs_a_folder_that_all_see():

@@ -1,9 +1,10 @@
-"""The code on the pages: each block of Python or shell is run by a test, or marked as not run.
+"""The pages: each block of Python or shell is run by a test or marked as not run; links and names lead somewhere.
 
 A block is marked by a comment on the line before it: `<!-- not run: REASON -->`. A block without a language is
 shell where it begins with a command; otherwise it is what a command prints.
 """
 
+import ast
 import os
 import re
 import shutil
@@ -14,19 +15,29 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
+import flax.linen as nn
+import jax
 import numpy as np
 import pytest
 
+from seqmnist_jax import rnn
 from seqmnist_jax.data import protocols, sources
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 COMMANDS = ("python", "pip", "make", "tensorboard", "jupyter", "git", "srun", "#!/bin/bash", "export", "cd")
 
-# Blocks of Python that another test runs, by a part of each.
-PYTHON_ELSEWHERE = {
-    "README.md": ("my_step", "rnn.init_gru, x.shape[-1]", "rnn.from_flax"),  # test_readme
-    "docs/adding-a-cell.md": ("",),  # test_adding_a_cell: all
+# Pages whose Python another test file runs, all of it.
+PYTHON_ELSEWHERE = {"README.md", "docs/adding-a-cell.md"}  # test_readme, test_adding_a_cell
+# Pages whose Python runs here, from top to bottom.
+PYTHON_HERE = {
+    "docs/adding-a-data-set.md",
+    "docs/commands.md",
+    "docs/conventions.md",
+    "docs/engine.md",
+    "docs/gpu.md",
+    "docs/protocols.md",
+    "docs/using-rnn.md",
 }
 
 
@@ -85,30 +96,91 @@ def test_a_mark_has_a_reason_and_stands_at_a_block():
 
 
 def test_every_block_of_python_has_its_test():
-    from_top = {"docs/conventions.md", "docs/engine.md", "docs/gpu.md", "docs/adding-a-data-set.md"}
-    for block in ALL:
-        if block.language != "python" or block.not_run is not None or block.page in from_top:
+    pages = {block.page for block in ALL if block.language == "python" and block.not_run is None}
+    assert pages == PYTHON_ELSEWHERE | PYTHON_HERE
+
+
+def anchors(page):
+    """What a link to a part of a page may end in, as GitHub names it."""
+    headings = re.findall(r"^#+ (.*)$", (ROOT / page).read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)]+)\)", (ROOT / page).read_text()):
+        if target.startswith("https:"):
             continue
-        elsewhere = PYTHON_ELSEWHERE.get(block.page, ())
-        known = [part for part in (*elsewhere, "seqmnist_jax.load") if part in block.text]
-        assert known, f"{block.page}, line {block.line}: no test runs this block"
+        path, _, part = target.partition("#")
+        to = (ROOT / page).parent / path if path else ROOT / page
+        assert to.exists(), target
+        assert not part or part in anchors(to.resolve().relative_to(ROOT)), target
 
 
-def test_readme_loads_a_trained_model():
-    (block,) = (block for block in blocks("README.md") if "seqmnist_jax.load" in block.text)
-    names = {"images": np.zeros((3, 28, 28), np.uint8)}
-    text = block.text.replace('"runs/row_lstm/..."', repr(str(ROOT / "pretrained/row_lstm")))
-    assert text != block.text
-    exec(text, names)
-    assert names["digits"].shape == (3,)
+def test_the_index_has_every_page():
+    index = (ROOT / "docs" / "README.md").read_text()
+    pages = [path.name for path in (ROOT / "docs").iterdir() if path.suffix in (".md", ".ipynb")]
+    assert [name for name in pages if name != "README.md" and f"]({name})" not in index] == []
+
+
+def defined_in(path):
+    """The names that a module of the package defines at its top, in its tables too."""
+    names = set()
+    for node in ast.parse((ROOT / "seqmnist_jax" / path).read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names |= {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+    return names
+
+
+def test_the_architecture_page_names_what_is_there():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    named = re.findall(r"`([\w/]+\.py)`: ((?:`\w+`(?:, )?)+)", page)  # `module`: `function`, `function`
+    named += re.findall(r"\| `([\w/]+\.py)` \| ((?:`\w+`(?:, )?)+) \|", page)  # | `module` | `TABLE` |
+    named += [(path, f"`{table}`") for table, path in re.findall(r"`([A-Z]+)` in `(models/\w+\.py)`", page)]
+    assert len(named) > 20
+    for path, names in named:
+        assert set(re.findall(r"`(\w+)`", names)) <= defined_in(path), path
+    assert "`MODES` in `launch.py`" in page
+    assert re.search(r"^MODES = ", (ROOT / "launch.py").read_text(), re.M)
+    files = re.findall(r"`((?:\w+/)+(?:\w+\.py)?)`", page)
+    assert all((ROOT / "seqmnist_jax" / path).exists() or (ROOT / path).exists() for path in files)
+    packages = {path.parent.name for path in (ROOT / "seqmnist_jax").glob("*/__init__.py")}
+    assert set(re.findall(r"│ (\w+) +│", page)) >= packages
 
 
 def test_conventions(tmp_path):
     run_from_top("docs/conventions.md", tmp_path)
 
 
+def test_protocols(tmp_path):
+    run_from_top("docs/protocols.md", tmp_path)
+
+
+def test_commands():
+    names = run_from_top("docs/commands.md", ROOT)
+    count = len(names["test"])
+    assert (names["digits"] == names["test"].labels).mean() > 0.95
+    shapes = [names[name].shape for name in ("probabilities", "features", "states")]
+    assert shapes == [(count, 28, 10), (count, 64), (count, 28, 64)]
+
+
+def test_using_rnn(tmp_path):
+    names = run_from_top("docs/using-rnn.md", tmp_path)
+    assert names["loss"] < 0.02, "always saying 1 has 0.17"
+    x = names["x"]
+    np.testing.assert_allclose(names["y"], names["layer"].apply(names["variables"], x), atol=1e-5)
+    # What the page puts in the place of a Flax layer, with the same weights as that.
+    net = names["Net"]()
+    variables = net.init(jax.random.key(1), x)
+    theirs = {"params": {"cell": rnn.to_flax(variables["params"]["rnn"])}}
+    np.testing.assert_allclose(net.apply(variables, x), nn.RNN(nn.GRUCell(128)).apply(theirs, x), atol=1e-5)
+
+
 def test_the_table_of_protocols_is_the_code_s():
-    text = (ROOT / "docs/conventions.md").read_text()
+    text = (ROOT / "docs/protocols.md").read_text()
     table = {}
     for row in re.findall(r"^\| (`\w+` \|(?: `[\w:]+` \|){3} .*) \|$", text, re.M):
         name, *fields = re.findall(r"`([\w:]+)`", row)
@@ -121,7 +193,7 @@ def test_the_table_of_protocols_is_the_code_s():
 
 def test_engine(tmp_path, capsys):
     names = run_from_top("docs/engine.md", tmp_path)
-    assert "MiB for the way back" in capsys.readouterr().out
+    assert "MiB for the" in capsys.readouterr().out
     x, lengths = np.asarray(names["x"]), np.asarray(names["lengths"])
     y = np.zeros(3)
     for t in reversed(range(int(lengths[1]))):
@@ -169,52 +241,82 @@ def test_commands_name_what_is_there():
                 assert target in targets, where
 
 
-# What stands for a name in a synopsis, and what makes a training short. The shell's functions stand before the
-# programs of those names: a folder and 'pip' are not set up anew for a page.
+# What makes a training short.
 SHORT = (
     "--config.train.steps=4 --config.train.eval_every=2 --config.optimizer.warmup_steps=1 --config.model.hidden_size=4 "
     "--config.data.source=embedded --config.data.permutation=none --config.runtime.compilation_cache=none"
 )
-SETUP = f"""
-set -e
-python() {{
-  case "$*" in
-    *--mode=*) "$PYTHON" "$@" ;;
-    launch.py*) "$PYTHON" "$@" {SHORT} ;;
-    *) "$PYTHON" "$@" ;;
-  esac
-}}
-pip() {{ test "$1" = install; }}
-make() {{ command make -n -C "$ROOT" "$@"; }}
-"""
+# The programs that pages call, as they stand in a page's folder. Trainings are short and nothing is installed. Make
+# runs its targets that start launch.py, without setting up an environment; of the others it prints the commands.
+PROGRAMS = {
+    "python": f"""case "$*" in
+  *--mode=describe*) exec "$PYTHON" "$@" --config.data.source=embedded ;;
+  launch.py*--mode=*) exec "$PYTHON" "$@" ;;
+  launch.py*) exec "$PYTHON" "$@" {SHORT} ;;
+  *) exec "$PYTHON" "$@" ;;
+esac""",
+    "pip": 'test "$1" = install',
+    "make": """case "$1" in
+  run | evaluate) exec "$MAKE_PROGRAM" -f "$ROOT/Makefile" -o setup BIN=bin "$@" ;;
+  *) exec "$MAKE_PROGRAM" -n -C "$ROOT" "$@" ;;
+esac""",
+}
 
 
-@pytest.fixture(scope="module")
-def sandbox(tmp_path_factory):
-    """A folder that looks like the repository, with two trained runs, and what runs a script in it."""
-    folder = tmp_path_factory.mktemp("pages")
-    for name in ("launch.py", "configs"):
-        (folder / name).symlink_to(ROOT / name)
+@pytest.fixture
+def sandbox(tmp_path):
+    """What runs a script in a folder that looks like the repository, and gives what it printed."""
+    for name in ("launch.py", "configs", "pretrained"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "bin").mkdir()
+    for name, text in PROGRAMS.items():
+        path = tmp_path / "bin" / name
+        path.write_text(f"#!/usr/bin/env bash\n{text}\n")
+        path.chmod(0o755)
+    environment = {
+        **os.environ,
+        "PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        "PYTHON": sys.executable,
+        "MAKE_PROGRAM": shutil.which("make"),
+        "ROOT": str(ROOT),
+        "PYTHONPATH": str(ROOT),
+    }
+    environment.pop("SEQMNIST_DATA_DIR", None)
 
     def run(script):
-        environment = {**os.environ, "PYTHON": sys.executable, "ROOT": str(ROOT), "PYTHONPATH": str(ROOT)}
-        return subprocess.run(
-            ["bash", "-c", SETUP + script], cwd=folder, env=environment, capture_output=True, text=True
-        )
+        command = ["bash", "-c", f"set -e\n{script}"]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{script}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+        return done.stdout
 
-    for seed in (101, 102):  # none that a page trains too, which a table would refuse
-        done = run(f"python launch.py --config configs/row_lstm.py --workdir runs/rows/{seed} --config.seed={seed}")
-        assert done.returncode == 0, done.stderr
     return run
 
 
+needs_shell = pytest.mark.skipif(
+    shutil.which("bash") is None or shutil.which("make") is None, reason="needs bash and make"
+)
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("bash") is None or shutil.which("make") is None, reason="needs bash and make")
-@pytest.mark.parametrize("block", RUN, ids=[f"{block.page}:{block.line}" for block in RUN])
-def test_shell_runs(block, sandbox):
-    script = "\n".join(commands(block))
-    script = script.replace("DIR,DIR", "runs/rows/101,runs/rows/102").replace(
-        "--workdir DIR", "--workdir runs/rows/101"
-    )
-    done = sandbox(script)
-    assert done.returncode == 0, f"{script}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+@needs_shell
+@pytest.mark.parametrize("page", sorted({block.page for block in RUN} - {"README.md"}))
+def test_shell_runs(page, sandbox):
+    """The commands of a page, from top to bottom in one folder."""
+    for block in RUN:
+        if block.page == page:
+            sandbox("\n".join(commands(block)))
+
+
+@pytest.mark.slow
+@needs_shell
+def test_readme_s_commands_run_and_print_what_it_shows(sandbox):
+    shown = {"make run": [], "make evaluate": []}
+    for command, block in zip(shown, (b for b in blocks("README.md") if b.language == ""), strict=True):
+        shown[command] = re.findall(r"^[A-Za-z][a-z ]*[a-z]", block.text, re.M)
+    assert shown["make run"][:2] == ["Data", "Training"]
+    assert shown["make evaluate"] == ["test accuracy", "steps read", "accuracy"]
+    for block in RUN:
+        for command in commands(block) if block.page == "README.md" else ():
+            printed = sandbox(command)
+            for label in shown.get(command, ()):
+                assert re.search(rf"^{label}\b", printed, re.M), f"{command} prints no line {label!r}"

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from configs import pixel_gru, row_lstm
-from seqmnist_jax import config as configs
-from seqmnist_jax import describe, rnn, steps
+from seqmnist_jax import rnn
+from seqmnist_jax.cli import describe, text
 from seqmnist_jax.data.batches import ExampleStream
 from seqmnist_jax.errors import UsageError
-from seqmnist_jax.run import build_run
+from seqmnist_jax.training.run import build_run
+from seqmnist_jax.training.state import data_key
+from seqmnist_jax.workdir import config as configs
 
 BACKENDS = [
     "scan",
@@ -34,7 +36,7 @@ def train(config, count=10):
     run = build_run(config)
     learner, data = run.learner, run.task.part("train")
     state = learner.init()
-    orders, offset, _ = ExampleStream(steps.data_key(state), len(data), run.batch_size).window(0)
+    orders, offset, _ = ExampleStream(data_key(state), len(data), run.batch_size).window(0)
     arrays = [jnp.asarray(array) for array in (data.images, data.labels)]
     bounds = jnp.int32(offset), jnp.int32(count)
     program = jax.jit(learner.train_steps()).lower(state, learner.hyper, *arrays, orders, *bounds).compile()
@@ -110,7 +112,7 @@ def test_what_does_not_go_is_named(changes, field):
 def test_describe_says_what_runs(changes, expected):
     run = build_run(small(**changes))
     assert describe.describe(run, {})["recurrence"].startswith(expected)
-    assert f"Recurrence   {expected}" in describe.as_text(run, describe.describe(run, {}))
+    assert f"Recurrence   {expected}" in text.description(run, describe.describe(run, {}))
 
 
 def test_reset_before_trains():

@@ -7,13 +7,14 @@ import pytest
 
 import seqmnist_jax
 from configs import row_lstm
+from seqmnist_jax.analysis.evaluate import evaluate
 from seqmnist_jax.data.embedded import FOLDER
 from seqmnist_jax.data.idx import write_idx
 from seqmnist_jax.data.sources import load_embedded
 from seqmnist_jax.errors import UsageError
-from seqmnist_jax.evaluate import evaluate
-from seqmnist_jax.run import build_run
-from seqmnist_jax.train import train
+from seqmnist_jax.training.replicas import QUIET
+from seqmnist_jax.training.run import build_run
+from seqmnist_jax.training.train import train
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def trained(tmp_path_factory, cache_dir):
     config.model.hidden_size = 16
     config.train.steps = 150
     config.train.eval_every = 50
-    return folder, train(build_run(config), folder, say=lambda line: None)
+    return folder, train(build_run(config), folder, watch=QUIET)
 
 
 @pytest.fixture
@@ -111,7 +112,7 @@ def test_a_moved_data_folder_is_found_by_the_environment(tmp_path, monkeypatch):
     config.runtime.data_dir = str(tmp_path / "first")
     config.data.split = "first:500"
     config.train.steps = 2
-    summary = train(build_run(config), tmp_path / "run", say=lambda line: None)
+    summary = train(build_run(config), tmp_path / "run", watch=QUIET)
     assert evaluate(tmp_path / "run")["accuracy"] == summary["test_accuracy"]
     shutil.rmtree(tmp_path / "first")
     monkeypatch.setenv("SEQMNIST_DATA_DIR", str(tmp_path / "second"))

@@ -6,8 +6,9 @@ import shutil
 import pytest
 
 from configs import row_lstm
-from seqmnist_jax import executors, sweep
 from seqmnist_jax.errors import UsageError
+from seqmnist_jax.training import jobs, sweep
+from seqmnist_jax.training.replicas import QUIET, Watch
 
 
 def build(**changes):
@@ -23,14 +24,14 @@ def build(**changes):
         }
     )
     swept = sweep.build_sweep(config, "1-2")
-    return swept, sweep.build_members(config, swept)
+    return swept, sweep.build_points(config, swept)
 
 
 def run_local(folder, built):
     pytest.importorskip("submitit", reason="submitit is not installed")
     lines = []
-    executor = executors.make_executor("local", {"timeout_min": 5}, folder / "jobs")
-    return sweep.train_sweep(*built, folder, executor=executor, say=lines.append), lines
+    executor = jobs.make_executor("local", {"timeout_min": 5}, folder / "jobs")
+    return sweep.train_sweep(*built, folder, executor=executor, watch=Watch(say=lines.append)), lines
 
 
 def test_groups_run_as_jobs_and_failed_ones_again(tmp_path):
@@ -39,7 +40,7 @@ def test_groups_run_as_jobs_and_failed_ones_again(tmp_path):
     broken = tmp_path / "replicas" / "seed=1,hidden_size=5"
     broken.mkdir(parents=True)
     (broken / "config.json").write_text("{}")
-    with pytest.raises(executors.JobsFailed, match=r"1 of 2 jobs failed.*\n  .*hidden_size=5.*\n    log: .*\.err"):
+    with pytest.raises(jobs.JobsFailed, match=r"1 of 2 jobs failed.*\n  .*hidden_size=5.*\n    log: .*\.err"):
         run_local(tmp_path, built)
     assert (tmp_path / "replicas" / "seed=2,hidden_size=4" / "summary.json").exists()
 
@@ -48,7 +49,7 @@ def test_groups_run_as_jobs_and_failed_ones_again(tmp_path):
     assert any("1 of 2 groups go to the executor" in line for line in lines)
     assert sorted(entry["changes"]["model.hidden_size"] for entry in summary["ranking"]) == [4, 5]
 
-    here = sweep.train_sweep(*built, tmp_path / "here", say=lambda line: None)
+    here = sweep.train_sweep(*built, tmp_path / "here", watch=QUIET)
     assert [entry["test"] for entry in here["ranking"]] == [entry["test"] for entry in summary["ranking"]]
     stored = json.loads((tmp_path / "replicas" / "seed=2,hidden_size=5" / "summary.json").read_text())
     assert stored["replicas"] == 2
@@ -57,19 +58,19 @@ def test_groups_run_as_jobs_and_failed_ones_again(tmp_path):
 @pytest.mark.parametrize("text", ["{1: 2}", "[1]", "{'a':", "timeout_min=3"])
 def test_impossible_options(text):
     with pytest.raises(UsageError, match=r"runtime\.executor_options"):
-        executors.parse_options(text)
+        jobs.parse_options(text)
 
 
 def test_unknown_executors_and_parameters(tmp_path):
     with pytest.raises(UsageError, match="expected '', 'local' or 'slurm'"):
-        executors.make_executor("sge", {}, tmp_path)
+        jobs.make_executor("sge", {}, tmp_path)
     pytest.importorskip("submitit", reason="submitit is not installed")
     with pytest.raises(UsageError, match="timeout_minutes"):
-        executors.make_executor("local", {"timeout_minutes": 3}, tmp_path)
+        jobs.make_executor("local", {"timeout_minutes": 3}, tmp_path)
 
 
 def test_slurm_that_is_not_there(tmp_path, monkeypatch):
     pytest.importorskip("submitit", reason="submitit is not installed")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UsageError, match=r"runtime\.executor is 'slurm'"):
-        executors.make_executor("slurm", {}, tmp_path)
+        jobs.make_executor("slurm", {}, tmp_path)

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 import seqmnist_jax
-from seqmnist_jax import export as exporting
-from seqmnist_jax import workdir as files
-from seqmnist_jax.checkpoints import CheckpointError
+from seqmnist_jax.analysis import export as exporting
+from seqmnist_jax.cli import text as texts
 from seqmnist_jax.errors import UsageError
-from seqmnist_jax.models import CELLS
-from seqmnist_jax.workdir import WorkdirError
+from seqmnist_jax.models.build import CELLS
+from seqmnist_jax.workdir import files
+from seqmnist_jax.workdir.checkpoints import CheckpointError
+from seqmnist_jax.workdir.files import WorkdirError
 from tests.untrained import HEIGHT, WIDTH, random_images, write_run
 
 safetensors = pytest.importorskip("safetensors.numpy", reason="safetensors is not installed")
@@ -172,7 +173,7 @@ def test_parameters_are_those_of_the_checkpoint_bit_for_bit(exported):
 
 
 def test_every_cell_has_its_equations():
-    assert exporting.STEPS.keys() == exporting.GATES.keys() == CELLS.keys()
+    assert all(choice.title and choice.gates and choice.step for choice in CELLS.values())
 
 
 def test_the_same_run_gives_the_same_bytes_and_none_of_them_names_a_folder(exported):
@@ -194,7 +195,7 @@ def test_description_and_text(exported):
     assert result["sequence"]["order"] == np.random.RandomState(3).permutation(HEIGHT * WIDTH).tolist()
     for name, file in result["files"].items():
         assert (exported / "lstm" / "export" / name).stat().st_size == file["bytes"]
-    text = exporting.as_text(result)
+    text = texts.export(result)
     assert "uint8 [batch, 7, 5] -> logits float32 [batch, 10], on cpu, cuda, tpu" in text
     assert all(line in text for line in result["load"])
     assert "WARNING: The run has not ended. This is the best checkpoint so far, of step 7." in text
@@ -207,7 +208,7 @@ def test_a_finished_run_tells_its_result_and_warns_of_nothing(tmp_path):
     assert (result["test_accuracy"], result["selected_on"], result["warnings"]) == (0.25, "validation", [])
     (folder / files.SUMMARY).unlink()
     files.write_json(folder / files.DIVERGED, {})
-    assert "diverged" in exporting.as_text(exporting.export(folder))
+    assert "diverged" in texts.export(exporting.export(folder))
 
 
 def test_what_can_not_be_exported(tmp_path, monkeypatch):

@@ -14,9 +14,9 @@ import numpy as np
 import optax
 import pytest
 
-from seqmnist_jax import steps
 from seqmnist_jax.data.batches import ExampleStream
-from seqmnist_jax.run import build_run
+from seqmnist_jax.training.run import build_run
+from seqmnist_jax.training.state import data_key
 
 # config: (loss, gradient norm, parameter norm before, parameter norm after)
 GOLDEN = {
@@ -36,7 +36,7 @@ def first_step(name):
     run = build_run(config)
     learner, data = run.learner, run.task.part("train")
     state = learner.init()
-    orders, offset, _ = ExampleStream(steps.data_key(state), len(data), run.batch_size).window(0)
+    orders, offset, _ = ExampleStream(data_key(state), len(data), run.batch_size).window(0)
     before = optax.tree.norm(state.params)
     state, _ = jax.jit(learner.train_steps())(
         state, learner.hyper, data.images, data.labels, orders, jnp.int32(offset), jnp.int32(1)

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from configs import row_lstm
+from seqmnist_jax.analysis.evaluate import evaluate
 from seqmnist_jax.data.idx import DataError, write_idx
 from seqmnist_jax.data.sources import FILES
 from seqmnist_jax.errors import SeqMnistError, UsageError, choose, did_you_mean
-from seqmnist_jax.evaluate import evaluate
-from seqmnist_jax.run import build_run
+from seqmnist_jax.training.run import build_run
 
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / "configs" / "row_lstm.py")

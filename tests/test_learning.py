@@ -12,13 +12,14 @@ import pytest
 
 import seqmnist_jax
 from configs import default, row_lstm
-from seqmnist_jax import steps
-from seqmnist_jax import train as training
-from seqmnist_jax.checkpoints import Checkpoints
 from seqmnist_jax.errors import UsageError
-from seqmnist_jax.optimizers import DROPOUT_PLACES, build_hyperparameters, build_optimizer, clip_state
-from seqmnist_jax.run import build_run
-from seqmnist_jax.steps import TrainMetrics
+from seqmnist_jax.training import train as training
+from seqmnist_jax.training.optimizers import DROPOUT_PLACES, build_hyperparameters, build_optimizer, clip_state
+from seqmnist_jax.training.replicas import QUIET
+from seqmnist_jax.training.run import build_run
+from seqmnist_jax.training.state import TrainMetrics, restore_state
+from seqmnist_jax.training.step import train_step
+from seqmnist_jax.workdir.checkpoints import Checkpoints
 
 BATCH, TIME = 8, 28
 DROPOUT = {"model.dropout.input_keep": 0.8, "model.dropout.output_keep": 0.7, "model.dropout.state_keep": 0.6}
@@ -45,7 +46,7 @@ def started(**changes):
     """A run's learner, its first state, and a jitted step over batches of its training images."""
     run = build_run(small_config(**changes))
     part = run.task.part("train")
-    step = jax.jit(functools.partial(steps.train_step, run.learner.learning))
+    step = jax.jit(functools.partial(train_step, run.learner.spec))
 
     def take(state, batch):
         """The state after one step on the batch of this number, its metrics its own."""
@@ -79,7 +80,7 @@ def train_in(folder, stop_at=None, **changes):
         done.append(1)
         return stop_at is not None and len(done) >= stop_at
 
-    return training.train(build_run(small_config(**changes)), folder, say=lambda line: None, should_stop=should_stop)
+    return training.train(build_run(small_config(**changes)), folder, watch=QUIET._replace(should_stop=should_stop))
 
 
 def events(folder):
@@ -89,7 +90,9 @@ def events(folder):
 
 def final_state(folder, **changes):
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
-        return checkpoints.restore(checkpoints.last_step(), build_run(small_config(**changes)).learner.template())
+        return restore_state(
+            checkpoints, checkpoints.last_step(), build_run(small_config(**changes)).learner.template()
+        )
 
 
 class Spy:
@@ -106,13 +109,11 @@ class Spy:
 def spied_steps(count, **changes):
     """What the model was given at each of `count` steps taken outside jit, and the states after them."""
     case = started(**changes)
-    spy, state, states = Spy(case.learner.learning.model), case.state, []
-    learning = case.learner.learning._replace(model=spy)
+    spy, state, states = Spy(case.learner.model), case.state, []
+    learning = case.learner.spec._replace(model=spy)
     for batch in range(count):
         x, labels = case.inputs(batch)
-        state, _ = steps.train_step(
-            learning, state.replace(metrics=TrainMetrics.empty()), case.learner.hyper, x, labels
-        )
+        state, _ = train_step(learning, state.replace(metrics=TrainMetrics.empty()), case.learner.hyper, x, labels)
         states.append(state)
     return case, spy.seen, states
 
@@ -122,7 +123,7 @@ def spied_steps(count, **changes):
 
 def test_keeping_all_is_training_without_dropout_bit_for_bit():
     plain, kept = started(), started(**ALL_KEPT)
-    assert kept.learner.learning.drops == frozenset()
+    assert kept.learner.spec.drops == frozenset()
     a, b = plain.state, kept.state
     for batch in range(3):
         a, b = plain.take(a, batch), kept.take(b, batch)
@@ -132,10 +133,10 @@ def test_keeping_all_is_training_without_dropout_bit_for_bit():
 def test_what_is_not_dropped_is_not_asked_for():
     def keep_with(**changes):
         case = started(**changes)
-        spy = Spy(case.learner.learning.model)
-        learning = case.learner.learning._replace(model=spy)
+        spy = Spy(case.learner.model)
+        learning = case.learner.spec._replace(model=spy)
         # Traced only: the probabilities are seen as they are, and nothing is compiled.
-        jax.eval_shape(lambda s: steps.train_step(learning, s, case.learner.hyper, *case.inputs(0)), case.state)
+        jax.eval_shape(lambda s: train_step(learning, s, case.learner.hyper, *case.inputs(0)), case.state)
         return [None if p is None else pytest.approx(float(p)) for p in spy.seen[0]["keep"]]
 
     assert keep_with(**ALL_KEPT) == [None, None, None]
@@ -185,7 +186,7 @@ def test_lengths_are_drawn_anew_from_the_least_to_the_whole():
     assert len(np.unique(lengths, axis=0)) == 4
     # What is learned from is the sequences cut there.
     x, labels = case.inputs(0)
-    model, variables = case.learner.learning.model, case.state.variables
+    model, variables = case.learner.model, case.state.variables
     logits = jnp.concatenate([model.apply(variables, x[b : b + 1, :n]) for b, n in enumerate(lengths[0])])
     expected = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
     assert loss_of(states[0]) == pytest.approx(float(expected), rel=1e-5)
@@ -193,7 +194,7 @@ def test_lengths_are_drawn_anew_from_the_least_to_the_whole():
 
 def test_without_a_least_length_sequences_are_whole():
     case, seen, _ = spied_steps(1)
-    assert case.learner.learning.min_length is None
+    assert case.learner.spec.min_length is None
     assert seen[0]["lengths"] is None
 
 
@@ -290,7 +291,7 @@ def test_gradient_norms_are_those_of_the_last_steps():
     @jax.jit
     def raw_norms(params, x, labels):
         def loss(params):
-            logits = case.learner.learning.model.apply({"params": params}, x)
+            logits = case.learner.model.apply({"params": params}, x)
             return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
         return jnp.stack([jnp.linalg.norm(leaf.ravel()) for leaf in jax.tree.leaves(jax.grad(loss)(params))])
@@ -305,7 +306,7 @@ def test_gradient_norms_are_those_of_the_last_steps():
         clipped[:, group] *= threshold / np.maximum(norm, threshold)
 
     hyper = case.learner.hyper.replace(clip_norm=jnp.float32(threshold))
-    step = jax.jit(functools.partial(steps.train_step, case.learner.learning))
+    step = jax.jit(functools.partial(train_step, case.learner.spec))
     state = case.state
     assert state.gradient_norms.shape == (window, 2, len(names))
     for k in range(count):

@@ -14,8 +14,8 @@ import pytest
 
 import seqmnist_jax
 from seqmnist_jax import rnn
-from seqmnist_jax.checkpoints import CheckpointError
-from seqmnist_jax.workdir import WorkdirError
+from seqmnist_jax.workdir.checkpoints import CheckpointError
+from seqmnist_jax.workdir.files import WorkdirError
 from tests.untrained import HEIGHT, HIDDEN, WIDTH, random_images, write_run
 
 ROOT = Path(__file__).parent.parent
@@ -48,7 +48,7 @@ def edit(path, change):
 def apply(model, images, steps=None, **options):
     """The network on the first steps of images, without what is under test."""
     x = model.learner.view(jnp.asarray(images))[:, :steps]
-    return model.learner.learning.model.apply(model.variables, x, **options)
+    return model.learner.model.apply(model.variables, x, **options)
 
 
 def test_the_docstring_holds(monkeypatch):

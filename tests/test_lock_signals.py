@@ -8,20 +8,20 @@ import time
 
 import pytest
 
-from seqmnist_jax import signals
-from seqmnist_jax.lock import InUse, owned
+from seqmnist_jax.cli import signals
+from seqmnist_jax.workdir.lock import InUse, owned
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from seqmnist_jax.lock import owned
+from seqmnist_jax.workdir.lock import owned
 with owned(Path(sys.argv[1])):
     print("mine", flush=True)
     time.sleep(60)
 """
 STOP = """
 import signal, sys, time
-from seqmnist_jax import signals
+from seqmnist_jax.cli import signals
 signals.GRACE_SECONDS = 0.5
 with signals.StopOnSignal() as stop:
     print("ready", flush=True)

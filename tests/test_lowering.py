@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from seqmnist_jax.run import build_run
+from seqmnist_jax.training.run import build_run
 
 
 @pytest.mark.parametrize("name", ["row_lstm_basic", "row_lstm", "pixel_gru", "permuted_gru"])

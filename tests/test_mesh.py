@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import pytest
 
+from seqmnist_jax.devices.mesh import largest_divisor, make_mesh
 from seqmnist_jax.errors import UsageError
-from seqmnist_jax.mesh import largest_divisor, make_mesh
 
 ROOT = Path(__file__).parent.parent
 DEVICES = 4
@@ -22,9 +22,11 @@ import json, sys
 from pathlib import Path
 import jax, numpy as np
 from configs import row_lstm
-from seqmnist_jax import sweep
-from seqmnist_jax.checkpoints import Checkpoints
-from seqmnist_jax.train import train_replicas
+from seqmnist_jax.training import sweep
+from seqmnist_jax.workdir.checkpoints import Checkpoints
+from seqmnist_jax.training.replicas import QUIET
+from seqmnist_jax.training.state import restore_state
+from seqmnist_jax.training.train import train_replicas
 
 jax.config.update("jax_compilation_cache_dir", None)
 jobs = json.loads(sys.argv[1])
@@ -33,12 +35,12 @@ for job in jobs:
     config = row_lstm.get_config()
     config.update_from_flattened_dict({"data.source": "embedded", "model.hidden_size": 8, "train.batch_size": 16,
         "train.steps": 50, "train.eval_every": 25, **job["changes"]})
-    members = sweep.build_members(config, {"seed": tuple(job["seeds"])})
+    points = sweep.build_points(config, {"seed": tuple(job["seeds"])})
     folders = [Path(job["folder"]) / str(seed) for seed in job["seeds"]]
-    train_replicas([m.run for m in members], folders, commands=[None] * len(folders), say=lambda line: None)
-    for member, folder in zip(members, folders):
+    train_replicas([m.run for m in points], folders, [None] * len(folders), QUIET)
+    for point, folder in zip(points, folders):
         with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
-            params = checkpoints.restore(50, member.run.learner.template()).params
+            params = restore_state(checkpoints, 50, point.run.learner.template()).params
         np.savez(folder / "params.npz", *jax.tree.leaves(params))
 """
 

@@ -8,7 +8,7 @@ import pytest
 
 from configs import default
 from seqmnist_jax import rnn
-from seqmnist_jax.optimizers import build_hyperparameters, build_optimizer
+from seqmnist_jax.training.optimizers import build_hyperparameters, build_optimizer
 
 
 def tree(cell="lstm", scale=1.0):

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import seqmnist_jax
+from seqmnist_jax.analysis.evaluate import evaluate
 from seqmnist_jax.data.sources import load_embedded
-from seqmnist_jax.evaluate import evaluate
 
 FOLDER = Path(__file__).parent.parent / "pretrained" / "row_lstm"
 

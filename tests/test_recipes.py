@@ -10,13 +10,16 @@ import pytest
 
 import seqmnist_jax
 from configs import row_lstm
-from seqmnist_jax import rnn, steps
-from seqmnist_jax import train as training
-from seqmnist_jax.checkpoints import Checkpoints
+from seqmnist_jax import rnn
+from seqmnist_jax.analysis.evaluate import evaluate
 from seqmnist_jax.data.batches import ExampleStream
 from seqmnist_jax.errors import UsageError
-from seqmnist_jax.evaluate import evaluate
-from seqmnist_jax.run import build_run
+from seqmnist_jax.training import train as training
+from seqmnist_jax.training.replicas import QUIET, Watch
+from seqmnist_jax.training.run import build_run
+from seqmnist_jax.training.state import data_key, restore_state
+from seqmnist_jax.training.step import _gradients
+from seqmnist_jax.workdir.checkpoints import Checkpoints
 
 
 def small_config(**changes):
@@ -40,7 +43,7 @@ def after(count, **changes):
     run = build_run(small_config(**changes))
     learner, data = run.learner, run.task.part("train")
     state = learner.init()
-    orders, offset, _ = ExampleStream(steps.data_key(state), len(data), run.batch_size).window(0)
+    orders, offset, _ = ExampleStream(data_key(state), len(data), run.batch_size).window(0)
     advance = jax.jit(learner.train_steps())
     states = [state]
     for step in range(count):
@@ -80,16 +83,18 @@ def test_average_is_what_is_measured_saved_and_resumed(tmp_path):
         return training.train(
             build_run(small_config(**changes)),
             folder,
-            say=lambda line: None,
-            tick=lambda now: asked.append(now.step),
-            should_stop=lambda: stop_at is not None and asked[-1] >= stop_at,
+            watch=Watch(
+                say=lambda line: None,
+                show=lambda now: asked.append(now.step),
+                should_stop=lambda: stop_at is not None and asked[-1] >= stop_at,
+            ),
         )
 
     summary = run_into(tmp_path / "whole")
     assert evaluate(tmp_path / "whole")["accuracy"] == summary["test_accuracy"]
     model = seqmnist_jax.load(tmp_path / "whole")
     with Checkpoints(tmp_path / "whole" / "checkpoints", read_only=True) as checkpoints:
-        state = checkpoints.restore(model.step, build_run(small_config(**changes)).learner.template())
+        state = restore_state(checkpoints, model.step, build_run(small_config(**changes)).learner.template())
     assert_close(model.params, state.ema_params, rtol=0, atol=0)
     assert any(
         np.any(np.asarray(a) != np.asarray(b))
@@ -129,7 +134,7 @@ def test_parts_drop_different_units():
     learner, data = run.learner, run.task.part("train")
     twice = learner.view(jnp.stack([data.images[0]] * 2))
     labels = jnp.int32([data.labels[0]] * 2)
-    logits = steps._gradients(learner.learning, learner.init(), learner.hyper, twice, labels).logits
+    logits = _gradients(learner.spec, learner.init(), learner.hyper, twice, labels).logits
     assert np.any(np.asarray(logits[0] != logits[1]))
 
 
@@ -189,7 +194,7 @@ def test_time_scales_reach_the_model(name):
 
 
 def test_anytime_reading(tmp_path):
-    training.train(build_run(small_config()), tmp_path / "run", say=lambda line: None)
+    training.train(build_run(small_config()), tmp_path / "run", watch=QUIET)
     model = seqmnist_jax.load(tmp_path / "run")
     result = evaluate(tmp_path / "run")
     accuracy, entropy = result["anytime"]["accuracy"], result["anytime"]["entropy"]
@@ -198,7 +203,7 @@ def test_anytime_reading(tmp_path):
     # At step t it is what the network says of an image that ends there.
     run = build_run(small_config())
     test = run.task.part("test")
-    x, learning = run.task.view(jnp.asarray(test.images)), run.learner.learning
+    x, learning = run.task.view(jnp.asarray(test.images)), run.learner.spec
     for step in (1, 9, 28):
         logits = np.asarray(learning.model.apply(model.variables, x[:, :step]), np.float64)
         p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
@@ -208,5 +213,5 @@ def test_anytime_reading(tmp_path):
 
 
 def test_anytime_needs_one_direction(tmp_path):
-    training.train(build_run(small_config(**{"model.bidirectional": True})), tmp_path, say=lambda line: None)
+    training.train(build_run(small_config(**{"model.bidirectional": True})), tmp_path, watch=QUIET)
     assert evaluate(tmp_path)["anytime"] is None

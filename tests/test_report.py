@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 from configs import pixel_gru, row_lstm
-from seqmnist_jax import workdir as files
+from seqmnist_jax.analysis.report import build, page, reading
+from seqmnist_jax.analysis.trained import TrainedModel
 from seqmnist_jax.data.sources import load_embedded
 from seqmnist_jax.errors import UsageError
-from seqmnist_jax.report import build, page, reading
-from seqmnist_jax.run import build_run
-from seqmnist_jax.train import train
-from seqmnist_jax.trained import TrainedModel
+from seqmnist_jax.training.replicas import QUIET
+from seqmnist_jax.training.run import build_run
+from seqmnist_jax.training.train import train
+from seqmnist_jax.workdir import files
 
 READ_ALL = """
 const { network, view, images } = JSON.parse(require('fs').readFileSync(0));
@@ -62,7 +63,7 @@ def trained(tmp_path_factory, cache_dir, compilation_cache):
     """A permuted row LSTM with batch norm, a few steps old."""
     folder = tmp_path_factory.mktemp("report") / "lstm"
     config = small(row_lstm.get_config, data__permutation="numpy:100", model__norm="batch")
-    train(build_run(config), folder, say=lambda line: None)
+    train(build_run(config), folder, watch=QUIET)
     return folder
 
 

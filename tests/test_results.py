@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from seqmnist_jax import table
+from seqmnist_jax.analysis import table
 
 ROOT = Path(__file__).parent.parent
 

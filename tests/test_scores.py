@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from seqmnist_jax.scores import mcnemar, over_seeds, score
+from seqmnist_jax.training.scores import mcnemar, over_seeds, score
 
 
 def logits_with(right, count):

@@ -7,12 +7,17 @@ import numpy as np
 import pytest
 
 from configs import row_lstm
-from seqmnist_jax import memory, sweep, table
-from seqmnist_jax.checkpoints import Checkpoints
+from seqmnist_jax.analysis import table
+from seqmnist_jax.analysis.evaluate import evaluate
+from seqmnist_jax.cli import text
+from seqmnist_jax.devices import memory
 from seqmnist_jax.errors import UsageError
-from seqmnist_jax.evaluate import evaluate
-from seqmnist_jax.train import Stopped, train
-from seqmnist_jax.workdir import WorkdirError
+from seqmnist_jax.training import sweep
+from seqmnist_jax.training.replicas import QUIET, Watch
+from seqmnist_jax.training.state import restore_state
+from seqmnist_jax.training.train import Stopped, train
+from seqmnist_jax.workdir.checkpoints import Checkpoints
+from seqmnist_jax.workdir.files import WorkdirError
 
 
 def small_config(**changes):
@@ -34,14 +39,14 @@ def run_sweep(folder, seeds="", **changes):
     config = small_config(**changes)
     swept = sweep.build_sweep(config, seeds)
     lines = []
-    members = sweep.build_members(config, swept)
-    summary = sweep.train_sweep(swept, members, folder, say=lines.append)
+    members = sweep.build_points(config, swept)
+    summary = sweep.train_sweep(swept, members, folder, watch=Watch(say=lines.append))
     return summary, members, lines
 
 
 def final_params(folder, run):
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
-        return checkpoints.restore(checkpoints.last_step(), run.learner.template()).params
+        return restore_state(checkpoints, checkpoints.last_step(), run.learner.template()).params
 
 
 def assert_close(a, b, tolerance):
@@ -69,7 +74,7 @@ def test_one_program_and_one_folder_each(swept):
 def test_each_is_what_it_is_alone(swept, tmp_path):
     folder, _, members, _ = swept
     for member in (members[0], members[3], members[5]):
-        alone = train(member.run, tmp_path / member.name, say=lambda line: None)
+        alone = train(member.run, tmp_path / member.name, watch=QUIET)
         together = json.loads((folder / "replicas" / member.name / "summary.json").read_text())
         params = final_params(folder / "replicas" / member.name, member.run)
         assert_close(params, final_params(tmp_path / member.name, member.run), 1e-4)
@@ -94,7 +99,7 @@ def test_ranking_is_by_validation(swept):
     means = [entry["validation"]["mean"] for entry in summary["ranking"]]
     assert means == sorted(means, reverse=True)
     assert [entry["test"]["n"] for entry in summary["ranking"]] == [3, 3]
-    assert "optimizer.learning_rate=0.01" in sweep.as_text(summary)
+    assert "optimizer.learning_rate=0.01" in text.sweep(summary)
 
 
 def test_finished_sweeps_are_passed_over(swept):
@@ -121,7 +126,7 @@ def test_a_diverged_replica_hurts_no_other(tmp_path):
     assert name == members[1].name
     assert "diverged at step" in reason
     assert any(line.startswith(name) for line in lines)
-    alone = train(members[0].run, tmp_path / "alone", say=lambda line: None)
+    alone = train(members[0].run, tmp_path / "alone", watch=QUIET)
     together = json.loads((tmp_path / "sweep" / "replicas" / members[0].name / "summary.json").read_text())
     assert together["test_loss"] == pytest.approx(alone["test_loss"], rel=1e-3)
     assert not (tmp_path / "sweep" / "replicas" / name / "summary.json").exists()
@@ -136,7 +141,7 @@ def test_runs_that_all_diverge_are_reported(tmp_path):
     summary, members, _ = run_sweep(tmp_path, "1-2", **changes)
     assert [one["name"] for one in summary["diverged"]] == [member.name for member in members]
     assert summary["ranking"] == []
-    assert sweep.as_text(summary).count("DIVERGED") == 4
+    assert text.sweep(summary).count("DIVERGED") == 4
 
 
 def test_replicas_that_do_not_fit_train_in_chunks(swept, tmp_path, monkeypatch):
@@ -168,11 +173,11 @@ def test_a_stopped_sweep_goes_on_where_it_was(swept, tmp_path):
     with pytest.raises(Stopped, match="Stopped at step"):
         sweep.train_sweep(
             values,
-            sweep.build_members(config, values),
+            sweep.build_points(config, values),
             tmp_path,
-            say=lambda line: None,
-            tick=lambda now: seen.append(now.step),
-            should_stop=lambda: seen[-1] >= 20,
+            watch=Watch(
+                say=lambda line: None, show=lambda now: seen.append(now.step), should_stop=lambda: seen[-1] >= 20
+            ),
         )
     # One of them loses its last checkpoint, as if the process had died among them.
     replica = tmp_path / "replicas" / members[2].name / "checkpoints"
@@ -180,7 +185,7 @@ def test_a_stopped_sweep_goes_on_where_it_was(swept, tmp_path):
     for path in sorted((replica / str(newest)).rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     (replica / str(newest)).rmdir()
-    resumed = sweep.train_sweep(values, sweep.build_members(config, values), tmp_path, say=lambda line: None)
+    resumed = sweep.train_sweep(values, sweep.build_points(config, values), tmp_path, watch=QUIET)
     for member in members:
         params = (final_params(where / "replicas" / member.name, member.run) for where in (tmp_path, folder))
         assert_close(*params, tolerance=0.0)
@@ -225,7 +230,7 @@ def test_impossible_seeds(text):
 def test_impossible_sweeps(text, message):
     config = small_config(sweep=text)
     with pytest.raises(UsageError, match=message):
-        sweep.build_members(config, sweep.build_sweep(config))
+        sweep.build_points(config, sweep.build_sweep(config))
 
 
 def test_seeds_are_named_once():

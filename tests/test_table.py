@@ -6,9 +6,9 @@ import statistics
 
 import pytest
 
-from seqmnist_jax import table
+from seqmnist_jax.analysis import table
 from seqmnist_jax.errors import UsageError
-from seqmnist_jax.workdir import WorkdirError
+from seqmnist_jax.workdir.files import WorkdirError
 
 IDENTITY = {
     "seed": 0,

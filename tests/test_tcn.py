@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seqmnist_jax.tcn import TCN, causal_convolution
+from seqmnist_jax.models.tcn import TCN, causal_convolution
 
 BATCH, TIME, FEATURES, CLASSES = 5, 21, 2, 3
 MODEL = TCN(num_classes=CLASSES, channels=6, levels=3, kernel_size=3)

@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 
 from configs import row_lstm
-from seqmnist_jax import graph, pictures, profiling
+from seqmnist_jax.devices import profiling
 from seqmnist_jax.errors import UsageError
-from seqmnist_jax.run import build_run
-from seqmnist_jax.train import Stopped, train, train_replicas
+from seqmnist_jax.training.replicas import Watch
+from seqmnist_jax.training.run import build_run
+from seqmnist_jax.training.train import Stopped, train, train_replicas
+from seqmnist_jax.workdir import graph, pictures
 from tests.test_writers import tensorboard_events
 
 TENSORS = (
@@ -58,8 +60,7 @@ def logdir(tmp_path_factory, cache_dir, compilation_cache):
         train_replicas(
             runs,
             folders,
-            tick=lambda now: done.append(now.step),
-            should_stop=lambda: done[-1] >= 13,
+            watch=Watch(show=lambda now: done.append(now.step), should_stop=lambda: done[-1] >= 13),
             **arguments,
         )
     for one in folders:  # as if the process had died after another report
@@ -245,11 +246,11 @@ def test_a_trace_holds_the_steps_that_were_asked_for(tmp_path):
     """And leaves the numbers as they are."""
     seen = []
     run = small_run(**{"runtime.profile_steps": "4:6"})
-    traced = train(run, tmp_path / "traced", say=silently, tick=lambda now: seen.append(now.step))
+    traced = train(run, tmp_path / "traced", watch=Watch(say=silently, show=lambda now: seen.append(now.step)))
     assert {3, 6} <= set(seen), "a dispatch ends where the trace begins, and where it ends"
     (folder,) = (tmp_path / "traced" / "plugins" / "profile").iterdir()
     assert [path for path in folder.iterdir() if path.name.endswith(".xplane.pb") and path.stat().st_size]
-    plain = train(small_run(), tmp_path / "plain", say=silently)
+    plain = train(small_run(), tmp_path / "plain", watch=Watch(say=silently))
     assert traced["test_loss"] == plain["test_loss"]
 
 
@@ -259,16 +260,14 @@ def test_a_trace_ends_with_a_run_that_stops(tmp_path):
         train(
             small_run(**{"runtime.profile_steps": "2:20", "runtime.dispatch_seconds": 1e-9}),
             tmp_path,
-            say=silently,
-            tick=lambda now: seen.append(now.step),
-            should_stop=lambda: seen[-1] >= 12,
+            watch=Watch(say=silently, show=lambda now: seen.append(now.step), should_stop=lambda: seen[-1] >= 12),
         )
     assert list((tmp_path / "plugins" / "profile").glob("*/*.xplane.pb"))
 
 
 def test_events_are_the_same_apart_from_times(tmp_path):
     def told(folder):
-        train(small_run(), folder, say=silently)
+        train(small_run(), folder, watch=Watch(say=silently))
         found = []
         for event in tensorboard_events(folder):
             event.ClearField("wall_time")

@@ -6,10 +6,11 @@ import pytest
 import rich.console
 import rich.text
 
-from seqmnist_jax.clock import Clock, Progress, Standing
-from seqmnist_jax.terminal import ASCII_BLOCKS, BLOCKS, Terminal, sparkline
+from seqmnist_jax.cli import output
+from seqmnist_jax.cli.terminal import ASCII_BLOCKS, BLOCKS, Terminal, sparkline
+from seqmnist_jax.training.clock import Clock, Progress, Status
 
-STANDING = Standing(
+STATUS = Status(
     step=1500,
     total=3000,
     rate=1164.4,
@@ -21,7 +22,7 @@ STANDING = Standing(
 )
 
 
-def shown(*, is_terminal, quiet=False, width=80, standing=STANDING, encoding="utf-8"):
+def shown(*, is_terminal, quiet=False, width=80, status=STATUS, encoding="utf-8"):
     """What a terminal writes for a line, where a run stands, and a long line."""
     file = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     console = rich.console.Console(
@@ -29,7 +30,7 @@ def shown(*, is_terminal, quiet=False, width=80, standing=STANDING, encoding="ut
     )
     with Terminal(quiet=quiet, console=console) as terminal:
         terminal.say("first [bold] line")
-        terminal.show(standing)
+        terminal.show(status)
         terminal.say("x" * 200)
     file.flush()
     return file.buffer.getvalue().decode(encoding)
@@ -42,6 +43,38 @@ def drawn(text):
 
 def test_a_pipe_gets_plain_whole_lines():
     assert shown(is_terminal=False) == "first [bold] line\n" + "x" * 200 + "\n"
+
+
+def test_lines_break_between_words_where_a_terminal_ends():
+    file = io.StringIO()
+    console = rich.console.Console(file=file, force_terminal=True, width=12, highlight=False)
+    Terminal(console=console).say("wide words go down")
+    lines = rich.text.Text.from_ansi(file.getvalue()).plain.splitlines()
+    assert [line.rstrip() for line in lines] == ["wide words", "go down"]
+
+
+def test_what_a_mode_prints_breaks_between_words_on_a_terminal_alone(monkeypatch):
+    class Screen(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setenv("COLUMNS", "12")
+    text = "wide words go down\n\n  indented  ones  too\n" + "x" * 20
+    screen, pipe = Screen(), io.StringIO()
+    output.print_text(text, screen)
+    output.print_text(text, pipe)
+    assert screen.getvalue().splitlines() == [
+        *("wide words", "go down", ""),
+        *("  indented", "ones  too", "x" * 20),
+    ]
+    assert pipe.getvalue() == text + "\n"
+
+
+def test_commands_are_never_broken(monkeypatch, capsys):
+    monkeypatch.setattr(output, "print_text", lambda text, file: print(f"<{text}>", file=file))
+    output.show(output.Output({"a": 1}, "a text", "a command"), as_json=False)
+    output.show(output.Output({"a": 1}, "a text", "a command"), as_json=True)
+    assert capsys.readouterr().out == '<a text>\na command\n{\n  "a": 1\n}\n'
 
 
 def test_a_terminal_gets_a_display_under_its_lines():
@@ -57,18 +90,18 @@ def test_a_terminal_gets_a_display_under_its_lines():
 @pytest.mark.parametrize("width", [20, 40, 80, 120])
 def test_a_display_is_three_lines_however_wide_the_terminal(width):
     many = tuple((step, step / 3000) for step in range(3000))
-    lines = drawn(shown(is_terminal=True, width=width, standing=STANDING._replace(validated=many, runs=12)))
+    lines = drawn(shown(is_terminal=True, width=width, status=STATUS._replace(validated=many, runs=12)))
     assert [line.split()[0] for line in lines[:3]] == ["step", "train", "validation"]
     assert all(len(line) <= width for line in lines)
 
 
 def test_a_display_before_anything_is_measured():
-    lines = drawn(shown(is_terminal=True, standing=STANDING._replace(seconds_left=None, scores={}, validated=())))
+    lines = drawn(shown(is_terminal=True, status=STATUS._replace(seconds_left=None, scores={}, validated=())))
     assert [line.rstrip() for line in lines[1:2]] == ["train  learning rate 0.02"]
 
 
 def test_runs_of_different_rates():
-    lines = drawn(shown(is_terminal=True, standing=STANDING._replace(learning_rates=(0.001, 0.004), runs=8)))
+    lines = drawn(shown(is_terminal=True, status=STATUS._replace(learning_rates=(0.001, 0.004), runs=8)))
     assert lines[1].endswith("learning rate 0.001 to 0.004  8 runs")
 
 
@@ -86,7 +119,7 @@ def test_an_error_takes_the_display_away():
     file = io.StringIO()
     console = rich.console.Console(file=file, force_terminal=True, width=80)
     terminal = Terminal(console=console)
-    terminal.show(STANDING)
+    terminal.show(STATUS)
     with pytest.raises(RuntimeError), terminal:
         raise RuntimeError
     assert "\x1b[?25h" in file.getvalue(), "the cursor is shown again"
@@ -101,12 +134,12 @@ def test_a_sparkline_is_scaled_and_fits():
 
 def test_progress_remembers_what_was_measured():
     progress = Progress(10, 30, Clock(), validated=[(10, 0.25)])
-    assert progress.standing([0.1])[:4] == (10, 30, 0.0, None)
+    assert progress.status([0.1])[:4] == (10, 30, 0.0, None)
     progress.advance(20, 2.0)
     progress.line({"train/loss": 1.0, "train/accuracy": 0.5})
     progress.line({"train/loss": 0.5, "train/accuracy": 0.75, "validation/loss": 0.5, "validation/accuracy": 0.5})
-    standing = progress.standing([0.1, 0.3, 0.2])
-    assert (standing.step, standing.rate, standing.learning_rates) == (20, 5.0, (0.1, 0.3))
-    assert standing.validated == ((10, 0.25), (20, 0.5))
-    assert standing.scores["train/loss"] == 0.5
-    assert standing.seconds_left >= 0.0
+    status = progress.status([0.1, 0.3, 0.2])
+    assert (status.step, status.rate, status.learning_rates) == (20, 5.0, (0.1, 0.3))
+    assert status.validated == ((10, 0.25), (20, 0.5))
+    assert status.scores["train/loss"] == 0.5
+    assert status.seconds_left >= 0.0

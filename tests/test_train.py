@@ -8,13 +8,19 @@ import numpy as np
 import pytest
 
 from configs import row_lstm
-from seqmnist_jax import train as training
-from seqmnist_jax.checkpoints import Checkpoints
-from seqmnist_jax.compare import as_text, compare
+from seqmnist_jax.analysis.compare import compare
+from seqmnist_jax.analysis.rerun import first_difference
+from seqmnist_jax.analysis.trained import load
+from seqmnist_jax.cli import text
 from seqmnist_jax.errors import UsageError
-from seqmnist_jax.rerun import first_difference
-from seqmnist_jax.run import build_run
-from seqmnist_jax.workdir import WorkdirError
+from seqmnist_jax.training import start
+from seqmnist_jax.training import train as training
+from seqmnist_jax.training.clock import Clock
+from seqmnist_jax.training.replicas import QUIET, Diverged, Watch
+from seqmnist_jax.training.run import build_run
+from seqmnist_jax.training.state import restore_state
+from seqmnist_jax.workdir.checkpoints import Checkpoints
+from seqmnist_jax.workdir.files import WorkdirError
 from tests.test_writers import tensorboard_events
 
 STEPS = 60
@@ -36,18 +42,10 @@ def run_in(folder, stop_at=None, **changes):
     run = build_run(small_config(**changes))
     done = []
 
-    class Watched(training.Progress):
-        def advance(self, step, train_seconds):
-            done.append(step)
-            super().advance(step, train_seconds)
-
-    original, training.Progress = training.Progress, Watched
-    try:
-        return training.train(
-            run, folder, say=lambda line: None, should_stop=lambda: bool(stop_at and done) and done[-1] >= stop_at
-        )
-    finally:
-        training.Progress = original
+    watch = QUIET._replace(
+        show=lambda now: done.append(now.step), should_stop=lambda: bool(stop_at and done) and done[-1] >= stop_at
+    )
+    return training.train(run, folder, watch=watch)
 
 
 def events(folder):
@@ -59,7 +57,7 @@ def events(folder):
 def final_state(folder, **changes):
     run = build_run(small_config(**changes))
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
-        return checkpoints.restore(checkpoints.last_step(), run.learner.template())
+        return restore_state(checkpoints, checkpoints.last_step(), run.learner.template())
 
 
 def assert_same_state(a, b):
@@ -187,7 +185,7 @@ def test_killed_between_checkpoints_repeats_its_events(whole, tmp_path, monkeypa
     save = Checkpoints.save
 
     def die_at_40(self, state, metadata, validation, first):
-        if int(state.step) == 40:
+        if int(state["training"]["step"]) == 40:
             raise KeyboardInterrupt
         save(self, state, metadata, validation, first=first)
 
@@ -292,7 +290,7 @@ DIVERGING = {
 
 def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
     """A rate of zero at the first step, then one that overflows."""
-    with pytest.raises(training.Diverged) as caught:
+    with pytest.raises(Diverged) as caught:
         run_in(tmp_path, **DIVERGING)
     message = str(caught.value)
     with Checkpoints(tmp_path / "checkpoints", read_only=True) as checkpoints:
@@ -308,7 +306,7 @@ def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
 
 def test_a_step_out_of_the_finite_numbers_is_not_taken(tmp_path):
     """Loss and gradient of the first step are fine; what they lead to is not."""
-    with pytest.raises(training.Diverged, match=r"at step 1: the loss is 2.* leads out of the finite numbers"):
+    with pytest.raises(Diverged, match=r"at step 1: the loss is 2.* leads out of the finite numbers"):
         run_in(tmp_path, **{**DIVERGING, "optimizer.schedule": "constant", "optimizer.learning_rate": 3e38})
     assert not [path for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
 
@@ -365,7 +363,7 @@ def test_a_damaged_last_checkpoint_is_set_aside_and_the_one_before_used(whole, t
         if path.is_file():
             path.write_bytes(b"")
     said = []
-    summary = training.train(build_run(small_config()), tmp_path, say=said.append)
+    summary = training.train(build_run(small_config()), tmp_path, watch=Watch(say=said.append))
     assert [line for line in said if line.startswith("WARNING: Checkpoint 40 is set aside, in ")]
     assert [line for line in said if line.startswith("Resuming at step 20")]
     assert summary["lost_checkpoints"] == [], "it was made again"
@@ -379,7 +377,7 @@ def test_a_damaged_best_checkpoint_is_said_to_be_lost(tmp_path):
     assert best == 10, "of equals the earliest"
     (tmp_path / "checkpoints" / str(best) / "metadata" / "metadata").unlink()
     said = []
-    summary = training.train(build_run(small_config(**changes)), tmp_path, say=said.append)
+    summary = training.train(build_run(small_config(**changes)), tmp_path, watch=Watch(say=said.append))
     assert [line for line in said if f"checkpoint {best} was the best by validation" in line]
     assert summary["lost_checkpoints"] == [best]
     assert summary["best_step"] != best
@@ -389,7 +387,7 @@ def test_a_run_and_its_rerun_are_compared_to_the_bit(whole, tmp_path):
     run_in(tmp_path / "same")
     result = compare(whole[0], tmp_path / "same")
     assert result["rerun"] == {"first_difference": None}
-    assert "nothing they recorded differs" in as_text(result)
+    assert "nothing they recorded differs" in text.comparison(result)
 
     path = tmp_path / "same" / "metrics.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
@@ -398,7 +396,29 @@ def test_a_run_and_its_rerun_are_compared_to_the_bit(whole, tmp_path):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = compare(whole[0], tmp_path / "same")
     assert found["rerun"]["first_difference"]["step"] == 40
-    assert "they differ first at step 40: train/loss is" in as_text(found)
+    assert "they differ first at step 40: train/loss is" in text.comparison(found)
+
+
+def test_what_a_run_is_is_written_once_and_again_where_it_resumes(tmp_path, monkeypatch):
+    recorded, record = [], start.record
+    monkeypatch.setattr(start, "record", lambda *given: recorded.append(record(*given)))
+    with pytest.raises(training.Stopped):
+        run_in(tmp_path, stop_at=20)
+    assert len(recorded) == 1
+    run_in(tmp_path)
+    assert len(recorded) == 2
+
+
+def test_a_run_resumes_whose_config_has_a_field_that_is_no_more(whole, tmp_path):
+    with pytest.raises(training.Stopped):
+        run_in(tmp_path, stop_at=20)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    config["runtime"]["tfds_dir"] = "/gone"
+    path.write_text(json.dumps(config))
+    assert load(tmp_path).step == 20
+    run_in(tmp_path)
+    assert first_difference(whole[0], tmp_path) is None
 
 
 def test_a_stop_before_a_report_leaves_it_to_the_resumed_run(whole, tmp_path, monkeypatch):
@@ -431,7 +451,7 @@ def test_divergence_leaves_a_report_beside_the_last_good_checkpoint(tmp_path):
         "optimizer.clip.mask": "none",
         "model.norm": "none",
     }
-    with pytest.raises(training.Diverged) as error:
+    with pytest.raises(Diverged) as error:
         run_in(tmp_path, **changes)
     report = json.loads((tmp_path / "diverged.json").read_text())
     assert report["reason"] == str(error.value)
@@ -446,7 +466,7 @@ def test_divergence_leaves_a_report_beside_the_last_good_checkpoint(tmp_path):
 def test_training_makes_no_hidden_copies_between_host_and_device(tmp_path):
     """Once compiled, dispatches move nothing but what is asked for explicitly."""
     run = build_run(small_config())
-    clock = training.Clock()
+    clock = Clock()
     state = jax.jit(run.learner.init)()
     programs = training.Programs([run], state, clock)
     alive = np.array([True])

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from seqmnist_jax.writers import JsonLinesWriter, MultiWriter, TensorBoardWriter
+from seqmnist_jax.workdir.metrics import JsonLinesWriter
+from seqmnist_jax.workdir.recorder import Recorder
+from seqmnist_jax.workdir.tensorboard import TensorBoardWriter
 
 
 def tensorboard_events(folder):
@@ -77,11 +79,21 @@ def test_nothing_written_leaves_no_tensorboard_file(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_multi_writer_passes_everything_on(tmp_path):
-    writer = MultiWriter([JsonLinesWriter(tmp_path / "a"), JsonLinesWriter(tmp_path / "b")])
-    writer.write_scalars(1, {"train/loss": 0.5})
-    writer.close()
-    assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text() != ""
+def test_a_recorder_tells_scalars_to_both(tmp_path):
+    recorder = Recorder(tmp_path, first_step=0)
+    recorder.write_scalars(1, {"train/loss": 0.5})
+    recorder.close()
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "split": "train", "loss": 0.5}
+    assert [value.tag for event in tensorboard_events(tmp_path) for value in event.summary.value] == ["train/loss"]
+
+
+def test_a_recorder_that_does_not_write_leaves_nothing(tmp_path):
+    recorder = Recorder(tmp_path, first_step=0, writes=False)
+    recorder.write_scalars(1, {"train/loss": 0.5})
+    recorder.tensorboard.write_texts(0, {"config": "seed = 0"})
+    recorder.flush()
+    recorder.close()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["train/loss", "test/accuracy"])

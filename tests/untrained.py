@@ -4,10 +4,10 @@ import jax
 import numpy as np
 
 from configs import default
-from seqmnist_jax import workdir as files
-from seqmnist_jax.checkpoints import Checkpoints
 from seqmnist_jax.data.idx import write_idx
-from seqmnist_jax.run import build_run
+from seqmnist_jax.training.run import build_run
+from seqmnist_jax.workdir import files
+from seqmnist_jax.workdir.checkpoints import Checkpoints
 
 # Neither side is that of another size in the model.
 HEIGHT, WIDTH = 7, 5
@@ -57,5 +57,7 @@ def write_run(workdir, **changes):
     files.write_json(workdir / files.DATA, run.task.facts())
     files.write_json(workdir / files.CONFIG, run.config)
     with Checkpoints(workdir / files.CHECKPOINTS) as checkpoints:
-        checkpoints.save(state, {"config": run.config, "data": run.task.facts()}, {"accuracy": 0.5, "loss": 1.0})
+        checkpoints.save(
+            state.split(), {"config": run.config, "data": run.task.facts()}, {"accuracy": 0.5, "loss": 1.0}
+        )
     return workdir

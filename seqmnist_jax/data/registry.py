@@ -66,7 +66,7 @@ def _holds(path: Path, member: zipfile.ZipInfo) -> bool:
     return zlib.crc32(path.read_bytes()) == member.CRC
 
 
-def _builder(name: str, tfds_dir: Path | None) -> Any:
+def _builder(name: str) -> Any:
     """TFDS's builder of a data set.
 
     Raises:
@@ -76,27 +76,26 @@ def _builder(name: str, tfds_dir: Path | None) -> Any:
         raise UsageError(f"data.name is {name!r}; expected one of: {', '.join(NAMES)}.{did_you_mean(name, NAMES)}")
     import tensorflow_datasets as tfds
 
-    return tfds.builder(name, data_dir=None if tfds_dir is None else str(tfds_dir))
+    return tfds.builder(name)
 
 
-def num_classes(name: str, tfds_dir: Path | None = None) -> int:
+def num_classes(name: str) -> int:
     """How many classes a data set has."""
-    return _builder(name, tfds_dir).info.features["label"].num_classes
+    return _builder(name).info.features["label"].num_classes
 
 
-def fetched_files(name: str, tfds_dir: Path | None, *, offline: bool = False) -> dict[str, Path] | None:
+def fetched_files(name: str, *, offline: bool = False) -> dict[str, Path] | None:
     """The four IDX files of a data set, fetched unless they are there.
 
     Args:
       name: one of `NAMES`.
-      tfds_dir: TFDS's folder; None for its own default.
       offline: use only what is there; None is returned where that is not all.
 
     Raises:
       UsageError: an unknown name.
       DataError: a download failed, was cut, or has the wrong checksum; nothing of it is kept.
     """
-    builder = _builder(name, tfds_dir)
+    builder = _builder(name)
     from tensorflow_datasets.core import download
 
     root = Path(os.fspath(builder._data_dir_root))  # the only way to TFDS's folder
@@ -151,9 +150,9 @@ def _progress_bar(*, shown: bool) -> Iterator[None]:
         tfds.enable_progress_bar()
 
 
-def is_reachable(name: str, tfds_dir: Path | None) -> bool:
+def is_reachable(name: str) -> bool:
     """Whether the host of a data set answers within `PROBE_SECONDS` (or the proxy that stands before it)."""
-    url = urllib.parse.urlsplit(_builder(name, tfds_dir).URL)
+    url = urllib.parse.urlsplit(_builder(name).URL)
     proxy = urllib.request.getproxies().get(url.scheme)
     target = urllib.parse.urlsplit(proxy) if proxy else url
     answered = threading.Event()
@@ -201,13 +200,13 @@ class PreparedCopy:
         return arrays
 
 
-def find_prepared(name: str, tfds_dir: Path | None) -> PreparedCopy | None:
+def find_prepared(name: str) -> PreparedCopy | None:
     """The copy that TFDS has prepared; None where there is none.
 
     TFDS reads without TensorFlow what was prepared with ``file_format='array_record'``; a copy in
     another format is passed over.
     """
-    builder = _builder(name, tfds_dir)
+    builder = _builder(name)
     if not builder.is_prepared():
         return None
     try:

@@ -5,15 +5,19 @@ To add a source, write such a function and name it in the table.
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import ml_collections
 import numpy as np
 
 from seqmnist_jax.data import cache, embedded, registry
 from seqmnist_jax.data.idx import DataError, find_file, read_idx
+from seqmnist_jax.errors import choose
 
+DATA_DIR_VARIABLE = "SEQMNIST_DATA_DIR"
 NUM_CLASSES = 10
 
 # What the content hashes of well-known data sets say about a folder of IDX files.
@@ -85,12 +89,10 @@ class Request:
     Attributes:
       name: the data set's name, for sources that have several.
       data_dir: a folder of IDX files, or with such sub-folders named after data sets; or None.
-      tfds_dir: TFDS's folder, or None for its default.
     """
 
     name: str = "mnist"
     data_dir: Path | None = None
-    tfds_dir: Path | None = None
 
 
 def _content_hash(arrays: cache.Arrays) -> str:
@@ -224,20 +226,20 @@ def load_embedded(request: Request | None = None) -> Dataset:
 
 def _load_registered(request: Request, paths: dict[str, Path]) -> Dataset:
     """The data set whose IDX files TFDS has fetched."""
-    classes = registry.num_classes(request.name, request.tfds_dir)
+    classes = registry.num_classes(request.name)
     arrays = _read_files(paths, request.name, classes)
     return _dataset(arrays, "tfds", name=request.name, num_classes=classes)
 
 
 def _load_local_copy(request: Request) -> Dataset | None:
     """What TFDS has fetched before, else what it has prepared; None where it has neither."""
-    paths = registry.fetched_files(request.name, request.tfds_dir, offline=True)
+    paths = registry.fetched_files(request.name, offline=True)
     if paths is not None:
         return _load_registered(request, paths)
-    prepared = registry.find_prepared(request.name, request.tfds_dir)
+    prepared = registry.find_prepared(request.name)
     if prepared is None:
         return None
-    classes = registry.num_classes(request.name, request.tfds_dir)
+    classes = registry.num_classes(request.name)
     arrays = _through_cache(prepared.files(), request.name, classes, prepared.read)
     return _dataset(arrays, "tfds", name=request.name, num_classes=classes, order="tfds")
 
@@ -252,7 +254,7 @@ def load_tfds(request: Request) -> Dataset:
     found = _load_local_copy(request)
     if found is not None:
         return found
-    paths = registry.fetched_files(request.name, request.tfds_dir)
+    paths = registry.fetched_files(request.name)
     assert paths is not None
     return _load_registered(request, paths)
 
@@ -269,7 +271,7 @@ def load_auto(request: Request) -> Dataset:
     found = _load_local_copy(request)
     if found is not None:
         return found
-    if registry.is_reachable(request.name, request.tfds_dir):
+    if registry.is_reachable(request.name):
         return load_tfds(request)
     if request.name != "mnist":
         raise DataError(
@@ -285,3 +287,42 @@ SOURCES: dict[str, Callable[[Request], Dataset]] = {
     "embedded": load_embedded,
     "tfds": load_tfds,
 }
+
+
+def find_data_dir(named: str) -> Path | None:
+    """The folder that is named, else the environment's, else None."""
+    named = named or os.environ.get(DATA_DIR_VARIABLE, "")
+    return Path(named).expanduser().absolute() if named else None
+
+
+def build_request(config: ml_collections.ConfigDict) -> Request:
+    """What the config asks of its source."""
+    return Request(config.data.name, find_data_dir(config.runtime.data_dir))
+
+
+def load_dataset(source: str, request: Request) -> Dataset:
+    """The data set that a source gives.
+
+    Raises:
+      UsageError: an unknown source.
+      DataError: its files are missing or damaged.
+    """
+    return choose(SOURCES, source, "data.source")(request)
+
+
+def build_dataset_of_run(config: ml_collections.ConfigDict, source: str) -> Dataset:
+    """The data that a run was trained on, where they are at hand; its content hash says whether they are the same.
+
+    Args:
+      config: the run's.
+      source: the one that gave its data, as its data.json has it.
+
+    Raises:
+      UsageError, DataError: nothing is found, or it is damaged.
+    """
+    request = build_request(config)
+    if request.data_dir is not None and not request.data_dir.is_dir():
+        # Gone, or another machine's: the environment may name one.
+        request = dataclasses.replace(request, data_dir=find_data_dir(""))
+    # A folder's data may have come to be at hand another way.
+    return load_dataset("embedded" if source == "embedded" else "auto", request)

@@ -10,13 +10,14 @@ A library on its own: it knows no MNIST, no config and no files.
 (2, 5, 8)
 """
 
+from seqmnist_jax.rnn.any_cell import explain_step, scan
 from seqmnist_jax.rnn.cells import gru_step, init_gru, init_lstm, lstm_step
 from seqmnist_jax.rnn.convert import from_flax, from_keras, from_torch, to_flax, to_keras, to_torch
 from seqmnist_jax.rnn.initializers import KERNELS, TIME_SCALES, log_uniform_time_scales
-from seqmnist_jax.rnn.layers import BACKENDS, PRECISIONS, Explanation, explain, gru, lstm, remat
+from seqmnist_jax.rnn.layers import BACKENDS, PRECISIONS, Explanation, explain, gru, lstm
 from seqmnist_jax.rnn.min_gru import init_min_gru, min_gru, min_gru_step
 from seqmnist_jax.rnn.native import problem as native_problem
-from seqmnist_jax.rnn.scan import scan
+from seqmnist_jax.rnn.remat import remat
 from seqmnist_jax.rnn.stack import (
     GRU,
     GRU_RESET_BEFORE,
@@ -49,6 +50,7 @@ __all__ = [
     "Masks",
     "draw_masks",
     "explain",
+    "explain_step",
     "from_flax",
     "from_keras",
     "from_torch",

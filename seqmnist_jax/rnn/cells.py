@@ -6,8 +6,9 @@ number of steps at once. `*_gates` makes a step's gates from it and h, `*_update
 from the gates, `*_recurrence` is one after the other, and `*_step` is all of it.
 
 Gate order: LSTM i, f, g, o; GRU r, z, n. Carry: LSTM (c, h), GRU h, each
-[batch, hidden]. Precision: 'float32' leaves products in the arrays' own dtype (whatever it
-is); 'bfloat16' rounds what is multiplied and sums in float32.
+[batch, hidden]. Precision says how exact products are, and nothing else; sums and all the rest stay in
+float32: 'float32' is full float32, or the arrays' own dtype, on every device; 'tensorfloat32' lets a GPU keep
+10 bits of the fraction of what is multiplied, and is float32 elsewhere; 'bfloat16' rounds it to 7 bits.
 """
 
 from collections.abc import Callable
@@ -17,11 +18,13 @@ import jax
 import jax.numpy as jnp
 
 from seqmnist_jax.rnn import initializers
+from seqmnist_jax.rnn.checks import choice, whole
 
 Array = jax.Array
 Params = dict[str, Array]
 LSTMCarry = tuple[Array, Array]
 
+PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
 LSTM_GATES = 4
 GRU_GATES = 3
 
@@ -29,14 +32,11 @@ GRU_GATES = 3
 def check_sizes(features: int, hidden_size: int) -> None:
     """Refuses a layer without inputs or units."""
     for name, size in (("features", features), ("hidden_size", hidden_size)):
-        if size < 1:
-            raise ValueError(f"{name} is {size}; expected at least 1")
+        whole(name, size, 1)
 
 
 def _kernels(name: str) -> Callable[..., initializers.KernelPair]:
-    if name not in initializers.KERNELS:
-        raise ValueError(f"kernel_init is {name!r}; expected one of {sorted(initializers.KERNELS)}")
-    return initializers.KERNELS[name]
+    return initializers.KERNELS[choice("kernel_init", name, tuple(initializers.KERNELS))]
 
 
 def init_lstm(
@@ -97,15 +97,38 @@ def _sigmoid_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, 
 
 
 def product(a: Array, b: Array, precision: str) -> Array:
-    """The matrix product a b, its operands rounded to bfloat16 and summed in float32 where precision says so."""
-    if precision == "float32":
-        return a @ b
-    return jnp.matmul(a.astype(jnp.bfloat16), b.astype(jnp.bfloat16), preferred_element_type=jnp.float32)
+    """The matrix product a b, as exact as precision says."""
+    precision = choice("precision", precision, PRECISIONS)
+    if precision == "bfloat16":
+        return jnp.matmul(a.astype(jnp.bfloat16), b.astype(jnp.bfloat16), preferred_element_type=jnp.float32)
+    # XLA's default is TF32 on GPUs that have it, and float32 elsewhere.
+    exact = jax.lax.Precision.HIGHEST if precision == "float32" else jax.lax.Precision.DEFAULT
+    return jnp.matmul(a, b, precision=exact)
+
+
+def widened(tree: Any) -> Any:
+    """The tree's halves as float32: the gradient of what is narrowed again at each use is summed in float32."""
+
+    def wide(leaf: Any) -> Any:
+        is_half = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype.itemsize < 4
+        return jnp.asarray(leaf, jnp.float32) if is_half else leaf
+
+    return jax.tree.map(wide, tree)
+
+
+def narrowed(wide: Any, like: Any) -> Any:
+    """What was `widened` in the dtypes that it had."""
+    return jax.tree.map(lambda leaf, old: leaf if leaf is old else leaf.astype(old.dtype), wide, like)
+
+
+def with_bias(products: Array, bias: Array) -> Array:
+    """Products + bias, whose gradient, a sum over all rows, is made in float32 at least."""
+    return products + jnp.broadcast_to(widened(bias), products.shape).astype(bias.dtype)
 
 
 def inputs(params: Params, x: Array, precision: str = "float32") -> Array:
     """x W + b, for x [..., features]: the gates' share that needs no carry, [..., gates * hidden]."""
-    return product(x, params["kernel"], precision) + params["bias"]
+    return with_bias(product(x, params["kernel"], precision), params["bias"])
 
 
 def lstm_gates(params: Params, h: Array, inputs: Array, precision: str = "float32") -> tuple[Array, ...]:
@@ -182,7 +205,7 @@ def gru_gates(params: Params, h: Array, inputs: Array, precision: str = "float32
     after the product with h, as in cuDNN and PyTorch.
     """
     x_r, x_z, x_n = jnp.split(inputs, GRU_GATES, axis=-1)
-    products = product(h, params["recurrent_kernel"], precision) + params["recurrent_bias"]
+    products = with_bias(product(h, params["recurrent_kernel"], precision), params["recurrent_bias"])
     h_r, h_z, h_n = jnp.split(products, GRU_GATES, axis=-1)
     r = sigmoid(x_r + h_r)
     return r, sigmoid(x_z + h_z), jnp.tanh(x_n + r * h_n), h_n

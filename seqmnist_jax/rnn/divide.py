@@ -656,5 +656,7 @@ def divide(step: Callable[..., Any], params: Any, carry: Any, x: Any, *, inline:
     shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
     closed = jax.make_jaxpr(flat)(*shapes)
     closed = jax.make_jaxpr(lambda *arguments: evaluate(closed, arguments))(*shapes)
+    if any(isinstance(const, jax.core.Tracer) for const in closed.consts):
+        raise NotDivisibleError("the step uses an array of a transformation around it, which is none of its parameters")
     n_params, n_carry = len(jax.tree.leaves(params)), len(jax.tree.leaves(carry))
     return Division(closed, n_params, n_carry, inline)

@@ -147,18 +147,20 @@ def _before(layer: Layer, history_tm: Array, initial: Array, lengths: Array | No
     if lengths is None:
         return shifted
     # A sequence that ends early begins, backwards, behind its padding.
-    is_first = jnp.arange(len(history_tm))[:, None] >= lengths[None, :] - 1
+    is_first = jnp.arange(history_tm.shape[0], dtype=jnp.int32)[:, None] >= lengths[None, :] - 1
     return jnp.where(is_first[..., None], initial, shifted)
 
 
 def _block_size(time: int) -> int:
-    """How many steps share one product for the weights' gradients: a divisor of all steps.
+    """How many steps share one product for the weights' gradients: a divisor of all steps if there is one.
 
     Few, so that it finds its operands in the caches; but not so few that the product is no
     better than one in every step.
     """
+    if not isinstance(time, int):  # A symbolic number of steps has no blocks but one.
+        return time
     sizes = [size for size in range(4, MOST_BLOCK_STEPS + 1) if time % size == 0]
-    return max(sizes, default=time)
+    return max(sizes, default=min(time, MOST_BLOCK_STEPS))
 
 
 def backward(
@@ -183,6 +185,11 @@ def backward(
         _before(layer, outputs_tm, initial[0], lengths),
         None if initial[1] is None else _before(layer, saved.memories, initial[1], lengths),
     )
+    running = running_tm(x, lengths)
+    # What an empty sequence had before may be anything, and 0 times that is not always 0.
+    before_tm = jax.tree.map(
+        lambda part: part if running is None else jnp.where(running[..., None], part, 0.0), before_tm
+    )
     source_tm = saved.gates if is_saved else cells.inputs(params, x_tm, precision)
     # The product's operand for the way back, its blocks in the gradients' order.
     blocks = jnp.split(params["recurrent_kernel"], len(rule.of_h), axis=-1)
@@ -202,7 +209,7 @@ def backward(
     kernel_transposed = jnp.concatenate([kernel_blocks[gate].T for gate in rule.of_x])
 
     def rows(array_tm: Array) -> Array:
-        return array_tm.reshape(-1, array_tm.shape[-1])
+        return array_tm.reshape(array_tm.shape[0] * array_tm.shape[1], array_tm.shape[-1])
 
     def block(loop: tuple[Carry, Any], now: tuple[Array, tuple[Any, ...]]) -> tuple[tuple[Carry, Any], Array | None]:
         bars, sums = loop
@@ -216,32 +223,45 @@ def backward(
             "recurrent_bias": of_h.sum(0),
         }
         dx = cells.product(of_x, kernel_transposed, precision).reshape(x_block.shape) if wants_dx else None
-        return (bars, jax.tree.map(jnp.add, sums, share)), dx
+        return (bars, jax.tree.map(lambda total, part: total + part.astype(total.dtype), sums, share)), dx
+
+    size = _block_size(x.shape[1])
+    count = x.shape[1] // size
+    # Steps that fill no block are the last of the way back, and a block of their own.
+    first = 0 if layer.reverse else x.shape[1] - count * size
 
     def in_blocks(array_tm: Array) -> Array:
-        size = _block_size(x.shape[1])
-        return array_tm.reshape(-1, size, *array_tm.shape[1:])
+        return array_tm[first : first + count * size].reshape(count, size, *array_tm.shape[1:])
+
+    def rest(array_tm: Array) -> Array:
+        return array_tm[count * size :] if layer.reverse else array_tm[:first]
 
     steps_tm = (
         source_tm,
         before_tm,
         None if initial[1] is None else saved.memories,
         None if d_outputs is None else jnp.swapaxes(d_outputs, 0, 1),
-        running_tm(x, lengths),
+        running,
     )
-    sums = {name: jnp.zeros_like(value) for name, value in params.items()}
-    sums.setdefault("recurrent_bias", jnp.zeros((products,), x.dtype))
-    (end, sums), dx_tm = jax.lax.scan(
+    sums = cells.widened({name: jnp.zeros_like(value) for name, value in params.items()})
+    sums.setdefault("recurrent_bias", jnp.zeros((products,), sums["bias"].dtype))
+    loop, dx_tm = jax.lax.scan(
         block,
         (_pair(layer, d_carry), sums),
         jax.tree.map(in_blocks, (x_tm, steps_tm)),
         reverse=not layer.reverse,
     )
+    dx_tm = None if dx_tm is None else dx_tm.reshape(count * size, *x_tm.shape[1:])
+    if count * size != x.shape[1]:
+        loop, dx_rest = block(loop, jax.tree.map(rest, (x_tm, steps_tm)))
+        if dx_tm is not None and dx_rest is not None:
+            dx_tm = jnp.concatenate([dx_tm, dx_rest] if layer.reverse else [dx_rest, dx_tm])
+    end, sums = loop
 
     def in_order(name: str) -> Array:
         gates = rule.of_x if name in ("kernel", "bias") else rule.of_h
         blocks = jnp.split(sums[name], len(gates), axis=-1)
-        return jnp.concatenate([blocks[gates.index(gate)] for gate in range(len(gates))], axis=-1)
+        return jnp.concatenate([blocks[gates.index(gate)] for gate in range(len(gates))], axis=-1).astype(x.dtype)
 
-    dx = None if dx_tm is None else jnp.swapaxes(dx_tm.reshape(x_tm.shape), 0, 1)
+    dx = None if dx_tm is None else jnp.swapaxes(dx_tm, 0, 1)
     return {name: in_order(name) for name in params}, dx, _unpair(layer, end)

@@ -16,8 +16,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from seqmnist_jax.rnn import cells, initializers, layers
-from seqmnist_jax.rnn.scan import check_inputs, is_real, running_tm
+from seqmnist_jax.rnn import cells, checks, initializers, layers
+from seqmnist_jax.rnn.scan import running_tm, without_padding
 
 Array = jax.Array
 Params = cells.Params
@@ -28,8 +28,8 @@ GATES = 2
 # the input kernel alone.
 KERNELS: dict[str, Callable[[Array, int, int, Any], Array]] = {
     "glorot_uniform": lambda key, features, hidden_size, dtype: jax.nn.initializers.glorot_uniform()(
-        key, (features, GATES * hidden_size), dtype
-    ),
+        key, (features, GATES * hidden_size), jnp.promote_types(dtype, jnp.float32)
+    ).astype(dtype),
     "orthogonal": lambda key, features, hidden_size, dtype: initializers.orthogonal(
         key, features, hidden_size, GATES, dtype
     )[0],
@@ -62,7 +62,7 @@ def init_min_gru(
       ValueError: a size is below 1, or kernel_init is unknown.
     """
     cells.check_sizes(features, hidden_size)
-    layers.check_choice("kernel_init", kernel_init, tuple(KERNELS))
+    checks.choice("kernel_init", kernel_init, tuple(KERNELS))
     kernel_key, bias_key = jax.random.split(key)
     zeros = jnp.zeros((hidden_size,), dtype)
     keep = zeros if time_scales is None else time_scales(bias_key, (hidden_size,), dtype)
@@ -91,7 +91,7 @@ def _compose(earlier: tuple[Array, Array], later: tuple[Array, Array]) -> tuple[
 
 
 # `jit` so that a call outside any program compiles one program, not one for each operation of the scan.
-@functools.partial(jax.jit, static_argnums=(4, 5, 6), inline=True)
+@functools.partial(jax.jit, static_argnums=(4, 5, 6))
 def _run(
     params: Params,
     x: Array,
@@ -101,6 +101,7 @@ def _run(
     return_sequences: bool,
     precision: str,
 ) -> tuple[Array, Array]:
+    x, lengths = without_padding(x, lengths)
     z, n = _gates(params, jnp.swapaxes(x, 0, 1), precision)
     a, b = z, (1.0 - z) * n
     running = running_tm(x, lengths)
@@ -115,23 +116,6 @@ def _run(
     if not return_sequences:
         return end, end
     return end, jnp.swapaxes(h if running is None else jnp.where(running, h, 0.0), 0, 1)
-
-
-def _check_params(params: Params, x: Array) -> int:
-    """Checks that params and x fit together; gives the hidden size."""
-    if set(params) != {"kernel", "bias"}:
-        raise ValueError(f"params has {sorted(params)}; expected ['bias', 'kernel']")
-    for name, value in params.items():
-        if not is_real(value.dtype):
-            raise ValueError(f"params[{name!r}] has dtype {value.dtype}; expected real numbers")
-    shape = params["kernel"].shape
-    if len(shape) != 2 or shape[0] != x.shape[-1] or shape[1] % GATES:
-        raise ValueError(f"params['kernel'] has shape {shape}; expected [features, {GATES} * hidden] for x {x.shape}")
-    if params["bias"].shape != shape[1:]:
-        raise ValueError(
-            f"params['bias'] has shape {params['bias'].shape}; expected {shape[1:]}, as params['kernel'] {shape}"
-        )
-    return shape[1] // GATES
 
 
 def min_gru(
@@ -164,14 +148,13 @@ def min_gru(
     Raises:
       ValueError: as in `lstm`.
     """
-    layers.check_choice("backend", backend, ("auto",))
-    layers.check_choice("precision", precision, layers.PRECISIONS)
-    x, lengths = check_inputs(x, lengths)
-    hidden = _check_params(params, x)
-    dtype = layers.common_dtype(params, x)
-    # The carry has the form of a GRU's.
-    carry = layers.check_carry("gru", carry, (x.shape[0], hidden), dtype)
-    layers.check_finite(x)
+    checks.choice("backend", backend, ("auto",))
+    precision = checks.choice("precision", precision, layers.PRECISIONS)
+    reverse, return_sequences = checks.flag("reverse", reverse), checks.flag("return_sequences", return_sequences)
+    x, lengths = checks.check_inputs(x, lengths)
+    params, hidden = checks.check_params(params, ("kernel", "bias"), GATES, x)
+    dtype = checks.common_dtype(params, x)
+    carry = checks.check_carry(carry, 1, (x.shape[0], hidden), dtype)
     dtype = jnp.result_type(dtype, carry)
     layers.check_dtypes("gru", precision, backend, dtype)
     params, x, carry = jax.tree.map(lambda array: jnp.asarray(array, dtype), (params, x, carry))

@@ -12,15 +12,17 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from seqmnist_jax.rnn import derived
-from seqmnist_jax.rnn.divide import Division, Hoisted, divide
+from seqmnist_jax.rnn.divide import Division, Hoisted, NotDivisibleError, divide
 from seqmnist_jax.rnn.native import cpu, gpu
 from seqmnist_jax.rnn.scan import Step, loop
 from seqmnist_jax.rnn.stages import Operands, Options, Stages
 
 Array = jax.Array
 
-# A kernel: ``forward(stages, options, operands, save) -> (carry, outputs, kept)`` and ``backward(stages, options, operands,
-# kept, d_carry, d_outputs) -> Operands``, the gradients, x's zero; shapes as in `Operands`.
+# A kernel, by the platform that XLA knows: ``problem() -> str | None``, why this process has none; ``PRECISIONS``;
+# ``unfit(stages, options) -> str | None``, why it can't run a cell; ``describe()``; ``forward(stages, options, operands,
+# save) -> (carry, outputs, kept)`` and ``backward(stages, options, operands, kept, d_carry, d_outputs) -> Operands``, the
+# gradients, x's zero; shapes as in `Operands`. 'derived' is the same in plain JAX.
 KERNELS: dict[str, Any] = {"cpu": cpu, "cuda": gpu, "derived": derived}
 
 
@@ -58,6 +60,25 @@ def stages_of(step: Step[Any], params: Any, x: Any, carry: Any, inline: bool) ->
     carry = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype), carry)
     leaves, tree = jax.tree.flatten((params, carry, jax.ShapeDtypeStruct((rows, features), x.dtype)))
     return _stages(step, tree, tuple((leaf.shape, leaf.dtype) for leaf in leaves), inline)
+
+
+def problem(call: Call, params: Any, x: Any, carry: Any) -> str | None:
+    """Why the platform's kernel can't run a call, or None; arrays may be shapes."""
+    kernel = KERNELS[call.platform]
+    if call.options.precision not in kernel.PRECISIONS:
+        return (
+            f"the kernel is for precision {' and '.join(map(repr, kernel.PRECISIONS))}, not {call.options.precision!r}"
+        )
+    trouble = kernel.problem()
+    if trouble is not None:
+        return trouble
+    if not all(isinstance(n, int) and n > 0 for leaf in jax.tree.leaves((params, x, carry)) for n in leaf.shape):
+        return "a size is zero, or not known yet"
+    try:
+        stages = stages_of(call.step, params, x, carry, inline=True)
+    except NotDivisibleError as error:
+        return f"no kernel can be made of the step: {error}"
+    return kernel.unfit(stages, call.options)
 
 
 def _rows(x: Array) -> Array:
@@ -119,6 +140,17 @@ def _kernel_backward(call: Call, inline: bool, given: Given, kept: Any, bars: An
     return Given(d_params, dx, _carry(d, bars.carry, given.carry), None)
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _once(function: Any, *arrays: Any) -> Any:
+    """``function(*arrays)``, which has no derivative but the one that `recurrence` gives it."""
+    return function(*arrays)
+
+
+@_once.defjvp
+def _once_jvp(*_: Any) -> Any:
+    raise ValueError("a kernel differentiates once, backwards; backend='scan' does it again and again")
+
+
 def _forward(call: Call, save: bool, inline: bool, given: Given) -> Any:
     """The kernel where the program is lowered for its platform; elsewhere `plain`, which keeps nothing."""
     kernel = functools.partial(_kernel_forward, call, save, inline)
@@ -127,7 +159,14 @@ def _forward(call: Call, save: bool, inline: bool, given: Given) -> Any:
     def elsewhere(given: Given) -> Any:
         return *plain(call, given), jax.tree.map(lambda k: jnp.zeros(k.shape, k.dtype), kept)
 
-    return jax.lax.platform_dependent(given, default=elsewhere, **{call.platform: kernel})
+    either = functools.partial(jax.lax.platform_dependent, default=elsewhere, **{call.platform: kernel})
+    return _once(either, given)
+
+
+def kept_bytes(call: Call, given: Any) -> int:
+    """Bytes that the kernel keeps for the way back, for arrays or their shapes."""
+    _, _, kept = jax.eval_shape(functools.partial(_kernel_forward, call, True, True), Given(*given))
+    return sum(part.size * part.dtype.itemsize for part in jax.tree.leaves(kept))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -159,7 +198,8 @@ def _recurrence_backward(call: Call, residuals: Any, bars: Any) -> tuple[Given]:
         _, pull = jax.vjp(lambda params, x, carry: plain(call, Given(params, x, carry, given.lengths)), *given[:3])
         return Given(*pull(bars), None)
 
-    return (jax.lax.platform_dependent(given, kept, bars, default=elsewhere, **{call.platform: kernel}),)
+    either = functools.partial(jax.lax.platform_dependent, default=elsewhere, **{call.platform: kernel})
+    return (_once(either, given, kept, bars),)
 
 
 recurrence.defvjp(_recurrence_forward, _recurrence_backward, symbolic_zeros=True)

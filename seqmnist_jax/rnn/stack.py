@@ -6,11 +6,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from seqmnist_jax.rnn import cells
-from seqmnist_jax.rnn.layers import BACKENDS, gru, lstm, remat
+from seqmnist_jax.rnn.checks import as_array, check_inputs, choice, flag, is_known, is_real, whole
+from seqmnist_jax.rnn.eager import compiled
+from seqmnist_jax.rnn.layers import BACKENDS, PRECISIONS, gru, lstm
 from seqmnist_jax.rnn.min_gru import init_min_gru, min_gru, min_gru_step
-from seqmnist_jax.rnn.scan import scan
+from seqmnist_jax.rnn.remat import remat
+from seqmnist_jax.rnn.any_cell import scan
 
 Array = jax.Array
 Layers = dict[str, dict[str, dict[str, Array]]]
@@ -25,7 +29,7 @@ class Cell(NamedTuple):
       layer: the layer over a whole sequence, with the arguments of `lstm`.
       step: one step of it, ``step(params, carry, x, precision) -> (carry, h)``.
       init: ``init(key, features, hidden_size, **options)`` makes its parameters.
-      zero_carry: the carry of a new sequence, from a zero h [batch, hidden]; its last array is h.
+      zero_carry: the carry of a new sequence, from a zero h [batch, hidden].
       map_state: ``map_state(change, carry)`` is the carry with its h changed.
       hidden_size: ``hidden_size(params)`` is the number of units of h.
       backends: the names that `layer` takes for its backend.
@@ -108,11 +112,18 @@ def draw_masks(key: Array, keep: Keep, batch: int, features: int, hidden_size: i
       keep: for each mask in order, the probability to keep a unit, a number in (0, 1],
         perhaps traced; None where nothing is dropped.
       batch, features, hidden_size, dtype: of the masks.
+
+    Raises:
+      ValueError: a probability is known and outside (0, 1].
     """
 
-    def draw(key: Array, keep: Probability, size: int) -> Array | None:
+    def draw(key: Array, keep: Any, size: int) -> Array | None:
         if keep is None:
             return None
+        keep = as_array("keep", keep)
+        if not is_real(keep.dtype) or (is_known(keep) and not np.all((np.asarray(keep) > 0) & (np.asarray(keep) <= 1))):
+            raise ValueError(f"keep is {keep}; expected a probability in (0, 1], or None")
+        keep = keep if jnp.issubdtype(keep.dtype, jnp.floating) else jnp.asarray(keep, float)
         return jax.random.bernoulli(key, keep, (batch, size)).astype(dtype) / jnp.asarray(keep, dtype)
 
     keys = jax.random.split(key, 3)
@@ -127,7 +138,7 @@ class Engine(NamedTuple):
       backend: as in `lstm`.
       precision: as in `lstm`.
       remat: 0, or how many steps stand between two remembered carries, as in `rnn.remat`.
-      unroll: as in `rnn.scan`; other than 1 it means the 'scan' backend.
+      unroll: as in `rnn.scan`; other than 1, as dropout of the state, it means the 'scan' backend.
     """
 
     backend: str = "auto"
@@ -136,27 +147,46 @@ class Engine(NamedTuple):
     unroll: int = 1
 
 
-def _direction(cell: Cell, params: dict[str, Array], x: Array, mask: Masks, engine: Engine, **options: Any) -> Array:
+def _direction(cell: Cell, params: Any, x: Array, masks: Masks, engine: Engine, **options: Any) -> Array:
     """The outputs of one layer in one direction, dropout included."""
-    if mask.inputs is not None:
-        x = x * mask.inputs[:, None, :]
-    if mask.state is None and engine.unroll == 1:
-        layer = remat(cell.layer, engine.remat) if engine.remat else cell.layer
-        _, y = layer(params, x, precision=engine.precision, backend=engine.backend, **options)
-    else:
-        # The layer's own loop has no place for either, so the cell's single step is scanned.
-        state = mask.state
-        shape = (x.shape[0], cell.hidden_size(params))
-        carry = cell.zero_carry(jnp.zeros(shape, jnp.result_type(x, *params.values())))
-
-        def step(params: dict[str, Array], carry: Any, x_t: Array) -> tuple[Any, Array]:
-            carry, y = cell.step(params, carry, x_t, engine.precision)
-            return carry if state is None else cell.map_state(lambda h: h * state, carry), y
-
-        _, y = scan(step, params, x, carry, unroll=engine.unroll, **options)
-    if mask.outputs is not None:
-        y = y * (mask.outputs[:, None, :] if y.ndim == 3 else mask.outputs)
+    for name, mask in masks._asdict().items():
+        if mask is not None:
+            expected = (x.shape[0], x.shape[2] if name == "inputs" else cell.hidden_size(params))
+            # One row for the whole batch is TF1's way.
+            if mask.shape not in (expected, (1, expected[1])):
+                raise ValueError(f"masks.{name} has shape {mask.shape}; expected {expected}")
+    if masks.inputs is not None:
+        x = x * masks.inputs[:, None, :]
+    layer, given = cell.layer, params
+    if masks.state is not None or engine.unroll != 1:
+        if engine.backend not in ("auto", "scan"):
+            why = f"backend is {engine.backend!r}, but dropout of the state and unroll need single steps"
+            raise ValueError(f"{why}; expected 'scan' or 'auto'")
+        # What the layer refuses is refused, though its own loop has no place for either.
+        jax.eval_shape(lambda x: layer(params, x, precision=engine.precision, backend=engine.backend), x)
+        layer, given = functools.partial(_in_steps, cell, engine), (params, masks.state)
+    if engine.remat:
+        layer = remat(layer, engine.remat)
+    _, y = layer(given, x, precision=engine.precision, backend=engine.backend, **options)
+    if masks.outputs is not None:
+        y = y * (masks.outputs[:, None, :] if y.ndim == 3 else masks.outputs)
     return y
+
+
+def _in_steps(
+    cell: Cell, engine: Engine, given: Any, x: Array, carry: Any = None, *, precision: str, backend: str, **options: Any
+) -> tuple[Any, Array]:
+    """A layer that scans the cell's single step; params and the state's mask, or None, are given together."""
+    if carry is None:
+        dtype = jnp.result_type(x, *jax.tree.leaves(given[0]))
+        carry = cell.zero_carry(jnp.zeros((x.shape[0], cell.hidden_size(given[0])), dtype))
+
+    def step(given: Any, carry: Any, x_t: Array) -> tuple[Any, Array]:
+        params, state = given
+        carry, y = cell.step(params, carry, x_t, precision)
+        return carry if state is None else cell.map_state(lambda h: h * state, carry), y
+
+    return scan(step, given, x, carry, unroll=engine.unroll, **options)
 
 
 def stack(
@@ -187,30 +217,37 @@ def stack(
     Raises:
       ValueError: the cell's layer does not know the engine's backend; else as in `lstm`.
     """
-    if engine.backend not in cell.backends:
-        raise ValueError(
-            f"backend is {engine.backend!r}; this cell's layer knows only {', '.join(map(repr, cell.backends))}"
-        )
+    engine = Engine(
+        choice("backend", engine.backend, cell.backends),
+        choice("precision", engine.precision, PRECISIONS),
+        whole("remat", engine.remat, 0),
+        whole("unroll", engine.unroll, 1),
+    )
+    x, lengths = check_inputs(x, lengths)
+    options = cell, engine, flag("return_sequences", return_sequences)
+    return compiled(_stack, cell.layer, (params, x, lengths, masks), options)
+
+
+def _stack(
+    _: Any, params: Any, x: Array, lengths: Any, masks: Any, cell: Cell, engine: Engine, return_sequences: bool
+) -> Array:
     for index in range(len(params)):
         name = f"layer_{index}"
-        whole = return_sequences or index < len(params) - 1
-        x = jnp.concatenate(
-            [
-                _direction(
-                    cell,
-                    params[name][direction],
-                    x,
-                    Masks() if masks is None else masks[name][direction],
-                    engine,
-                    lengths=lengths,
-                    reverse=direction == "backward",
-                    return_sequences=whole,
-                )
-                for direction in DIRECTIONS
-                if direction in params[name]
-            ],
-            axis=-1,
-        )
+        outputs = [
+            _direction(
+                cell,
+                params[name][direction],
+                x,
+                Masks() if masks is None else masks[name][direction],
+                engine,
+                lengths=lengths,
+                reverse=direction == "backward",
+                return_sequences=return_sequences or index < len(params) - 1,
+            )
+            for direction in DIRECTIONS
+            if direction in params[name]
+        ]
+        x = jnp.concatenate(outputs, axis=-1)
     return x
 
 

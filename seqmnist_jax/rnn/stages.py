@@ -51,9 +51,7 @@ OPERATIONS = {
     "or": "{} || {}",
     "not": "!{}",
 }
-_SAME = frozenset(
-    {"broadcast_in_dim", "reshape", "pvary", "copy", "copy_p", "stop_gradient", "convert_element_type"}
-)
+_SAME = frozenset({"broadcast_in_dim", "reshape", "pvary", "copy", "copy_p", "stop_gradient", "convert_element_type"})
 # What a value near 0 or 1 that multiplies the state is carried through to.
 _LINEAR = frozenset({"add", "add_any", "sub", "mul", "neg", "square", "integer_pow", "select_n", "copy", "div"})
 
@@ -148,9 +146,7 @@ def _statements(
       names, stages: of each argument.
       memory: which of the logistics, counted with tanh and exp, hold the state.
     """
-    known: dict[Any, Output] = {
-        v: Output(n, s) for v, n, s in zip(closed.jaxpr.invars, names, stages, strict=True)
-    }
+    known: dict[Any, Output] = {v: Output(n, s) for v, n, s in zip(closed.jaxpr.invars, names, stages, strict=True)}
     known |= {v: Output(_literal(c), 0) for v, c in zip(closed.jaxpr.constvars, closed.consts, strict=True)}
     statements: list[Statement] = []
     # Two equations of the same text are one; autodiff writes many twice.
@@ -294,17 +290,16 @@ class Stages:
         self.sums = different
         self.sum_of = [different.index(bar) if bar in different else None for bar in by_kind["p"]]
 
-    def recall(self) -> list[Statement]:
-        """The results that the forward pass kept, as the way back reads them."""
-        out = []
-        for i, carry in self.after.items():
-            out.append(Statement(0, "float", f"t{i}", f"u.after[{carry}]"))
-        for place, (kind, i) in enumerate(self.kept):
+    def recall(self, apart: Sequence[int]) -> list[Statement]:
+        """What the way back reads: those of `kept` that stand in ``u.k``, by place, and the carries after the step."""
+        out = [Statement(0, "float", f"t{i}", f"u.after[{carry}]") for i, carry in self.after.items()]
+        for i, place in enumerate(apart):
+            kind, which = self.kept[place]
             if kind == "t":
-                text = f"u.k[{place}]"
-                out.append(Statement(0, "float", f"t{i}", f"opened_({text})" if i in self.memory else text))
+                text = f"u.k[{i}]"
+                out.append(Statement(0, "float", f"t{which}", f"opened_({text})" if which in self.memory else text))
             else:
-                out.append(Statement(0, "float", f"u.{kind}[{i}]", f"u.k[{place}]"))
+                out.append(Statement(0, "float", f"u.{kind}[{which}]", f"u.k[{i}]"))
         return out
 
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from configs import pixel_gru
-from seqmnist_jax.report import build, page, reading, runs
-from seqmnist_jax.run import build_run
-from seqmnist_jax.train import train
+from seqmnist_jax.analysis.report import build, page, reading, runs
+from seqmnist_jax.training.replicas import QUIET
+from seqmnist_jax.training.run import build_run
+from seqmnist_jax.training.train import train
 
 pytestmark = pytest.mark.slow
 
@@ -38,7 +39,7 @@ def report(tmp_path_factory, cache_dir, compilation_cache):
     config = pixel_gru.get_config()
     config.data.source = "embedded"
     config.train.steps, config.train.eval_every, config.optimizer.warmup_steps = 4, 2, 0
-    train(build_run(config), folder, say=lambda line: None)
+    train(build_run(config), folder, watch=QUIET)
     return build.write([folder])
 
 

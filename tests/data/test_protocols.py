@@ -9,12 +9,13 @@ import pytest
 
 from configs import row_lstm
 from configs.tutorial2018 import permuted_gru, pixel_gru
-from seqmnist_jax import config as configs
-from seqmnist_jax import describe, task
+from seqmnist_jax.cli import describe, text
+from seqmnist_jax.data import task
 from seqmnist_jax.data.protocols import FIELDS, PROTOCOLS, SEEDED_ORDERS, partition, permutation, selection_size
 from seqmnist_jax.data.sources import Images, load_embedded
 from seqmnist_jax.errors import UsageError
-from seqmnist_jax.run import build_run
+from seqmnist_jax.training.run import build_run
+from seqmnist_jax.workdir import config as configs
 
 # The first ten of each permutation, and the SHA-256 of all 784 as little-endian int32.
 ORDERS = {
@@ -307,10 +308,10 @@ def test_describe_names_the_protocol_its_caveats_and_what_is_overridden():
     config.runtime.backend = "scan"
     run = build_run(config)
     description = describe.describe(run, {})
-    assert description["protocol"] == "s4"
-    assert description["caveats"] == ["bit reversal is not a random permutation"]
+    assert description["data"]["protocol"] == "s4"
+    assert description["data"]["caveats"] == ["bit reversal is not a random permutation"]
     assert description["data"]["overrides"] == ["scaling"]
-    (line,) = [line for line in describe.as_text(run, description).splitlines() if line.startswith("Protocol")]
+    (line,) = [line for line in text.description(run, description).splitlines() if line.startswith("Protocol")]
     assert line.startswith("Protocol     s4: github.com/state-spaces/s4")
     assert line.endswith("; overridden: scaling; caveats: bit reversal is not a random permutation")
 
@@ -320,8 +321,8 @@ def test_describe_has_no_caveats_of_a_protocol_without():
     config.runtime.backend = "scan"
     run = build_run(config)
     description = describe.describe(run, {})
-    assert (description["protocol"], description["caveats"]) == ("seqmnist", [])
-    text = describe.as_text(run, description)
-    assert "Protocol     seqmnist: " in text
-    assert "caveats" not in text
-    assert "overridden:" not in text.split("Protocol ")[1]
+    assert (description["data"]["protocol"], description["data"]["caveats"]) == ("seqmnist", [])
+    words = text.description(run, description)
+    assert "Protocol     seqmnist: " in words
+    assert "caveats" not in words
+    assert "overridden:" not in words.split("Protocol ")[1]

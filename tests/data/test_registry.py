@@ -71,6 +71,14 @@ class Host:
         return self
 
 
+@pytest.fixture(autouse=True)
+def tfds_folder(tmp_path, monkeypatch):
+    """What TFDS makes of TFDS_DATA_DIR when it is imported."""
+    constants = pytest.importorskip("tensorflow_datasets.core.constants")
+    monkeypatch.setattr(constants, "DATA_DIR", str(tmp_path / "tfds"))
+    return tmp_path / "tfds"
+
+
 @pytest.fixture
 def host(tmp_path, monkeypatch):
     """A host with the embedded digits, in MNIST's form and names."""
@@ -93,7 +101,7 @@ def same(dataset, reference):
 
 def test_fetched_arrays_are_those_of_the_files_in_their_order(host, tmp_path):
     host.stands_for("mnist")
-    request = Request("mnist", tfds_dir=tmp_path / "tfds")
+    request = Request("mnist")
     dataset = sources.load_tfds(request)
     reference = sources.load_idx(Request(data_dir=host.folder))
     same(dataset, reference)
@@ -104,7 +112,7 @@ def test_fetched_arrays_are_those_of_the_files_in_their_order(host, tmp_path):
 
 def test_what_was_fetched_is_not_fetched_again(host, tmp_path):
     host.stands_for("mnist")
-    request = Request("mnist", tfds_dir=tmp_path / "tfds")
+    request = Request("mnist")
     first = sources.load_auto(request)
     assert first.source == "tfds"
     asked = list(host.handler.asked)
@@ -117,12 +125,12 @@ def test_what_was_fetched_is_not_fetched_again(host, tmp_path):
 @pytest.mark.parametrize("name", ["fashion_mnist", "kmnist"])
 def test_other_data_sets_by_name(host, tmp_path, name):
     host.stands_for(name)
-    assert sources.load_tfds(Request(name, tfds_dir=tmp_path / "tfds")).name == name
+    assert sources.load_tfds(Request(name)).name == name
 
 
 def test_a_download_cut_in_the_middle_leaves_nothing_that_is_read(host, tmp_path):
     host.stands_for("mnist").handler.cut.add("train-images-idx3-ubyte.gz")
-    request = Request("mnist", tfds_dir=tmp_path / "tfds")
+    request = Request("mnist")
     with pytest.raises(DataError, match="mnist could not be fetched"):
         sources.load_tfds(request)
     host.handler.cut.clear()
@@ -134,7 +142,7 @@ def test_a_wrong_checksum_is_refused(host, tmp_path):
     path = host.folder / "t10k-labels-idx1-ubyte.gz"
     good = path.read_bytes()
     write_idx(path, np.zeros(500, np.uint8))
-    request = Request("mnist", tfds_dir=tmp_path / "tfds")
+    request = Request("mnist")
     with pytest.raises(DataError, match="NonMatchingChecksum"):
         sources.load_tfds(request)
     path.write_bytes(good)
@@ -145,7 +153,7 @@ def test_a_missing_file_is_one_message(host, tmp_path):
     host.stands_for("mnist")
     (host.folder / "t10k-labels-idx1-ubyte.gz").unlink()
     with pytest.raises(DataError, match=r"could not be fetched.*runtime\.data_dir"):
-        sources.load_tfds(Request("mnist", tfds_dir=tmp_path / "tfds"))
+        sources.load_tfds(Request("mnist"))
 
 
 @pytest.fixture
@@ -166,7 +174,7 @@ def emnist(host, tmp_path):
             archive.write(tmp_path / "member.gz", f"gzip/emnist-balanced-{name}-ubyte.gz")
         archive.writestr("../outside", "an archive can't write outside its folder")
     host.stands_for("emnist/balanced", url=host.url + "gzip.zip")
-    return Request("emnist/balanced", tfds_dir=tmp_path / "tfds"), arrays
+    return Request("emnist/balanced"), arrays
 
 
 def test_emnist_is_read_from_its_archive(emnist, tmp_path):
@@ -183,26 +191,26 @@ def test_emnist_is_read_from_its_archive(emnist, tmp_path):
     [lambda content: content[:-20], lambda content: content[:40] + b"?" + content[41:], lambda content: b""],
     ids=["cut", "a byte changed", "empty"],
 )
-def test_a_damaged_file_out_of_an_archive_is_taken_out_again(emnist, damage):
+def test_a_damaged_file_out_of_an_archive_is_taken_out_again(emnist, damage, tfds_folder):
     request, arrays = emnist
     sources.load_tfds(request)
-    (path,) = request.tfds_dir.rglob("emnist-balanced-train-images*")
+    (path,) = tfds_folder.rglob("emnist-balanced-train-images*")
     path.write_bytes(damage(path.read_bytes()))
     np.testing.assert_array_equal(sources.load_tfds(request).train.images, arrays["train-images-idx3"])
 
 
-def test_an_archive_with_a_damaged_member_is_one_message(emnist):
+def test_an_archive_with_a_damaged_member_is_one_message(emnist, tfds_folder):
     request, _ = emnist
     sources.load_tfds(request)
-    (archive,) = (path for path in request.tfds_dir.rglob("*zip*") if path.is_file() and path.suffix == ".zip")
-    (member,) = request.tfds_dir.rglob("emnist-balanced-train-images*")
+    (archive,) = (path for path in tfds_folder.rglob("*zip*") if path.is_file() and path.suffix == ".zip")
+    (member,) = tfds_folder.rglob("emnist-balanced-train-images*")
     content = bytearray(archive.read_bytes())
     content[content.index(member.read_bytes()) + 100] ^= 1
     archive.write_bytes(content)
     member.unlink()
     with pytest.raises(DataError, match=r"emnist/balanced could not be fetched: BadZipFile.*runtime\.data_dir"):
         sources.load_tfds(request)
-    assert not list(request.tfds_dir.rglob("emnist-balanced-train-images*"))
+    assert not list(tfds_folder.rglob("emnist-balanced-train-images*"))
 
 
 def test_a_failure_without_a_text_is_one_message(host, tmp_path, monkeypatch):
@@ -215,7 +223,7 @@ def test_a_failure_without_a_text_is_one_message(host, tmp_path, monkeypatch):
 
     monkeypatch.setattr(type(tfds.builder("mnist")), "_split_generators", fail)
     with pytest.raises(DataError, match="could not be fetched: TimeoutError"):
-        sources.load_tfds(Request("mnist", tfds_dir=tmp_path / "tfds"))
+        sources.load_tfds(Request("mnist"))
 
 
 def test_unknown_name():
@@ -224,22 +232,22 @@ def test_unknown_name():
 
 
 def test_auto_offline_takes_the_embedded_digits_for_mnist_only(tmp_path, monkeypatch):
-    monkeypatch.setattr(registry, "is_reachable", lambda name, tfds_dir: False)
-    assert sources.load_auto(Request("mnist", tfds_dir=tmp_path)).source == "embedded"
+    monkeypatch.setattr(registry, "is_reachable", lambda name: False)
+    assert sources.load_auto(Request("mnist")).source == "embedded"
     with pytest.raises(DataError, match="fashion_mnist is not at hand"):
-        sources.load_auto(Request("fashion_mnist", tfds_dir=tmp_path))
+        sources.load_auto(Request("fashion_mnist"))
 
 
 def test_looking_for_a_copy_writes_nothing(tmp_path, monkeypatch):
     """So a machine whose home can't be written still starts, on the embedded digits."""
-    monkeypatch.setattr(registry, "is_reachable", lambda name, tfds_dir: False)
-    assert sources.load_auto(Request("mnist", tfds_dir=tmp_path / "absent")).source == "embedded"
+    monkeypatch.setattr(registry, "is_reachable", lambda name: False)
+    assert sources.load_auto(Request("mnist")).source == "embedded"
     assert not (tmp_path / "absent").exists()
 
 
 def test_a_host_is_tried_for_three_seconds_at_most(host, monkeypatch):
     host.stands_for("mnist")
-    assert registry.is_reachable("mnist", None)
+    assert registry.is_reachable("mnist")
     monkeypatch.setattr(registry, "PROBE_SECONDS", 0.2)
 
     def hang(*unused):
@@ -247,7 +255,7 @@ def test_a_host_is_tried_for_three_seconds_at_most(host, monkeypatch):
         raise TimeoutError
 
     monkeypatch.setattr(registry.socket, "create_connection", hang)
-    assert not registry.is_reachable("mnist", None)
+    assert not registry.is_reachable("mnist")
 
 
 def prepare(folder, images, labels, test_size):
@@ -288,7 +296,7 @@ def prepared(tmp_path, monkeypatch):
     """A prepared copy of 60 digits: the request for it, the digits, and TFDS's order of them."""
     monkeypatch.setenv("SEQMNIST_CACHE_DIR", str(tmp_path / "cache"))
     part = sources.load_embedded().train[:60]
-    return Request("mnist", tfds_dir=tmp_path / "tfds"), part, prepare(tmp_path / "tfds", part.images, part.labels, 20)
+    return Request("mnist"), part, prepare(tmp_path / "tfds", part.images, part.labels, 20)
 
 
 def test_a_prepared_copy_is_read_in_its_order_and_marked(prepared):
@@ -307,10 +315,10 @@ def test_a_prepared_copy_is_decoded_once(prepared, monkeypatch):
     same(sources.load_tfds(request), first)
 
 
-def test_another_prepared_copy_of_the_same_size_and_time_is_no_cached_one(prepared):
+def test_another_prepared_copy_of_the_same_size_and_time_is_no_cached_one(prepared, tfds_folder):
     request, _, _ = prepared
     sources.load_tfds(request)
-    (path,) = request.tfds_dir.rglob("*train.array_record*")
+    (path,) = tfds_folder.rglob("*train.array_record*")
     status = path.stat()
     path.write_bytes(bytes(status.st_size))
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
@@ -318,9 +326,9 @@ def test_another_prepared_copy_of_the_same_size_and_time_is_no_cached_one(prepar
         sources.load_tfds(request)
 
 
-def test_a_damaged_prepared_copy_is_one_message(prepared):
+def test_a_damaged_prepared_copy_is_one_message(prepared, tfds_folder):
     request, _, _ = prepared
-    (path,) = request.tfds_dir.rglob("*train.array_record*")
+    (path,) = tfds_folder.rglob("*train.array_record*")
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(DataError, match="prepared copy"):
         sources.load_tfds(request)
@@ -332,9 +340,8 @@ def test_a_prepared_copy_that_needs_tensorflow_is_passed_over(prepared, monkeypa
     def refuse(self, split):
         raise NotImplementedError("tfrecord")
 
-    request, _, _ = prepared
     monkeypatch.setattr(type(tfds.builder("mnist")), "as_data_source", refuse)
-    assert registry.find_prepared("mnist", request.tfds_dir) is None
+    assert registry.find_prepared("mnist") is None
 
 
 def test_full_mnist_through_the_download_manager(tmp_path, monkeypatch, mnist_dir):
@@ -343,7 +350,7 @@ def test_full_mnist_through_the_download_manager(tmp_path, monkeypatch, mnist_di
     if not (mnist_dir / "train-images-idx3-ubyte.gz").exists():
         pytest.skip("SEQMNIST_DATA_DIR holds no gzipped files to serve")
     host = Host(mnist_dir, monkeypatch).stands_for("mnist")
-    request = Request("mnist", tfds_dir=tmp_path / "tfds")
+    request = Request("mnist")
     dataset = sources.load_tfds(request)
     host.server.shutdown()
     host.server.server_close()

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 
 from configs import row_lstm
-from seqmnist_jax import task
-from seqmnist_jax.data import cache, embedded, sources
+from seqmnist_jax.data import cache, embedded, sources, task
 from seqmnist_jax.data.idx import DataError, write_idx
-from seqmnist_jax.data.sources import FILES, KNOWN_CONTENT, Request, load_embedded
+from seqmnist_jax.data.sources import FILES, KNOWN_CONTENT, Request, build_request, load_dataset, load_embedded
 
 
 def load_idx(folder):
@@ -22,7 +21,7 @@ def load_idx(folder):
 
 
 def data_dir_of(config):
-    return task.build_request(config).data_dir
+    return build_request(config).data_dir
 
 
 def load_auto(folder):
@@ -263,11 +262,11 @@ def test_config_names_the_folder_before_the_environment(tmp_path, monkeypatch, s
     in_config, in_environment = small_data(seed=1), small_data(seed=2)
     monkeypatch.setenv("SEQMNIST_DATA_DIR", str(in_environment.write(tmp_path / "environment")))
     config = row_lstm.get_config()
-    assert_holds(task.load_dataset(config.data.source, task.build_request(config)), in_environment)
+    assert_holds(load_dataset(config.data.source, build_request(config)), in_environment)
     config.runtime.data_dir = str(in_config.write(tmp_path / "config"))
-    assert_holds(task.load_dataset(config.data.source, task.build_request(config)), in_config)
+    assert_holds(load_dataset(config.data.source, build_request(config)), in_config)
     config.data.source = "embedded"
-    assert task.load_dataset(config.data.source, task.build_request(config)).content_hash == EMBEDDED_HASH
+    assert load_dataset(config.data.source, build_request(config)).content_hash == EMBEDDED_HASH
 
 
 def test_empty_environment_variable_names_no_folder(monkeypatch):

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from configs import row_lstm
-from seqmnist_jax import train as training
-from seqmnist_jax import workdir as files
+from seqmnist_jax.analysis.trained import load
 from seqmnist_jax.errors import SeqMnistError
-from seqmnist_jax.run import Run, build_run
-from seqmnist_jax.trained import load
+from seqmnist_jax.training import train as training
+from seqmnist_jax.training.replicas import QUIET, Watch
+from seqmnist_jax.training.run import Run, build_run
+from seqmnist_jax.workdir import files
 from tests.faults import runs
 from tests.faults.outcome import Outcome
 
@@ -46,7 +47,7 @@ def campaign(tries: int, seed: int) -> list[Outcome]:
         whole, stopped = folder / "whole", folder / "stopped"
         _stop(run, stopped)
         shutil.copytree(stopped, whole)
-        training.train(run, whole, say=lambda line: None)
+        training.train(run, whole, watch=QUIET)
         logits = load(whole).logits(IMAGES)
         resumed = _each(
             "file of a checkpoint damaged, run resumed",
@@ -83,9 +84,11 @@ def _stop(run: Run, workdir: Path) -> None:
         training.train(
             run,
             workdir,
-            say=lambda line: None,
-            tick=lambda now: steps_done.append(now.step),
-            should_stop=lambda: steps_done[-1] >= STOP,
+            watch=Watch(
+                say=lambda line: None,
+                show=lambda now: steps_done.append(now.step),
+                should_stop=lambda: steps_done[-1] >= STOP,
+            ),
         )
     except training.Stopped:
         return
@@ -124,7 +127,7 @@ def _each(fault: str, template: Path, tries: int, draw: random.Random, use: Call
 
 def _resume(run: Run, workdir: Path, whole: Path) -> str:
     said: list[str] = []
-    summary = training.train(run, workdir, say=said.append)
+    summary = training.train(run, workdir, watch=Watch(say=said.append))
     was_told = any("is set aside" in line for line in said)
     if summary["lost_checkpoints"]:
         return "detected" if was_told else "a checkpoint is lost without a word"

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from configs import default
-from seqmnist_jax import config as configs
-from seqmnist_jax import workdir as files
+from seqmnist_jax.workdir import config as configs
+from seqmnist_jax.workdir import files
 from tests.faults.outcome import Outcome
 from tests.faults.runs import ROOT
 
@@ -30,7 +30,7 @@ TINY = {
     "runtime.backend": "scan",
 }
 # Any text is a folder's name, and may be made; the last two are read beside other fields only, see COMBINATIONS.
-LEFT_OUT = {"runtime.data_dir", "runtime.tfds_dir", "runtime.compilation_cache"}
+LEFT_OUT = {"runtime.data_dir", "runtime.compilation_cache"}
 LEFT_OUT |= {"data.name", "runtime.executor_options"}
 NUMBERS = ("-1", "0", "7", "-0.5", "0.5", "1.0000001", "1e-300", "1e30", "1e300", "nan", "inf", "-inf")
 NUMBERS += ("1" * 40, "\u0663", "1,2")
@@ -111,7 +111,15 @@ COMBINATIONS = (
 )
 MOST_SECONDS = 300
 MOST_BYTES = 12 << 30
-OTHER_MODULES = ("train", "sweep", "terminal", "signals", "compile_cache", "determinism", "distributed")
+OTHER_MODULES = (
+    "training.train",
+    "training.sweep",
+    "cli.terminal",
+    "cli.signals",
+    "cli.process",
+    "cli.text",
+    "devices.processes",
+)
 
 
 def campaign(tries: int, seed: int) -> list[Outcome]:
@@ -213,7 +221,7 @@ def _launch(values: dict[str, str], folder: str) -> None:
     ]
     code = 0
     try:
-        app.run(launch.main, flags_parser=launch._parse_flags)
+        app.run(launch.main, flags_parser=launch.parse)
     except SystemExit as e:
         code = 0 if e.code is None else e.code if isinstance(e.code, int) else 1
     except BaseException:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from seqmnist_jax import workdir as files
+from seqmnist_jax.workdir import files
 from tests.faults import runs
 from tests.faults.outcome import Outcome
 

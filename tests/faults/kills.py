@@ -6,7 +6,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from seqmnist_jax import workdir as files
+from seqmnist_jax.workdir import files
 from tests.faults import runs
 from tests.faults.outcome import Outcome
 

@@ -7,8 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from seqmnist_jax import workdir as files
-from seqmnist_jax.rerun import first_difference
+from seqmnist_jax.analysis.rerun import first_difference
+from seqmnist_jax.cli import text
+from seqmnist_jax.workdir import files
 
 ROOT = Path(__file__).parent.parent.parent
 STEPS = 3000
@@ -91,7 +92,7 @@ def is_same(reference: Path, other: Path, *, with_checkpoints: bool = True) -> s
         return f"checkpoints {kept[0]} against {kept[1]}"
     found = first_difference(reference, other)
     if found is not None:
-        return found.as_text()
+        return text.difference(found._asdict())
     left = [path.name for path in other.rglob("*") if "tmp" in path.name or path.name.startswith(files.HALF_WRITTEN)]
     return f"half-written files are left: {left}" if left else None
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seqmnist_jax.tcn import TCN
+from seqmnist_jax.models.tcn import TCN
 
 torch = pytest.importorskip("torch", reason="PyTorch is the independent implementation to compare with")
 

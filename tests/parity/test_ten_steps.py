@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import row_lstm
-from seqmnist_jax import steps
 from seqmnist_jax.data.batches import ExampleStream
-from seqmnist_jax.run import build_run
+from seqmnist_jax.training.run import build_run
+from seqmnist_jax.training.state import data_key
 
 STEPS = 10
 
@@ -94,7 +94,7 @@ def run_both(clip):
     run = build_run(config)
     learner, data = run.learner, run.task.part("train")
     state = learner.init()
-    orders, offset, _ = ExampleStream(steps.data_key(state), len(data), run.batch_size).window(0)
+    orders, offset, _ = ExampleStream(data_key(state), len(data), run.batch_size).window(0)
     start = flat(state.params)
     order = np.asarray(orders)
     batches = []

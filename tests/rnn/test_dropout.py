@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from configs import default
-from seqmnist_jax import models, rnn
+from seqmnist_jax import rnn
+from seqmnist_jax.models import build
 
 BATCH, TIME, FEATURES, HIDDEN, CLASSES = 3, 5, 4, 6, 10
 # Small graphs, many of them: compiling is what costs here.
@@ -211,7 +212,7 @@ def model_case(cell="lstm", num_layers=2, bidirectional=True, norm="none"):
     config = default.get_config()
     config.model.cell, config.model.hidden_size, config.model.norm = cell, HIDDEN, norm
     config.model.num_layers, config.model.bidirectional = num_layers, bidirectional
-    model = models.build_model(config, TIME, CLASSES)
+    model = build.build_model(config, TIME, CLASSES)
     x = jnp.asarray(np.random.default_rng(0).standard_normal((BATCH, TIME, FEATURES)), jnp.float32)
     return model, model.init(jax.random.key(0), x), x
 
@@ -227,7 +228,7 @@ def test_layers_and_directions_have_masks_of_their_own(monkeypatch):
         drawn.append(original(*args, **options))
         return drawn[-1]
 
-    monkeypatch.setattr(models.rnn, "draw_masks", watched)
+    monkeypatch.setattr(build.rnn, "draw_masks", watched)
     model, variables, x = model_case()
     model.apply(variables, x, train=True, keep=KEEP, rngs={"dropout": jax.random.key(1)})
     assert len(drawn) == 4

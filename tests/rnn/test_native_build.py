@@ -100,7 +100,8 @@ def cache(tmp_path, monkeypatch):
 
 def place(cache):
     """Where the kernel of the compiler that CXX names lies."""
-    return build._place(cache / "native", build._key(build._flags()), build._compiler())
+    source = build.RECURRENCE
+    return build._place(source, cache / "native", build._key(source, build._flags()), build._compiler())
 
 
 def kernels(cache):

@@ -25,7 +25,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,13 +37,32 @@ FORWARD, BACKWARD = "seqmnist_rnn_forward", "seqmnist_rnn_backward"
 # XLA's name of each call: the function in the library.
 SYMBOLS = {FORWARD: "seqmnist_forward", BACKWARD: "seqmnist_backward"}
 
-SOURCE = Path(__file__).parent / "recurrence.cc"
-HEADER = Path(__file__).parent / "products.h"
 FLAGS = ("-std=gnu++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-shared", "-pthread")
 COMPILERS = ("c++", "g++", "clang++")
 VERSION_SECONDS, COMPILE_SECONDS = 60, 300
 # A little more than a build may take: who holds the lock for longer is not building.
 LOCK_SECONDS = COMPILE_SECONDS + 60
+
+
+class Source(NamedTuple):
+    """What a library is built from.
+
+    Attributes:
+      name: the beginning of its file's name in the cache.
+      files: the first is compiled; it depends on all.
+      symbols: functions that it must have.
+    """
+
+    name: str
+    files: tuple[Path, ...]
+    symbols: tuple[str, ...]
+
+
+RECURRENCE = Source(
+    "recurrence",
+    (Path(__file__).parent / "recurrence.cc", Path(__file__).parent / "products.h"),
+    tuple(SYMBOLS.values()),
+)
 
 
 class CannotBuildError(Exception):
@@ -135,13 +154,14 @@ def _first_error(messages: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in line[:300])
 
 
-def _compile(compiler: list[str], flags: list[str], target: Path) -> None:
+def _compile(source: Source, compiler: list[str], flags: list[str], target: Path) -> None:
     """Compiles the kernel into the file `target`."""
     name = shlex.join(compiler)
-    _say(f"Building the recurrence kernel with {name}, once on this machine: about ten seconds.")
+    _say(f"Building the {source.name} kernel with {name}, once on this machine: about ten seconds.")
     try:
         done = _run(
-            [*compiler, *flags, "-isystem", jax.ffi.include_dir(), str(SOURCE), "-o", str(target)], COMPILE_SECONDS
+            [*compiler, *flags, "-isystem", jax.ffi.include_dir(), str(source.files[0]), "-o", str(target)],
+            COMPILE_SECONDS,
         )
     except subprocess.TimeoutExpired as error:
         raise CannotBuildError(f"{name} has not built it within {error.timeout:g} seconds") from error
@@ -157,9 +177,16 @@ def _compile(compiler: list[str], flags: list[str], target: Path) -> None:
 
 
 def _folder() -> Path:
-    """Where built kernels live, beside the package's other caches."""
+    """Where built kernels live, beside the package's other caches.
+
+    Raises:
+      OSError: this user has no home.
+    """
     named = os.environ.get("SEQMNIST_CACHE_DIR")
-    return (Path(named) if named else platformdirs.user_cache_path("seqmnist_jax")) / "native"
+    try:
+        return (Path(named) if named else platformdirs.user_cache_path("seqmnist_jax")) / "native"
+    except (RuntimeError, KeyError) as error:
+        raise FileNotFoundError(f"there is no cache folder ({error})") from error
 
 
 def _cpu() -> str:
@@ -176,14 +203,14 @@ def _digest(*parts: str | bytes) -> str:
     return hashlib.sha256(b"\0".join(encoded)).hexdigest()[:20]
 
 
-def _key(flags: list[str]) -> str:
+def _key(source: Source, flags: list[str]) -> str:
     """Names what a library depends on, the compiler apart. What CXX adds to a compiler's name are flags too."""
     parts = (*flags, *_named_compiler()[1:], _cpu(), jaxlib.__version__)
-    return _digest(SOURCE.read_bytes(), HEADER.read_bytes(), *parts)
+    return _digest(*(file.read_bytes() for file in source.files), *parts)
 
 
-def _place(folder: Path, key: str, compiler: list[str]) -> Path:
-    return folder / f"recurrence-{key}-{_digest(*compiler, _version(compiler))}.so"
+def _place(source: Source, folder: Path, key: str, compiler: list[str]) -> Path:
+    return folder / f"{source.name}-{key}-{_digest(*compiler, _version(compiler))}.so"
 
 
 def _is_ours(path: Path) -> bool:
@@ -198,7 +225,7 @@ def _make(folder: Path) -> None:
     Raises:
       OSError: it can't be made, or others could put a library there.
     """
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o755)
     if not _is_ours(folder):
         raise PermissionError(f"{folder} belongs to others or can be written by them")
 
@@ -211,21 +238,26 @@ def _checksum_file(path: Path) -> Path:
     return path.with_suffix(".sha256")
 
 
-def _open(path: Path) -> ctypes.CDLL:
+def _open(source: Source, path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
-    for symbol in SYMBOLS.values():
+    for symbol in source.symbols:
         getattr(library, symbol)
     return library
 
 
-def _cached(path: Path) -> ctypes.CDLL | None:
-    """The library at this place, or None where there is none that can be trusted."""
+def _is_sound(path: Path) -> bool:
+    """Whether the file at this place can be trusted; one that is not there can't."""
     try:
-        # Loading a damaged library can end the process, so it is first known by its checksum.
-        if _is_ours(path.parent) and _is_ours(path) and _checksum(path) == _checksum_file(path).read_bytes():
-            return _open(path)
-    except (OSError, AttributeError):
-        pass
+        return _is_ours(path.parent) and _is_ours(path) and _checksum(path) == _checksum_file(path).read_bytes()
+    except OSError:
+        return False
+
+
+def _cached(source: Source, path: Path) -> ctypes.CDLL | None:
+    """The library at this place, or None where there is none that can be trusted."""
+    # Loading a damaged library can end the process, so it is first known by its checksum.
+    with contextlib.suppress(OSError, AttributeError):
+        return _open(source, path) if _is_sound(path) else None
     return None
 
 
@@ -239,23 +271,28 @@ def _locked(path: Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             file = stack.enter_context(path.open("w"))
-            end = time.monotonic() + LOCK_SECONDS
+            end, waits = time.monotonic() + LOCK_SECONDS, False
             while time.monotonic() < end:
                 try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    # A record lock: a process that is forked off meanwhile does not hold it too.
+                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
-                except BlockingIOError:
+                except (BlockingIOError, PermissionError):
+                    if not waits:
+                        _say("Another process builds a recurrence kernel; this one waits for it.")
+                    waits = True
                     time.sleep(0.05)
         yield
 
 
 def _publish(made: Path, target: Path) -> None:
-    """Puts a library and its checksum into the cache, each in one move."""
+    """Puts a file and its checksum into the cache, each in one move."""
     for content, place in ((_checksum(made), _checksum_file(target)), (made.read_bytes(), target)):
         descriptor, name = tempfile.mkstemp(prefix=target.stem, suffix=".partial", dir=target.parent)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(content)
+            os.chmod(name, 0o644)  # What root has built, in an image, serves all.
             os.replace(name, place)
         except OSError:
             os.unlink(name)
@@ -265,66 +302,112 @@ def _publish(made: Path, target: Path) -> None:
 # ---- The kernel --------------------------------------------------------------------------
 
 
-def _build(compiler: list[str], flags: list[str], target: Path | None) -> ctypes.CDLL:
+def _build(source: Source, compiler: list[str], flags: list[str], target: Path | None) -> ctypes.CDLL:
     """Builds and loads the library, and leaves it at `target` where that can be."""
     # The compiler needs temporary files anyway; a library that is loaded needs no file any more.
     with tempfile.TemporaryDirectory(prefix="seqmnist_jax-") as scratch:
         made = Path(scratch) / "recurrence.so"
-        _compile(compiler, flags, made)
-        try:
-            library = _open(made)
-        except (OSError, AttributeError) as error:
-            raise CannotBuildError(f"the library that was built does not load: {error}") from error
+        _compile(source, compiler, flags, made)
+        trouble: Exception | None = None
         if target is not None:
             try:
                 _publish(made, target)
-                # From where it stays, so that profilers and debuggers find it.
-                return _open(target)
+                # From where it stays, so that profilers and debuggers find it, and where it may be run if not here.
+                return _open(source, target)
             except (OSError, AttributeError) as error:
-                _say(f"The recurrence kernel is built for this process alone: {error}.")
+                trouble = error
+                for path in (target, _checksum_file(target)):
+                    with contextlib.suppress(OSError):
+                        path.unlink()
+        try:
+            library = _open(source, made)
+        except (OSError, AttributeError) as error:
+            raise CannotBuildError(f"the library that was built does not load: {error}") from error
+        if trouble is not None:
+            _say(f"The {source.name} kernel is built for this process alone: {trouble}.")
         return library
 
 
-def _built(folder: Path, key: str, flags: list[str]) -> Kernel:
+def _built(source: Source, folder: Path, key: str, flags: list[str]) -> Kernel:
     """The library of today's compiler, from the cache or newly built."""
     compiler = _compiler()
     origin = f"built by {shlex.join(compiler)}"
-    target = _place(folder, key, compiler)
-    library = _cached(target)
+    target = _place(source, folder, key, compiler)
+    library = _cached(source, target)
     if library is not None:
         return Kernel(library, origin)
     try:
         _make(folder)
     except OSError as error:
-        _say(f"The recurrence kernel is built for this process alone: {error}.")
-        return Kernel(_build(compiler, flags, None), origin)
+        _say(f"The {source.name} kernel is built for this process alone: {error}.")
+        return Kernel(_build(source, compiler, flags, None), origin)
     with _locked(target.with_suffix(".lock")):
-        library = _cached(target)
+        library = _cached(source, target)
         if library is None:
-            if target.exists():
-                _say(f"The recurrence kernel {target} is damaged, and is built anew.")
-            library = _build(compiler, flags, target)
+            if os.access(target, os.R_OK):
+                _say(f"The {source.name} kernel {target} is damaged, and is built anew.")
+            library = _build(source, compiler, flags, target)
     return Kernel(library, origin)
 
 
-def _kernel() -> Kernel:
-    """The library, of today's compiler or, where that one fails, of an earlier one."""
+def library(source: Source) -> Kernel:
+    """The library, of today's compiler or, where that one fails, of an earlier one.
+
+    Raises:
+      CannotBuildError: it can't be built here.
+    """
     if sys.platform not in ("linux", "darwin"):
         raise CannotBuildError(f"the kernel is for Linux and macOS, not {sys.platform}")
-    folder, flags = _folder(), _flags()
-    key = _key(flags)
+    flags = _flags()
     try:
-        return _built(folder, key, flags)
+        folder = _folder()
+    except OSError as error:
+        _say(f"The {source.name} kernel is built for this process alone: {error}.")
+        compiler = _compiler()
+        return Kernel(_build(source, compiler, flags, None), f"built by {shlex.join(compiler)}")
+    key = _key(source, flags)
+    try:
+        return _built(source, folder, key, flags)
     except CannotBuildError as error:
-        for path in sorted(folder.glob(f"recurrence-{key}-*.so")):
-            library = _cached(path)
-            if library is not None:
-                _say(f"The recurrence kernel is one that was built here earlier, because {error}.")
-                return Kernel(library, "built here earlier")
+        for path in sorted(folder.glob(f"{source.name}-{key}-*.so")):
+            found = _cached(source, path)
+            if found is not None:
+                _say(f"The {source.name} kernel is one that was built here earlier, because {error}.")
+                return Kernel(found, "built here earlier")
         raise
 
 
+def _kernel() -> Kernel:
+    return library(RECURRENCE)
+
+
+def kept(name: str, make: Callable[[], bytes]) -> bytes:
+    """What `make` made of a name that says all it depends on: from the cache, or made now and kept where that can be."""
+    try:
+        path = _folder() / name
+        _make(path.parent)
+    except OSError:
+        return make()
+    if _is_sound(path):
+        return path.read_bytes()
+    content = make()
+    with contextlib.suppress(OSError), tempfile.TemporaryDirectory(prefix="seqmnist_jax-") as scratch:
+        made = Path(scratch) / "made"
+        made.write_bytes(content)
+        _publish(made, path)
+    return content
+
+
 _one_at_a_time = threading.Lock()
+
+
+def _unlock() -> None:
+    """In a process that was forked off: the thread that held the lock stayed behind."""
+    global _one_at_a_time
+    _one_at_a_time = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_unlock)
 
 
 @functools.cache
@@ -334,7 +417,7 @@ def _outcome() -> Kernel | str:
         kernel = _kernel()
     except CannotBuildError as error:
         return str(error)
-    except OSError as error:
+    except Exception as error:  # Whatever it is, there is another backend.
         return f"the kernel can't be built here: {error}"
     for name, symbol in SYMBOLS.items():
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(kernel.library, symbol)), platform="cpu")
@@ -363,9 +446,14 @@ def is_loaded() -> bool:
     return _outcome.cache_info().currsize > 0 and problem() is None
 
 
-@functools.cache
+_warned: list[bool] = []
+
+
 def warn_once() -> None:
-    """Says, once in a process, that there is no kernel and why."""
+    """Says, once in a process, that there is no kernel and why; once too where warnings are errors."""
+    if _warned:
+        return
+    _warned.append(True)
     warnings.warn(
         f"seqmnist_jax.rnn has no native kernel here and takes the slower 'fused' backend: {problem()}.",
         RuntimeWarning,

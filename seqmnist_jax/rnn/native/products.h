@@ -59,7 +59,10 @@ SEQMNIST_INLINE void store_some(float* to, Vec v, int lanes) {
   std::memcpy(to, &v, sizeof(float) * lanes);
 }
 
-// The same; past the caches where `far`, for what is read again only much later.
+// The same of a vector; the others become zero: what is computed there may be inf * 0.
+SEQMNIST_INLINE Vec only(const Vec& v, int lanes) { return load_some(reinterpret_cast<const float*>(&v), lanes); }
+
+// store_some; past the caches where `far`, for what is read again only much later.
 SEQMNIST_INLINE void store_some(float* to, Vec v, int lanes, bool far) {
 #if defined(__AVX512F__)
   if (far && lanes == kLanes && reinterpret_cast<std::uintptr_t>(to) % sizeof v == 0)

@@ -386,6 +386,7 @@ void forward_slice(const Sizes& s, const Arrays& a, std::ptrdiff_t first, std::p
           if (running) {
             Cell::activate(v);
             Cell::advance(v, state, memory);
+            state = only(state, lanes);
           }
           store(h_new + at, state);
           if constexpr (!kSame) Mode::put_row(h_words_new + row * h_row, static_cast<int>(j * kLanes), state);
@@ -567,6 +568,7 @@ void backward_slice(const Sizes& s, const Arrays& a, std::ptrdiff_t first, std::
               v[r][i] = forward ? load(made.get() + ((j * rows + row) * 4 + i) * kLanes)
                                 : load_some(a.gates + s.saved(t, b, j) + i * lanes, lanes);
             if (forward) Cell::activate(v[r]);
+            for (int i = 0; forward && i < 4; ++i) v[r][i] = only(v[r][i], lanes);
             Vec dh_row = load(dh + at), dc_row{}, c_before{}, c{};
             if (a.d_outputs) dh_row += load_some(a.d_outputs + (b * T + t) * H + j * kLanes, lanes);
             if constexpr (Cell::kHasMemory) {

@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import platform
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import jaxlib
 import numpy as np
 
+from seqmnist_jax.rnn.divide import NotDivisibleError
 from seqmnist_jax.rnn.native.build import CannotBuildError
 from seqmnist_jax.rnn.native.cpu import library
 from seqmnist_jax.rnn.native.cpu.source import source
@@ -19,6 +21,7 @@ Array = jax.Array
 # XLA's name of each call: the function in the library.
 CALLS = {"seqmnist_rnn_cell_forward": "seqmnist_cell_forward", "seqmnist_rnn_cell_backward": "seqmnist_cell_backward"}
 FORWARD, BACKWARD = CALLS
+PRECISIONS = ("float32", "bfloat16")
 OUTPUTS = ("none", "all", "last")
 # Units are padded to this in what is kept.
 PADDING = 16
@@ -63,13 +66,30 @@ def text(stages: Stages, precision: str) -> str:
 
 
 @functools.cache
-def problem(stages: Stages, precision: str) -> str | None:
-    """Why there is no kernel for a cell on this machine, or None where it is ready; builds it at the first call."""
+def problem() -> str | None:
+    """Why this machine has no kernel for any cell, or None; builds what all cells share at the first call."""
     try:
-        _number(text(stages, precision))
+        _launcher()
     except (CannotBuildError, OSError) as error:
         return str(error)
     return None
+
+
+@functools.cache
+def unfit(stages: Stages, options: Options) -> str | None:
+    """Why the kernel can't run a cell, or None where it is ready; builds it at the first call."""
+    if stages.division.dtype != jnp.float32:
+        return f"the kernel computes in float32, and these arrays are {stages.division.dtype}"
+    try:
+        _number(text(stages, options.precision))
+    except (CannotBuildError, NotDivisibleError, OSError) as error:
+        return str(error)
+    return None
+
+
+def describe() -> str:
+    """What the kernel is, for `explain`; only where there is one."""
+    return f"a C++ kernel made of the step, for {platform.machine()}"
 
 
 def _call(name: str, stages: Stages, options: Options, results: Any, arguments: tuple[Array, ...]) -> Any:

@@ -30,13 +30,6 @@ inline void copy(float* to, const float* from, std::ptrdiff_t n) {
   if (n > 0) std::memcpy(to, from, sizeof(float) * n);
 }
 
-SEQMNIST_INLINE Vec masked(Vec v, int lanes) {
-  if (lanes == kLanes) return v;
-  Vec out{};
-  std::memcpy(&out, &v, sizeof(float) * lanes);
-  return out;
-}
-
 // Calls work(size, row) for tiles of rows; rows is even, sizes are 8 (or 4) and then 4 and 2.
 template <class Work>
 SEQMNIST_INLINE void for_tiles(std::ptrdiff_t rows, Work&& work) {
@@ -189,10 +182,10 @@ struct Forward {
     SEQMNIST_INLINE void cross(int i, Vec v) const { store(f.cross.get() + i * f.s.plane + at, v); }
     SEQMNIST_INLINE void source(int i, Vec v) const {
       Mode::put_row(f.own.get() + i * f.words_plane + row * f.words_row, static_cast<int>(j * kLanes),
-                    masked(v, lanes));
+                    only(v, lanes));
     }
     SEQMNIST_INLINE void next(int i, Vec v) const {
-      v = masked(v, lanes);
+      v = only(v, lanes);
       store(f.next + i * f.s.plane + at, v);
       if (!kSame && Cell::carry_is_source[i])
         Mode::put_row(f.next_words + i * f.words_plane + row * f.words_row, static_cast<int>(j * kLanes), v);
@@ -457,7 +450,7 @@ struct Backward {
     }
     // Pairs of rows become words together; in float32 a row is its words.
     SEQMNIST_INLINE void dm(int i, Vec v) const {
-      v = masked(v, lanes);
+      v = only(v, lanes);
       if (kSame)
         store(b.gradients(j, b.slot0 + row) + i * kLanes, v);
       else

@@ -327,7 +327,7 @@ def _forward(stages: Stages) -> _Forward:
 
 def _backward(stages: Stages) -> Body:
     d = stages.division
-    statements = [*stages.recall(), *stages.backward]
+    statements = [*stages.recall(range(len(stages.kept))), *stages.backward]
     after = sorted(set(stages.after.values()))
     waits = {f"u.ds[{k}]": d.rounds - round + 1 for k, (round, _) in enumerate(d.sources)}
     before_at = [out.stage for out in stages.d_carry]

@@ -1,5 +1,6 @@
 """The recurrence on NVIDIA GPUs: a kernel in CUDA, made of a cell's stages, compiled by NVRTC at first use."""
 
-from seqmnist_jax.rnn.native.gpu.calls import backward, forward
+from seqmnist_jax.rnn.native.gpu.calls import PRECISIONS, backward, forward, unfit
+from seqmnist_jax.rnn.native.gpu.load import describe, problem
 
-__all__ = ["backward", "forward"]
+__all__ = ["PRECISIONS", "backward", "describe", "forward", "problem", "unfit"]

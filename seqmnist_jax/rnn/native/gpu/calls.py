@@ -1,21 +1,19 @@
-"""The GPU kernel's two calls: compiled at first use, kept by content, started through `jax.ffi`."""
+"""The GPU kernel's two calls, in the form that every kernel has (see `recurrence`)."""
 
-import ctypes
-import functools
-import hashlib
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seqmnist_jax.rnn.native.gpu import nvrtc
-from seqmnist_jax.rnn.native.gpu.source import Shape, groups, piece_words, shared_bytes, source
+from seqmnist_jax.rnn.native.gpu import load, nvrtc
+from seqmnist_jax.rnn.native.gpu.source import Shape, blocks, groups, misfit, piece_words, shared_bytes
 from seqmnist_jax.rnn.stages import Operands, Options, Stages
 
 Array = jax.Array
 
-LAUNCH = "seqmnist_rnn_gpu"
+# What a product of 16-bit numbers, summed in float32, is exact enough for.
+PRECISIONS = ("tensorfloat32", "bfloat16")
 
 
 class Kept(NamedTuple):
@@ -24,7 +22,8 @@ class Kept(NamedTuple):
     Attributes:
       carry: after the last step, [carries, batch, units].
       pieces: in the order of the threads.
-      sources: of each group of products, [batch, time, sources * units] in bfloat16, units in the threads' order.
+      sources: of each group of products, [batch, time, sources * units] in 16 bits; units stand in one block's order of
+        threads, in a cluster in their own.
     """
 
     carry: Array
@@ -32,52 +31,25 @@ class Kept(NamedTuple):
     sources: tuple[Array, ...]
 
 
-def _number(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little", signed=True)
-
-
-@functools.cache
-def _load(stages: Stages, shape: Shape, architecture: str, name: str, shared: int) -> int:
-    text = source(stages, shape)
-    options = (f"--gpu-architecture={architecture}", "--std=c++17", "--device-as-default-execution-space")
-    number = _number("\0".join((text, *options, nvrtc.version(), name)))
-    image, _ = nvrtc.compile(text, options)
-    problem = _launcher().seqmnist_gpu_load(number, image, name.encode(), shared)
-    if problem:
-        raise RuntimeError(problem.decode())
-    return number
-
-
-@functools.cache
-def _launcher() -> Any:
-    library = ctypes.CDLL(__import__("os").environ["LAUNCH_SO"])
-    library.seqmnist_gpu_load.restype = ctypes.c_char_p
-    library.seqmnist_gpu_load.argtypes = [ctypes.c_int64, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int]
-    jax.ffi.register_ffi_target(LAUNCH, jax.ffi.pycapsule(library.seqmnist_gpu_launch), platform="CUDA")
-    return library
-
-
 def _call(stages: Stages, shape: Shape, name: str, results: Any, arguments: tuple[Array, ...]) -> Any:
     batch, time, _ = arguments[3].shape
-    device = jax.devices("cuda")[0]
-    architecture = f"sm_{str(device.compute_capability).replace('.', '')}"
-    few = 4 * device.core_count
-    direction = 0 if name == "recurrence_forward" else 1
-    shapes = [shape._replace(sequences=n) for n in (8, 4)]
-    shared = [shared_bytes(stages, s)[direction] for s in shapes]
-    numbers = [_load(stages, s, architecture, name, m) for s, m in zip(shapes, shared, strict=True)]
-    call = jax.ffi.ffi_call(LAUNCH, results, vmap_method="broadcast_all")
+    few = shape._replace(sequences=4)
+    direction = 0 if name == load.FORWARD else 1
+    shared, few_shared = (shared_bytes(stages, s)[direction] for s in (shape, few))
     integers = {
-        "kernel": numbers[0],
-        "few_kernel": numbers[1],
-        "few": few,
+        "kernel": load.kernel(stages, shape, name, shared),
+        "few_kernel": load.kernel(stages, few, name, few_shared),
+        # So many sequences fill the device with blocks of 4, or clusters.
+        "few": 4 * (load.device().multiprocessors // shape.blocks),
         "tiles": -(-batch // 8),
+        "blocks": shape.blocks,
         "threads": shape.threads,
-        "shared": shared[0],
-        "few_shared": shared[1],
+        "shared": shared,
+        "few_shared": few_shared,
         "batch": batch,
         "time": time,
     }
+    call = jax.ffi.ffi_call(load.LAUNCH, results, vmap_method="broadcast_all")
     return call(*arguments, **{name: np.int64(value) for name, value in integers.items()})
 
 
@@ -87,7 +59,25 @@ def _floats(*shape: int) -> jax.ShapeDtypeStruct:
 
 def _shape(stages: Stages, options: Options, operands: Operands, save: bool) -> Shape:
     masked = operands.lengths is not None or operands.carry.shape[1] % 8 != 0
-    return Shape(stages.division.hidden, 8, options.outputs, save, masked, options.reverse)
+    half = options.precision == "tensorfloat32"
+    return Shape(stages.division.hidden, blocks(stages), 8, options.outputs, save, masked, options.reverse, half)
+
+
+def _dtype(shape: Shape) -> Any:
+    return jnp.float16 if shape.half else jnp.bfloat16
+
+
+def _scale(shape: Shape, *bars: Array | None) -> Array:
+    """A power of two for the cotangents, such that their largest is about 4, or 1 / 16 where each step adds its own.
+
+    What float16 rounds to a subnormal is then too small to be seen in a sum, and what grows has room until 65,504.
+    """
+    if not shape.half:
+        return jnp.ones((1,), jnp.float32)
+    target = -4 if shape.outputs == "all" else 2
+    largest = jnp.stack([jnp.abs(bar).max(initial=0.0) for bar in bars if bar is not None]).max()
+    exponent = jnp.frexp(largest)[1]
+    return jnp.where((largest > 0) & jnp.isfinite(largest), jnp.ldexp(jnp.float32(1), target - exponent), 1.0)[None]
 
 
 def _padded(array: Array, units: int, *axes: int) -> Array:
@@ -105,24 +95,37 @@ def _arguments(operands: Operands, carry: Array, units: int) -> tuple[Array, ...
     return _padded(weights, units, 1, 2), _padded(vectors, units, 1), _padded(inputs, units, 3), x, carry, lengths
 
 
-def forward(
-    stages: Stages, options: Options, operands: Operands, save: bool
-) -> tuple[Array, Array | None, Kept]:
+def unfit(stages: Stages, options: Options) -> str | None:
+    """Why there is no kernel for these stages, or None; compiles it."""
+    d = stages.division
+    trouble = misfit(stages, load.device().capability)
+    if trouble is not None:
+        return trouble
+    half = options.precision == "tensorfloat32"
+    shape = Shape(d.hidden, blocks(stages), 4, options.outputs, True, True, options.reverse, half)
+    try:
+        load.kernel(stages, shape, load.BACKWARD, shared_bytes(stages, shape)[1])
+    except (load.CannotLoadError, nvrtc.CannotCompileError) as error:
+        return str(error)
+    return None
+
+
+def forward(stages: Stages, options: Options, operands: Operands, save: bool) -> tuple[Array, Array | None, Kept]:
     """The carry after the last step, the outputs, and what is kept."""
     d, shape = stages.division, _shape(stages, options, operands, save)
     units, (batch, time, _) = shape.units, operands.x.shape
     sizes = {"none": (0,), "all": (batch, time, d.outputs, units), "last": (batch, d.outputs, units)}
-    words = piece_words(stages, shape._replace(sequences=4)) * shape.threads if save else 0
+    words = piece_words(stages, shape._replace(sequences=4)) * shape.threads * shape.blocks if save else 0
     saved = [(batch if save else 0, time, len(sources) * units) for sources, _ in groups(stages)]
     end, outputs, pieces, *sources = _call(
         stages,
         shape,
-        "recurrence_forward",
+        load.FORWARD,
         (
             _floats(len(d.carries), batch, units),
             _floats(*sizes[options.outputs]),
             jax.ShapeDtypeStruct((_rows(batch), time, words), jnp.uint32),
-            *(jax.ShapeDtypeStruct(size, jnp.bfloat16) for size in saved),
+            *(jax.ShapeDtypeStruct(size, _dtype(shape)) for size in saved),
         ),
         _arguments(operands, _padded(operands.carry, units, 2), units),
     )
@@ -140,25 +143,28 @@ def backward(
     """Gradients of all but x."""
     d, shape = stages.division, _shape(stages, options, operands, True)
     units, (batch, time, _) = shape.units, operands.x.shape
-    joined = groups(stages)
+    joined, scale = groups(stages), _scale(shape, d_carry, d_outputs)
     d_start, d_inputs, sums, *d_results = _call(
         stages,
         shape,
-        "recurrence_backward",
+        load.BACKWARD,
         (
             _floats(len(d.carries), batch, units),
             _floats(batch, time, d.count("x"), units),
             _floats(_rows(batch), len(stages.sums), units),
-            *(jax.ShapeDtypeStruct((batch, time, len(results) * units), jnp.bfloat16) for _, results in joined),
+            *(jax.ShapeDtypeStruct((batch, time, len(results) * units), _dtype(shape)) for _, results in joined),
         ),
         (
             *_arguments(operands, kept.carry, units),
             kept.pieces,
             _padded(d_carry, units, 2),
             _floats_of(d_outputs, units),
+            scale,
+            *kept.sources,
         ),
     )
-    blocks: dict[tuple[int, int], Array] = {}
+    in_order = _in_order if shape.blocks == 1 else lambda array, axis: array
+    of_pairs: dict[tuple[int, int], Array] = {}
     for (sources, results), source, result in zip(joined, kept.sources, d_results, strict=True):
         rows = batch * time
         product = jax.lax.dot_general(
@@ -167,10 +173,10 @@ def backward(
             (((0,), (0,)), ((), ())),
             preferred_element_type=jnp.float32,
         )
-        product = _in_order(_in_order(product, 0), 1).reshape(len(sources), units, len(results), units)
-        blocks |= {(s, r): product[i, :, j] for i, s in enumerate(sources) for j, r in enumerate(results)}
+        product = in_order(in_order(product / scale, 0), 1).reshape(len(sources), units, len(results), units)
+        of_pairs |= {(s, r): product[i, :, j] for i, s in enumerate(sources) for j, r in enumerate(results)}
     total, hidden = sums.sum(0), d.hidden
-    weights = [blocks[p.source, p.result][:hidden, :hidden] for p in d.products]
+    weights = [of_pairs[p.source, p.result][:hidden, :hidden] for p in d.products]
     vectors = [jnp.zeros(hidden) if place is None else total[place, :hidden] for place in stages.sum_of]
     return Operands(
         jnp.stack(weights) if weights else operands.weights,

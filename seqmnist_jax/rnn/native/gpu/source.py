@@ -9,6 +9,16 @@ from seqmnist_jax.rnn.stages import Output, Stages, Statement, crossing
 
 FOLDER = Path(__file__).parent
 OUTPUTS = ("none", "all", "last")
+# Of a cluster. The registers of one multiprocessor hold 128 units with five products, those of four 256.
+BLOCKS = 4
+MOST_UNITS, MOST_UNITS_OF_BLOCK = 256, 128
+# Registers of a thread that weights may take, of 255: with five products in place of four a dozen bytes are spilled.
+MOST_WEIGHTS = 160
+# Steps that the way back fetches ahead, as in `recurrence.cu`; arrays of a call, as there and in `launch.cc`.
+STAGES = 6
+MOST_ARRAYS = 24
+# Of a block, in KB, by compute capability; another has at least the smallest.
+SHARED_MEMORY = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 120: 99}
 
 
 class Shape(NamedTuple):
@@ -16,29 +26,78 @@ class Shape(NamedTuple):
 
     Attributes:
       hidden: units.
-      sequences: of a block, 8 or 4.
+      blocks: that share them, 1 or a cluster of `BLOCKS`.
+      sequences: of a block or cluster, 8 or 4.
       outputs: a name in `OUTPUTS`.
       save: whether the forward pass keeps what the way back needs.
       masked: sequences of different lengths, or a batch that does not fill the last block.
       reverse: from the last step to the first.
+      half: the way back in float16, else in bfloat16.
     """
 
     hidden: int
+    blocks: int
     sequences: int
     outputs: str
     save: bool
     masked: bool
     reverse: bool
+    half: bool
 
     @property
     def units(self) -> int:
         """Hidden in whole tiles of the products."""
-        return -(-self.hidden // 32) * 32
+        tile = 32 if self.blocks == 1 else 64
+        return -(-self.hidden // tile) * tile
+
+    @property
+    def split(self) -> int:
+        """Warps that share 16 units."""
+        return 1 if self.blocks == 1 else 2
 
     @property
     def threads(self) -> int:
         """Of a block."""
-        return 2 * self.units
+        return 2 * self.units * self.split // self.blocks
+
+    @property
+    def pairs(self) -> int:
+        """Of a unit and a sequence, of a thread."""
+        return self.sequences // 2 // self.split
+
+
+def blocks(stages: Stages) -> int:
+    """How many blocks share the units: 1 where one multiprocessor's registers hold the weights."""
+    one = Shape(stages.division.hidden, 1, 8, "all", save=True, masked=True, reverse=False, half=True)
+    return 1 if one.units <= MOST_UNITS_OF_BLOCK and _weights(stages, one) <= MOST_WEIGHTS else BLOCKS
+
+
+def _weights(stages: Stages, shape: Shape) -> int:
+    """Registers of a thread that hold weights."""
+    return len(stages.division.products) * shape.units // 16 // shape.split * 4
+
+
+def misfit(stages: Stages, capability: int) -> str | None:
+    """Why no kernel for these stages fits a GPU of this capability (90 for 9.0), in words, or None."""
+    d = stages.division
+    gpu = "a GPU of compute capability {}.{}".format(*divmod(capability, 10))
+    if not d.products:
+        return "it has no product of the state"
+    shape = Shape(d.hidden, blocks(stages), 8, "all", save=True, masked=True, reverse=False, half=False)
+    what = f"{len(d.products)} product{'s' * (len(d.products) > 1)} of {d.hidden} units"
+    if shape.units > MOST_UNITS:
+        return f"it has {d.hidden} units; the GPU kernel has at most {MOST_UNITS}"
+    if (weights := _weights(stages, shape)) > MOST_WEIGHTS:
+        return f"the weights of {what} take {weights} registers of a thread, where {MOST_WEIGHTS} are free for them"
+    if shape.blocks > 1 and capability < 90:
+        return f"{what} need a cluster of blocks, which {gpu} does not have"
+    if (arrays := 13 + 2 * len(groups(stages))) > MOST_ARRAYS:
+        return f"it has {arrays} arrays; the GPU kernel has at most {MOST_ARRAYS}"
+    there = SHARED_MEMORY.get(capability, min(SHARED_MEMORY.values()))
+    kilobytes = max(*shared_bytes(stages, shape), *shared_bytes(stages, shape._replace(half=True))) / 1024
+    if kilobytes > there:
+        return f"{what} need {kilobytes:.0f} KB of shared memory in a block, where {gpu} has {there}"
+    return None
 
 
 def groups(stages: Stages) -> list[tuple[list[int], list[int]]]:
@@ -80,7 +139,13 @@ def _stage_functions(
         lines.append(f"  static DEVICE void {name}(Int<{stage}>, {struct}& u) {{")
         for s in statements:
             if s.stage == stage:
-                to = f"u.{s.name}" if s.name in cross else s.name if s.name.startswith("u.") else f"const {s.kind} {s.name}"
+                to = (
+                    f"u.{s.name}"
+                    if s.name in cross
+                    else s.name
+                    if s.name.startswith("u.")
+                    else f"const {s.kind} {s.name}"
+                )
                 lines.append(f"    {to} = {known(s.text)};")
         lines += [f"    {to} = {known(out.text)};" for to, out, at in writes if at == stage]
         lines.append("  }")
@@ -98,15 +163,27 @@ def _substitute(text: str, name: str, by: str) -> str:
     return out[:-1]
 
 
-def cell(stages: Stages) -> str:
+def recalled(stages: Stages, shape: Shape) -> list[tuple[int, int]]:
+    """Carries that are a source as they are, and this source: in float16 they need not be kept a second time."""
+    places = {out.text: i for i, out in reversed(list(enumerate(stages.sources)))}
+    kept = [i for kind, i in stages.kept if kind == "c"] if shape.half else []
+    return [(i, places[f"u.c[{i}]"]) for i in kept if f"u.c[{i}]" in places]
+
+
+def kept_apart(stages: Stages, shape: Shape) -> list[int]:
+    """The places in `Stages.kept` of what is kept beside the sources."""
+    again = {("c", i) for i, _ in recalled(stages, shape)}
+    return [place for place, what in enumerate(stages.kept) if what not in again]
+
+
+def cell(stages: Stages, shape: Shape) -> str:
     """The struct `Cell` that the skeleton takes."""
     d = stages.division
+    from_sources, apart = recalled(stages, shape), kept_apart(stages, shape)
     joined = groups(stages)
     group_of_source = {s: (g, i) for g, (sources, _) in enumerate(joined) for i, s in enumerate(sources)}
     group_of_result = {r: (g, i) for g, (_, results) in enumerate(joined) for i, r in enumerate(results)}
-    inputs_back = [
-        i for i in range(d.count("x")) if any(f"u.x[{i}]" in s.text for s in (*stages.backward, *stages.recall()))
-    ]
+    inputs_back = [i for i in range(d.count("x")) if any(f"u.x[{i}]" in s.text for s in stages.backward)]
     sizes = {
         "kProducts": len(d.products),
         "kVectors": d.count("p"),
@@ -118,7 +195,9 @@ def cell(stages: Stages) -> str:
         "kSources": len(d.sources),
         "kResults": len(d.results),
         "kRounds": d.rounds,
-        "kKept": len(stages.kept),
+        "kKept": len(apart),
+        "kRecalled": len(from_sources),
+        "kGroups": len(joined),
         "kSums": len(stages.sums),
     }
     tables = {
@@ -133,6 +212,8 @@ def cell(stages: Stages) -> str:
         "group_sources": [len(sources) for sources, _ in joined],
         "group_results": [len(results) for _, results in joined],
         "input_back": inputs_back,
+        "recalled_carry": [carry for carry, _ in from_sources],
+        "recalled_source": [source for _, source in from_sources],
     }
     at = lambda n: max(n, 1)  # noqa: E731
     raw = (
@@ -142,18 +223,21 @@ def cell(stages: Stages) -> str:
     writes = [(f"u.source[{i}]", out, d.sources[i][0] - 1) for i, out in enumerate(stages.sources)]
     writes += [(f"u.next[{i}]", out, d.rounds) for i, out in enumerate(stages.carry)]
     writes += [(f"u.y[{i}]", out, d.rounds) for i, out in enumerate(stages.outputs)]
-    keeps = [(f"k[{i}]", Output(text, 0), d.rounds) for i, text in enumerate(stages.texts)]
+    keeps = [(f"k[{i}]", Output(stages.texts[place], 0), d.rounds) for i, place in enumerate(apart)]
     # `keep` is a function of its own, so all that it reads crosses.
     beyond = [(to, out, d.rounds + 1) for to, out, _ in keeps]
     forward = _stage_functions("forward", "Forward", stages.forward, writes + beyond, d.rounds)
-    back = [*stages.recall(), *stages.backward]
+    back = [*stages.recall(apart), *stages.backward]
     back_writes = [(f"u.dm[{i}]", out, d.rounds - d.results[i][0]) for i, out in enumerate(stages.d_results)]
     back_writes += [(f"u.dx[{i}]", out, d.rounds) for i, out in enumerate(stages.d_inputs)]
     ends = [(f"sum[{i}]", out, d.rounds + 1) for i, out in enumerate(stages.sums)]
     ends += [(f"before[{i}]", out, d.rounds + 1) for i, out in enumerate(stages.d_carry)]
     backward = _stage_functions("backward", "Backward", back, back_writes + ends, d.rounds)
     fields, functions = forward[: forward.index("<functions>")], forward[forward.index("<functions>") + 1 :]
-    back_fields, back_functions = backward[: backward.index("<functions>")], backward[backward.index("<functions>") + 1 :]
+    back_fields, back_functions = (
+        backward[: backward.index("<functions>")],
+        backward[backward.index("<functions>") + 1 :],
+    )
 
     def through(names: list[str], text: str) -> str:
         words = {f.split()[1].rstrip(";") for f in names}
@@ -170,12 +254,12 @@ def cell(stages: Stages) -> str:
             *fields,
             "  };",
             *functions,
-            f"  static DEVICE void keep(const Forward& u, float (&k)[{at(len(stages.kept))}]) {{",
+            f"  static DEVICE void keep(const Forward& u, float (&k)[{at(len(apart))}]) {{",
             *(f"    {to} = {through(fields, out.text)};" for to, out, _ in keeps),
             "  }",
             "  struct Backward {",
             f"    {raw}",
-            f"    float k[{at(len(stages.kept))}], after[{at(len(d.carries))}], ds[{at(len(d.sources))}];",
+            f"    float k[{at(len(apart))}], after[{at(len(d.carries))}], ds[{at(len(d.sources))}];",
             f"    float dn[{at(len(d.carries))}], dy[{at(d.outputs)}], dm[{at(len(d.results))}], dx[{at(d.count('x'))}];",
             *back_fields,
             "  };",
@@ -191,11 +275,12 @@ def cell(stages: Stages) -> str:
 
 def constants(shape: Shape) -> str:
     """What the skeleton is told of the shape."""
-    flags = {"kSave": shape.save, "kMasked": shape.masked, "kReverse": shape.reverse}
-    sizes = {"kHidden": shape.hidden, "kUnits": shape.units, "kSequences": shape.sequences}
+    flags = {"kSave": shape.save, "kMasked": shape.masked, "kReverse": shape.reverse, "kHalf": shape.half}
+    sizes = {"kHidden": shape.hidden, "kUnits": shape.units, "kBlocks": shape.blocks, "kSequences": shape.sequences}
     sizes |= {"kAll": 1, "kLast": 2, "kOutputs": OUTPUTS.index(shape.outputs)}
+    cluster = f" __cluster_dims__({shape.blocks}, 1, 1)" if shape.blocks > 1 else ""
     return "\n".join(
-        [f"constexpr int {', '.join(f'{k} = {v}' for k, v in sizes.items())};"]
+        [f"#define CLUSTER{cluster}", f"constexpr int {', '.join(f'{k} = {v}' for k, v in sizes.items())};"]
         + [f"constexpr bool {k} = {str(v).lower()};" for k, v in flags.items()]
     )
 
@@ -211,20 +296,25 @@ def source(stages: Stages, shape: Shape, machine: str | None = None) -> str:
         _file("machine.h") if machine is None else machine,
         _file("stages.h"),
         constants(shape),
-        cell(stages),
+        cell(stages, shape),
         _file("recurrence.cu"),
     ]
     return "\n\n".join(parts)
 
 
+def piece_words(stages: Stages, shape: Shape) -> int:
+    """32-bit words that a thread keeps of a step, beside the sources."""
+    return (len(kept_apart(stages, shape)) * shape.pairs + 1) // 2
+
+
 def shared_bytes(stages: Stages, shape: Shape) -> tuple[int, int]:
     """The shared memory of a block, forward and backward."""
     d = stages.division
-    tile = 8 * (shape.units + 8) * 2
-    piece = shape.threads * piece_words(stages, shape) * 4
-    return 2 * len(d.sources) * tile, 6 * piece + 2 * len(d.results) * tile
-
-
-def piece_words(stages: Stages, shape: Shape) -> int:
-    """32-bit words that a thread keeps of a step."""
-    return len(stages.kept) * shape.sequences // 4
+    tile, tile_back = (8 * (units + 8) * 2 for units in (shape.units, shape.units // shape.blocks))
+    words = piece_words(stages, shape) + len(recalled(stages, shape)) * shape.sequences // 4
+    forward, back = 2 * len(d.sources) * tile, STAGES * 4 * shape.threads * words + 2 * len(d.results) * tile_back
+    if shape.blocks > 1:
+        barriers = 2 * 8 * d.rounds
+        forward += len(d.results) * shape.threads * shape.sequences + barriers
+        back += 2 * len(d.sources) * shape.units * shape.sequences * 4 + barriers
+    return forward, back

@@ -1,0 +1,98 @@
+"""What a trained model is worth, from nothing but its work directory and data."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.special
+
+from seqmnist_jax.analysis.trained import TrainedModel, load
+from seqmnist_jax.data.sources import Dataset, Images, build_dataset_of_run, build_request, find_data_dir, load_dataset
+from seqmnist_jax.data.task import SPLITS, split_part
+from seqmnist_jax.errors import UsageError
+from seqmnist_jax.training.scores import score
+
+Json = dict[str, Any]
+
+
+def evaluate(workdir: Path, *, split: str = "test", data_dir: str = "", allow_other_data: bool = False) -> Json:
+    """What a run's selected checkpoint is worth on one split.
+
+    The result has the statistics of `scores.score` and, as 'anytime', the accuracy and the entropy
+    after each step (None of a model that reads both ways).
+
+    Args:
+      workdir: the run.
+      split: 'train', 'validation' or 'test'.
+      data_dir: a folder of IDX files; '' means the one the run was trained from.
+      allow_other_data: accept data with another content hash, as for a test of transfer.
+
+    Raises:
+      UsageError: an unknown or empty split, or other data than the run's.
+      DataError, WorkdirError, CheckpointError: a file is missing or damaged.
+    """
+    if split not in SPLITS:
+        raise UsageError(f"--split is {split!r}; expected one of: {', '.join(SPLITS)}.")
+    model = load(workdir)
+    facts = model.facts
+    if data_dir:
+        dataset = load_dataset(
+            "idx", dataclasses.replace(build_request(model.config), data_dir=find_data_dir(data_dir))
+        )
+    else:
+        dataset = build_dataset_of_run(model.config, facts["source"])
+    same = dataset.content_hash == facts["content_hash"]
+    if not same and not allow_other_data:
+        raise UsageError(
+            f"These data are not those of the run: {dataset.name} ({dataset.source}, content "
+            f"{dataset.content_hash[:12]}) against {facts['name']} ({facts['source']}, content "
+            f"{facts['content_hash'][:12]}). Name the right folder by --data_dir, or evaluate on these all "
+            "the same with --allow_other_data."
+        )
+    if list(dataset.image_shape) != facts["image_shape"]:
+        raise UsageError(f"These images are {dataset.image_shape}; the model reads {tuple(facts['image_shape'])}.")
+    part = split_part(dataset, facts["split"], split)
+    if not len(part):
+        raise UsageError(f"The {split} split of these data is empty (split {facts['split']}).")
+    scores = score(model.logits(part.images), part.labels)
+    return {
+        "workdir": str(workdir),
+        "checkpoint_step": model.step,
+        "split": split,
+        "examples": len(part),
+        **scores,
+        "anytime": _anytime(model, part) if model.reads_forwards else None,
+        "dataset": dataset.name,
+        "source": dataset.source,
+        "content_hash": dataset.content_hash,
+        "data_of_the_run": same,
+        "warnings": _warnings(facts, dataset),
+    }
+
+
+def _anytime(model: TrainedModel, part: Images) -> Json:
+    """How well a model knows the classes after each step, [time] each, as means over the images.
+
+    'accuracy' is the share of images whose most probable class is the right one, 'entropy' that of the
+    predicted classes, in nats.
+    """
+    size = model.config.runtime.eval_batch_size  # so that not all probabilities are in memory at once
+    accuracy = entropy = np.float64(0.0)
+    for start in range(0, len(part), size):
+        some = part[start : start + size]
+        p = model.read(some.images)
+        accuracy = accuracy + (p.argmax(-1) == some.labels[:, None]).sum(0)
+        entropy = entropy + scipy.special.entr(p).sum((0, -1), dtype=np.float64)
+    return {"accuracy": (accuracy / len(part)).tolist(), "entropy": (entropy / len(part)).tolist()}
+
+
+def _warnings(facts: Json, dataset: Dataset) -> list[str]:
+    """What must be said with a result of a model with these facts on this data set."""
+    warnings = [facts["warning"]] if facts["warning"] else []
+    if dataset.content_hash != facts["content_hash"]:
+        seen = ""
+        if dataset.source == "embedded" and facts["name"] == "mnist":
+            seen = " They are 500 of MNIST's training images, most of which the model has been trained on."
+        warnings.append(f"Measured on other data ({dataset.name}) than the run's own test set ({facts['name']}).{seen}")
+    return warnings

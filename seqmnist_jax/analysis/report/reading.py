@@ -1,0 +1,204 @@
+"""What the page needs to show a network reading: digits, weights or recorded readings, how soon it knows."""
+
+import base64
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+import scipy.special
+
+from seqmnist_jax.analysis.report.runs import Opened
+from seqmnist_jax.analysis.trained import TrainedModel
+from seqmnist_jax.data.protocols import SCALINGS
+from seqmnist_jax.data.views import SequenceView
+from seqmnist_jax.models.classifier import NORM_EPSILON
+
+Json = dict[str, Any]
+
+HARDEST, RANDOM = 24, 16
+LIVE_CELLS = ("lstm", "gru")
+# What the page may spend, in numbers, on weights, and on recorded states.
+MOST_WEIGHTS = 750_000
+MOST_STATES = 1_200_000
+
+
+def _base64(array: npt.ArrayLike, dtype: str) -> str:
+    """The array's numbers, little-endian."""
+    return base64.b64encode(np.ascontiguousarray(array, np.dtype(dtype).newbyteorder("<")).tobytes()).decode()
+
+
+def choose_digits(images: np.ndarray, labels: np.ndarray, logits: np.ndarray) -> Json:
+    """The hardest images by their loss, then some at random.
+
+    Args:
+      images: uint8 [count, height, width].
+      labels: int [count].
+      logits: float [count, classes].
+
+    Returns:
+      height, width; pixels, base64 of uint8 [count, height, width]; list, of each its place in the split,
+      label, prediction, the probability of both, loss in nats, and whether it is one of the hardest.
+    """
+    log_p = scipy.special.log_softmax(logits.astype(np.float64), axis=-1)
+    loss = 0.0 - log_p[np.arange(len(log_p)), labels]
+    hardest = np.argsort(-loss, kind="stable")[:HARDEST]
+    others = np.setdiff1d(np.arange(len(loss)), hardest)
+    some = np.sort(np.random.default_rng(0).choice(others, min(RANDOM, len(others)), replace=False))
+    chosen = np.concatenate([hardest, some])
+    _, height, width = images.shape
+    predictions = logits.argmax(-1)
+    return {
+        "height": height,
+        "width": width,
+        "pixels": _base64(images[chosen], "u1"),
+        "list": [
+            {
+                "index": int(index),
+                "label": int(labels[index]),
+                "predicted": int(predictions[index]),
+                "probability": float(np.exp(log_p[index, predictions[index]])),
+                "label_probability": float(np.exp(log_p[index, labels[index]])),
+                "loss": float(loss[index]),
+                "hardest": place < HARDEST,
+            }
+            for place, index in enumerate(chosen)
+        ],
+    }
+
+
+def describe_view(view: SequenceView) -> Json:
+    """How an image becomes a sequence; scale is the value of each of the 256 pixel values."""
+    return {
+        "name": view.name,
+        "height": view.image_shape[0],
+        "width": view.image_shape[1],
+        "time": view.sequence_length,
+        "features": view.features,
+        "order": None if view.permutation is None else view.permutation.tolist(),
+        "scale": np.asarray(SCALINGS[view.scaling](jnp.arange(256, dtype=jnp.uint8)), np.float64).tolist(),
+    }
+
+
+def why_not_live(model: TrainedModel) -> str | None:
+    """Why the page can't run a model itself, but only play what was recorded; None where it can."""
+    config = model.config.model
+    if config.name != "rnn":
+        return f"The page's own few lines run LSTMs and GRUs; this model is a {config.name.upper()}."
+    if config.cell not in LIVE_CELLS:
+        return f"The page's own few lines run the cells {' and '.join(LIVE_CELLS)}; this one is {config.cell}."
+    if not model.reads_forwards:
+        return "This model reads both ways, so that it can't be watched as it reads."
+    count = sum(leaf.size for layer in model.params["rnn"].values() for leaf in layer["forward"].values())
+    if count > MOST_WEIGHTS:
+        return f"Its {count:,} recurrent weights would make the page too large."
+    return None
+
+
+def describe_network(model: TrainedModel) -> Json | None:
+    """The weights that recurrence.js runs, base64 of float32; None where it can't run the model.
+
+    The norm layer, which at this stage is affine, is put into the dense one.
+    """
+    if why_not_live(model) is not None:
+        return None
+    layers = []
+    for index in range(len(model.params["rnn"])):
+        params = model.params["rnn"][f"layer_{index}"]["forward"]
+        layers.append({name: _base64(np.asarray(leaf), "f4") for name, leaf in params.items()})
+    kernel, bias = (np.asarray(model.params["dense"][name], np.float64) for name in ("kernel", "bias"))
+    if "norm" in model.params:
+        moved = model.variables["batch_stats"]["norm"]
+        scale, offset = (np.asarray(model.params["norm"][name], np.float64) for name in ("scale", "bias"))
+        mean, variance = (np.asarray(moved[name], np.float64) for name in ("mean", "var"))
+        gain = scale / np.sqrt(variance + NORM_EPSILON)
+        kernel, bias = gain[:, None] * kernel, bias + (offset - gain * mean) @ kernel
+    return {
+        "cell": model.config.model.cell,
+        "layers": layers,
+        "dense": {"kernel": _base64(kernel, "f4"), "bias": _base64(bias, "f4")},
+    }
+
+
+def record(model: TrainedModel, images: np.ndarray) -> Json:
+    """What a model reads of images, for a page that can't run it, rounded to what can be seen.
+
+    Returns:
+      probabilities, base64 of uint8 [count, time, classes], 255 for 1, or None of a model that reads both ways;
+      states, base64 of int8 [count, steps, units], 127 for `largest`, at every `stride`-th step from the first
+      on, or None of a model without any.
+    """
+    recorded: Json = {"probabilities": None, "states": None}
+    if model.reads_forwards:
+        recorded["probabilities"] = _base64(np.rint(255 * model.read(images)), "u1")
+    if "rnn" in model.params:
+        states = model.states(images)
+        stride = -(-states.size // MOST_STATES)
+        states = states[:, ::stride]
+        largest = float(max(1.0, np.abs(states).max()))
+        recorded["states"] = _base64(np.rint(127 * states / largest), "i1")
+        recorded |= {"stride": stride, "units": states.shape[-1], "largest": largest}
+    return recorded
+
+
+def how_soon(model: TrainedModel, images: np.ndarray, labels: np.ndarray) -> Json | None:
+    """How soon a model knows the images; None of one that reads both ways.
+
+    Args:
+      model: the model.
+      images: uint8 [count, height, width].
+      labels: int [count].
+
+    Returns:
+      accuracy [time], of what is most probable after each step; decided [time], the share of images whose most
+      probable class is, from that step on, what it is at the end; median, the step at which that holds of half.
+    """
+    if not model.reads_forwards:
+        return None
+    size = model.config.runtime.eval_batch_size  # so that not all probabilities are in memory at once
+    right, settled = [], []
+    for start in range(0, len(images), size):
+        predictions = model.read(images[start : start + size]).argmax(-1)
+        right.append((predictions == labels[start : start + size, None]).sum(0))
+        settled.append(decided_at(predictions))
+    time = len(right[0])
+    steps = np.concatenate(settled)
+    share = np.bincount(steps - 1, minlength=time).cumsum() / len(steps)
+    return {
+        "accuracy": [round(float(value), 5) for value in sum(right) / len(steps)],
+        "decided": [round(float(value), 5) for value in share],
+        "median": int(np.median(steps)),
+    }
+
+
+def decided_at(predictions: np.ndarray) -> np.ndarray:
+    """The first step, counted from 1, from which the predicted class stays the last one; of int [count, time]."""
+    other = predictions != predictions[:, -1:]
+    # From the end: how many steps before the last one that says something else.
+    return predictions.shape[1] - np.where(other.any(1), other[:, ::-1].argmax(1), predictions.shape[1]) + 1
+
+
+def describe(opened: Opened, digits: Json | None) -> Json | None:
+    """All that "watch it read" needs beside the digits; None without a model.
+
+    Args:
+      opened: the run.
+      digits: as `choose_digits` has them; None where there are none.
+    """
+    model, images, answers = opened.model, opened.images, opened.answers
+    if model is None:
+        return None
+    network = describe_network(model)
+    recorded = soon = None
+    if images is not None and answers is not None:
+        soon = how_soon(model, images, answers.labels)
+        if network is None and digits is not None:
+            recorded = record(model, images[[one["index"] for one in digits["list"]]])
+    return {
+        "view": describe_view(model.learner.view),
+        "classes": model.facts["num_classes"],
+        "network": network,
+        "why_not_live": why_not_live(model),
+        "recorded": recorded,
+        "soon": soon,
+    }

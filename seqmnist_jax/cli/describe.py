@@ -1,0 +1,53 @@
+"""What a run will do, said without doing any of it."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from seqmnist_jax.devices.trees import tensor_names
+from seqmnist_jax.training.run import Run
+
+Json = dict[str, Any]
+
+
+def describe(run: Run, overridden: dict[str, Any]) -> Json:
+    """The effective config, the parameters, the shapes, the schedule and the data of a run, as JSON values.
+
+    Args:
+      run: as `build_run` makes it.
+      overridden: the fields that the command line set, by their dotted names.
+    """
+    facts = run.task.facts()
+    learner = run.learner
+    state = learner.template()
+    examples = len(run.task.part("train"))
+    tensors = dict(zip(tensor_names(state.params), jax.tree.leaves(state.params), strict=True))
+    parameters = [
+        {
+            "name": name,
+            "shape": list(leaf.shape),
+            "dtype": str(leaf.dtype),
+            "size": int(leaf.size),
+        }
+        for name, leaf in tensors.items()
+    ]
+    return {
+        "config": run.config,
+        "overridden": sorted(overridden),
+        "parameters": parameters,
+        "parameter_count": sum(int(leaf.size) for leaf in tensors.values()),
+        "shapes": {
+            "input": [run.batch_size, learner.view.sequence_length, learner.view.features],
+            "logits": [run.batch_size, facts["num_classes"]],
+        },
+        "steps": run.steps,
+        "batch_size": run.batch_size,
+        "steps_per_epoch": examples / run.batch_size,
+        "epochs": run.steps * run.batch_size / examples,
+        "data": {name: value for name, value in facts.items() if name != "permutation_indices"},
+        "permutation": facts["permutation_indices"] or list(range(math.prod(facts["image_shape"]))),
+        "device": [str(device) for device in jax.devices()],
+        "recurrence": run.recurrence(),
+    }

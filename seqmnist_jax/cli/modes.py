@@ -1,0 +1,160 @@
+"""The modes of `launch.py`: each takes what its flags say, makes one call, and gives what is to be printed.
+
+JAX, and all that needs it, is imported within, so that a bad flag is answered at once.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from seqmnist_jax.cli import commands
+from seqmnist_jax.cli.flags import given, given_config
+from seqmnist_jax.cli.output import Output
+from seqmnist_jax.errors import SeqMnistError, UsageError
+
+FLAGS = flags.FLAGS
+
+
+def train() -> Output | None:
+    """Trains, or resumes; the result and what to do next, None in all processes but the first."""
+    from seqmnist_jax.cli import process, text
+    from seqmnist_jax.cli.signals import StopOnSignal
+    from seqmnist_jax.cli.terminal import Terminal
+    from seqmnist_jax.devices import processes
+    from seqmnist_jax.training import jobs, sweep
+    from seqmnist_jax.training.replicas import Watch
+    from seqmnist_jax.training.run import build_run
+    from seqmnist_jax.training.train import Stopped
+    from seqmnist_jax.training.train import train as train_run
+
+    config = _join(given_config())
+    grid = sweep.build_sweep(config, FLAGS.seeds)
+    points = sweep.build_points(config, grid) if grid else []
+    if config.runtime.executor and not grid:
+        raise UsageError("runtime.executor runs the groups of a sweep, but there is neither --seeds nor config.sweep.")
+    run = points[0].run if points else build_run(config)
+    process.keep_programs(config.runtime.compilation_cache)
+    # Only now, with everything checked, is a folder made.
+    workdir = Path(FLAGS.workdir) if FLAGS.workdir else commands.new_workdir()
+    quiet = FLAGS.quiet or not processes.is_main()
+    try:
+        with _explaining_a_lost_process(config), StopOnSignal() as stop, Terminal(quiet=quiet) as terminal:
+            watch = Watch(terminal.say, terminal.show, stop)
+            if grid:
+                executor = jobs.build_executor(config, workdir.absolute() / "jobs")
+                summary = sweep.train_sweep(
+                    grid, points, workdir, command=commands.of_one_run, executor=executor, watch=watch
+                )
+            else:
+                summary = train_run(run, workdir, command=commands.of_this_run(), watch=watch)
+    except Stopped as e:
+        print(e, file=sys.stderr)
+        sys.exit(128 + stop.number)  # as a shell reports a process that the signal ended
+    if not processes.is_main():
+        return None
+    result = text.sweep(summary) if grid else text.result(summary)
+    return Output(summary, f"\n{result}", "" if FLAGS.quiet else commands.to_look_at(workdir, bool(grid)))
+
+
+def _join(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Makes this process what the config asks for, before anything asks JAX for its devices; gives the config."""
+    from seqmnist_jax.cli import process
+    from seqmnist_jax.devices import processes
+    from seqmnist_jax.workdir import config as configs
+
+    configs.check(config)
+    if config.runtime.distributed and not FLAGS.workdir:
+        raise UsageError("runtime.distributed needs --workdir, a folder that all processes see.")
+    if config.runtime.deterministic:
+        process.be_deterministic()
+    processes.initialize(config.runtime.distributed)
+    return config
+
+
+@contextmanager
+def _explaining_a_lost_process(config: ml_collections.ConfigDict) -> Iterator[None]:
+    try:
+        yield
+    except Exception as e:  # the loss of a process comes as any of several kinds
+        if not config.runtime.distributed or isinstance(e, SeqMnistError):
+            raise
+        raise SeqMnistError(
+            f"{type(e).__name__}: {e}\nAnother process of this run has failed, or this one (--debug shows where); "
+            "JAX names a lost one within a minute. The same command, in all of them, resumes from the last checkpoint."
+        ) from e
+
+
+def evaluate() -> Output:
+    """The metrics of a work directory's selected checkpoint."""
+    workdir = Path(given("workdir", "the folder of a run"))
+    from seqmnist_jax.analysis import evaluate as evaluation
+    from seqmnist_jax.cli import process, text
+
+    process.keep_programs("")
+    result = evaluation.evaluate(
+        workdir, split=FLAGS.split, data_dir=FLAGS.data_dir, allow_other_data=FLAGS.allow_other_data
+    )
+    return Output(result, text.evaluation(result))
+
+
+def describe() -> Output:
+    """What a run will do."""
+    config = given_config()
+    from seqmnist_jax.cli import text
+    from seqmnist_jax.cli.describe import describe as describe_run
+    from seqmnist_jax.training.run import build_run
+
+    run = build_run(config)
+    result = describe_run(run, config_flags.get_override_values(FLAGS["config"]))
+    return Output(result, text.description(run, result))
+
+
+def compare() -> Output:
+    """Whether two runs differ on the same test images."""
+    if len(FLAGS.workdirs) != 2:
+        raise UsageError(f"--mode=compare needs --workdirs with two folders, as in a,b; got {len(FLAGS.workdirs)}.")
+    from seqmnist_jax.analysis.compare import compare as compare_runs
+    from seqmnist_jax.cli import text
+
+    first, second = map(Path, FLAGS.workdirs)
+    result = compare_runs(first, second)
+    return Output(result, text.comparison(result))
+
+
+def table() -> Output:
+    """The results of many runs as Markdown; writes them as CSV."""
+    patterns = given("workdirs", "as in --workdirs 'runs/*'")
+    from seqmnist_jax.analysis import table as tables
+
+    published = tables.read_published(Path(FLAGS.published)) if FLAGS.published else []
+    rows = tables.rows(tables.find(patterns))
+    tables.write_csv(rows, Path(FLAGS.csv))
+    return Output(rows, whole=tables.as_markdown(rows, published))
+
+
+def report() -> Output:
+    """Writes one page about a run, or about several."""
+    if bool(FLAGS.workdir) == bool(FLAGS.workdirs):
+        raise UsageError("--mode=report needs --workdir, the folder of a run, or --workdirs, several.")
+    from seqmnist_jax.analysis.report import build
+    from seqmnist_jax.cli import process
+
+    process.keep_programs("")
+    folders = [FLAGS.workdir] if FLAGS.workdir else FLAGS.workdirs
+    path = build.write([Path(name) for name in folders], Path(FLAGS.out) if FLAGS.out else None)
+    return Output(None, f"{path} ({path.stat().st_size / 2**20:.1f} MiB): open it in a browser.")
+
+
+def export() -> Output:
+    """Writes the selected checkpoint for use without this package; what was written."""
+    workdir = Path(given("workdir", "the folder of a run"))
+    from seqmnist_jax.analysis.export import export as export_run
+    from seqmnist_jax.cli import text
+
+    result = export_run(workdir)
+    return Output(result, text.export(result))

@@ -1,0 +1,35 @@
+"""Settings of a whole process, which only who starts it may choose."""
+
+import os
+
+import jax
+
+from seqmnist_jax.data.cache import folder
+
+NO_CACHE = "none"
+# XLA then takes no operation whose result depends on the order in which threads arrive, and
+# chooses kernels without timing them. A CPU's programs have none of either.
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
+
+
+def be_deterministic() -> None:
+    """Asks XLA for the same bits from the same program, on a GPU too; before anything asks JAX for its devices."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    if DETERMINISTIC not in flags.split():
+        os.environ["XLA_FLAGS"] = f"{flags} {DETERMINISTIC}".strip()
+
+
+def keep_programs(directory: str) -> None:
+    """Keeps compiled programs in a folder, so that the second start of a run need not compile.
+
+    Args:
+      directory: the folder; '' for what JAX_COMPILATION_CACHE_DIR names, else the package's own
+        cache folder; 'none' to compile at each start.
+    """
+    if directory == NO_CACHE:
+        jax.config.update("jax_enable_compilation_cache", False)
+        return
+    if directory or not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", directory or str(folder() / "xla"))
+    # JAX's own threshold of one second would leave out most of what a small network compiles.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -1,0 +1,8 @@
+"""The sequence classifiers that configs can name, and how they are read.
+
+Above `rnn`, whose layers they are made of, and `devices`; below `training`.
+"""
+
+from seqmnist_jax.models.build import CELLS, CellChoice, build_model
+
+__all__ = ["CELLS", "CellChoice", "build_model"]

@@ -1,0 +1,170 @@
+"""The door: what a caller gives is brought to one form and checked once, before anything is made of it.
+
+Layers, steps, stacks, masks and `remat` share it. A message begins with the name of the argument.
+"""
+
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+
+
+def is_known(array: Any) -> bool:
+    """Whether the array's numbers can be looked at now, which under `jit` or `grad` they can't."""
+    return not isinstance(array, jax.core.Tracer) and getattr(array, "is_fully_addressable", True)
+
+
+def is_real(dtype: Any) -> bool:
+    """Whether the dtype is one of real numbers, floating or whole."""
+    return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
+
+
+def as_array(name: str, value: Any) -> Any:
+    """The value as an array: JAX's, and their shapes, as they are, else NumPy's, whose numbers stay known under `jit`.
+
+    Raises:
+      ValueError: NumPy can make none of it.
+    """
+    if isinstance(value, jax.Array | jax.ShapeDtypeStruct):
+        return value
+    try:
+        if hasattr(value, "__jax_array__"):
+            return jnp.asarray(value)
+        array = np.asarray(value)
+    except Exception as error:
+        raise ValueError(f"{name} is a {type(value).__name__}, of which NumPy makes no array: {error}") from error
+    return array.astype(jax.dtypes.canonicalize_dtype(array.dtype)) if array.dtype.kind == "f" else array
+
+
+def flag(name: str, value: Any) -> bool:
+    """Whether an option is set: 0 and False are one key of a cache, and must not be two programs."""
+    try:
+        if bool(value) == value:
+            return bool(value)
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(f"{name} is {value!r}; expected True or False")
+
+
+def whole(name: str, value: Any, least: int) -> int:
+    """An option that is a number, of at least so much."""
+    try:
+        number = least - 1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = least - 1
+    if number < least:
+        raise ValueError(f"{name} is {value!r}; expected a whole number, at least {least}")
+    return number
+
+
+def choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
+    """The one of the choices that the value names."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, choices))}")
+    return choices[choices.index(value)]
+
+
+def check_x(x: Any) -> None:
+    """Checks the shape and dtype of x, which may be a `jax.ShapeDtypeStruct`."""
+    if x.ndim != 3:
+        raise ValueError(f"x has shape {x.shape}; expected [batch, time, features]")
+    if x.shape[1] == 0:
+        raise ValueError(f"x has shape {x.shape}; expected at least one time step")
+    if not is_real(x.dtype):
+        raise ValueError(f"x has dtype {x.dtype}; expected real numbers")
+
+
+def check_inputs(x: Any, lengths: Any) -> tuple[Any, Any]:
+    """Checks x and lengths; gives them as arrays.
+
+    A NaN makes a sequence's whole result NaN, so where the numbers are known it is an error; past a
+    sequence's end anything may stand.
+    """
+    x = as_array("x", x)
+    check_x(x)
+    ends = None
+    if lengths is not None:
+        lengths = as_array("lengths", lengths)
+        if lengths.shape != x.shape[:1]:
+            raise ValueError(f"lengths has shape {lengths.shape}; expected [batch] = {x.shape[:1]}, as x {x.shape}")
+        if x.shape[0] == 0:
+            return x, None
+        if not jnp.issubdtype(lengths.dtype, jnp.integer):
+            raise ValueError(f"lengths has dtype {lengths.dtype}; expected integers")
+        if is_known(lengths):
+            # NumPy's, because under `jit` JAX's would be traced even here.
+            ends = np.asarray(lengths)
+            low, high = int(ends.min()), int(ends.max())
+            if low < 0 or high > x.shape[1]:
+                raise ValueError(f"lengths has values from {low} to {high}; expected 0 to {x.shape[1]}, as x {x.shape}")
+    if is_known(x) and (lengths is None or ends is not None) and jnp.issubdtype(x.dtype, jnp.floating):
+        nan = np.isnan(np.asarray(x))
+        if nan.any() and (ends is None or nan[np.arange(x.shape[1]) < ends[:, None]].any()):
+            raise ValueError(f"x {x.shape} holds NaN; expected numbers (past a sequence's end anything may stand)")
+    return x, lengths
+
+
+def check_params(params: Any, names: tuple[str, ...], gates: int, x: Any, hint: str = "") -> tuple[Any, int]:
+    """Checks that params, any mapping, and x fit together; gives params as a plain dict, and the hidden size.
+
+    Plain, because JAX wants gradients in the container that a rule was given: what the caller gave
+    is then JAX's own business.
+    """
+    if not hasattr(params, "keys"):
+        raise ValueError(f"params is a {type(params).__name__}; expected a mapping with {sorted(names)}")
+    if set(params) != set(names):
+        raise ValueError(f"params has {sorted(map(str, params))}; expected {sorted(names)}{hint}")
+    params = {name: as_array(f"params[{name!r}]", params[name]) for name in names}
+    for name, value in params.items():
+        if not is_real(value.dtype):
+            raise ValueError(f"params[{name!r}] has dtype {value.dtype}; expected real numbers")
+    first = "recurrent_kernel" if "recurrent_kernel" in names else "kernel"
+    shape = params[first].shape
+    if len(shape) != 2:
+        axis = "hidden" if first == "recurrent_kernel" else "features"
+        raise ValueError(f"params[{first!r}] has shape {shape}; expected [{axis}, {gates} * hidden]")
+    hidden = shape[0] if first == "recurrent_kernel" else shape[1] // gates
+    rows = {"kernel": (x.shape[-1],), "recurrent_kernel": (hidden,)}
+    for name in (first, *names):
+        expected = (*rows.get(name, ()), gates * hidden)
+        if params[name].shape != expected:
+            raise ValueError(
+                f"params[{name!r}] has shape {params[name].shape}; expected {expected} "
+                f"for x {x.shape} and {hidden} hidden units"
+            )
+    return params, hidden
+
+
+def common_dtype(params: dict[str, Any], x: Any) -> Any:
+    """The floating dtype in which params and x meet."""
+    dtype = jnp.result_type(x, *params.values())
+    return dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.result_type(float)
+
+
+def check_carry(carry: Any, parts: int, shape: tuple[int, int], dtype: Any) -> Any:
+    """Checks a carry of so many arrays of this shape; gives it, zeros where it is None."""
+    blank = (jnp.zeros(shape, dtype),) * parts if parts > 1 else jnp.zeros(shape, dtype)
+    if carry is None:
+        return blank
+    found: Any = jax.tree.structure(carry)
+    if found != jax.tree.structure(blank):
+        form = "a tuple (c, h)" if parts > 1 else "one array h"
+        raise ValueError(f"carry is {found}; expected {form} of [batch, hidden]")
+    carry = jax.tree.map(lambda part: as_array("carry", part), carry)
+    for part in jax.tree.leaves(carry):
+        if part.shape != shape:
+            raise ValueError(f"carry has shape {part.shape}; expected [batch, hidden] = {shape}")
+        if not is_real(part.dtype) or jnp.result_type(part, dtype) != part.dtype:
+            raise ValueError(f"carry has dtype {part.dtype}; x and params would make it {dtype} in the first step")
+    return carry
+
+
+def check_rows(name: str, tree: Any, batch: int) -> None:
+    """Checks that each array has a place for each sequence, which one that ends by itself needs."""
+    for part in jax.tree.leaves(tree):
+        if jnp.shape(part)[:1] != (batch,):
+            raise ValueError(f"{name} has shape {jnp.shape(part)}; with lengths expected [batch, ...], batch {batch}")

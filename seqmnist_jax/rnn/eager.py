@@ -1,0 +1,49 @@
+"""What is made of a caller's function, as one program that lives as long as that function.
+
+`lax.scan` knows a program by its body; a body made anew in each call is compiled in each call outside `jit`.
+"""
+
+import functools
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+# By function, then by all else that a program depends on. Neither the function nor what it closes over is kept.
+_PROGRAMS: weakref.WeakKeyDictionary[Any, dict[Any, Callable[..., Any]]] = weakref.WeakKeyDictionary()
+
+
+@functools.lru_cache(maxsize=128, typed=True)
+def _bound(function: Any, names: tuple[str, ...], *values: Any) -> Any:
+    """One object for all partials that are equal; the last of the values have the names."""
+    count = len(values) - len(names)
+    return functools.partial(function, *values[:count], **dict(zip(names, values[count:], strict=True)))
+
+
+def compiled(run: Callable[..., Any], function: Any, arguments: tuple[Any, ...], options: tuple[Any, ...]) -> Any:
+    """``run(function, *arguments, *options)``; another program for other options, and other numbers that are no arrays."""
+    leaves, tree = jax.tree.flatten(arguments)
+    arrays = [leaf if isinstance(leaf, jax.Array | np.ndarray) else None for leaf in leaves]
+    others = [None if array is not None else leaf for leaf, array in zip(leaves, arrays, strict=True)]
+    if not all(other is None or isinstance(other, str | int | float | np.generic) for other in others):
+        return run(function, *arguments, *options)  # Whose content can change.
+    try:
+        if isinstance(function, functools.partial) and getattr(function.func, "__closure__", None) is None:
+            function = _bound(function.func, tuple(function.keywords), *function.args, *function.keywords.values())
+        programs = _PROGRAMS.setdefault(function, {})
+        key = (run, tree, tuple((type(part), part) for part in (*others, *options)))
+        if key not in programs:
+            alive = weakref.ref(function)
+
+            def program(arrays: list[Any]) -> Any:
+                leaves = [other if array is None else array for array, other in zip(arrays, others, strict=True)]
+                return run(alive(), *jax.tree.unflatten(tree, leaves), *options)
+
+            # Not inlined: the derivatives of a program are known by it, those of its parts are made anew.
+            programs[key] = jax.jit(program)
+        program = programs[key]
+    except TypeError:  # Something can't be a key.
+        return run(function, *arguments, *options)
+    return program(arrays)

@@ -1,0 +1,105 @@
+"""From trained replicas to their results: the one use of the test set."""
+
+import clu.parameter_overview
+import jax
+import numpy as np
+
+from seqmnist_jax.devices import processes
+from seqmnist_jax.devices.trees import stack, unstack
+from seqmnist_jax.training import records
+from seqmnist_jax.training.programs import Programs
+from seqmnist_jax.training.replicas import Json, Replica, ReplicaGroup
+from seqmnist_jax.training.scores import score
+from seqmnist_jax.training.state import TrainState, restore_variables
+from seqmnist_jax.workdir import files
+
+
+def write_results(group: ReplicaGroup, programs: Programs, states: TrainState) -> list[Json | None]:
+    """The results of each run's selected checkpoint (and, beside it, of the last), written and given.
+
+    Args:
+      group: the runs.
+      programs: theirs.
+      states: the last, as the programs take them.
+
+    Returns:
+      The summary of each, as in its summary.json; None of one that diverged.
+    """
+    run, own = group.run, unstack(states, len(group.replicas))
+    selects = run.task.protocol.selection != "last"
+    processes.wait("all checkpoints are made")
+    for replica in group.replicas:
+        replica.checkpoints.refresh()
+    best_steps = [(replica.checkpoints.best_step() if selects else None) or run.steps for replica in group.replicas]
+    last = best = programs.evaluate(states.variables, "test")
+    if any(step != run.steps for step in best_steps):
+        variables = [
+            state.variables
+            if step == run.steps or replica.diverged
+            else restore_variables(replica.checkpoints, step, replica.run.learner.template())
+            for replica, state, step in zip(group.replicas, own, best_steps, strict=True)
+        ]
+        best = programs.evaluate(programs.place(stack(variables)), "test")
+    return [
+        None if replica.diverged is not None else _write_result(group, replica, step, best[place][1], last[place][1])
+        for place, (replica, step) in enumerate(zip(group.replicas, best_steps, strict=True))
+    ]
+
+
+def _write_result(
+    group: ReplicaGroup, replica: Replica, best_step: int, logits: np.ndarray, last_logits: np.ndarray
+) -> Json:
+    """Writes the result of a run: its metrics, predictions and summary, and gives the summary."""
+    run, recorder, clock = replica.run, replica.recorder, group.clock_of_one()
+    labels = run.task.part("test").labels
+    scores = score(logits, labels)
+    last = scores if logits is last_logits else score(last_logits, labels)
+    numbers = {name: scores[name] for name in ("loss", "accuracy", "calibration_error")}
+    numbers |= {"steps_per_second": run.steps / clock.train, "seconds": clock.train}
+    recorder.write_scalars(run.steps, {f"test/{name}": value for name, value in numbers.items()})
+    records.write_pictures(recorder.tensorboard, run, run.steps, "test", logits)
+    recorder.tensorboard.write_end(run.steps)
+    recorder.flush()
+    if processes.is_main():
+        answers = {"labels": labels, "predictions": logits.argmax(-1).astype(np.uint8), "logits": logits}
+        files.write_arrays(replica.workdir / files.PREDICTIONS, **answers)
+    summary = _summary(group, replica, best_step, scores, last)
+    replica.write_json(files.SUMMARY, summary)
+    return summary
+
+
+def _summary(group: ReplicaGroup, replica: Replica, best_step: int, scores: Json, last: Json) -> Json:
+    """A run's summary, from the scores of its selected checkpoint and of its last."""
+    run, clock = replica.run, group.clock_of_one()
+    dataset = {name: value for name, value in replica.facts["data"].items() if name != "permutation_indices"}
+    measured = replica.checkpoints.validation(best_step)
+    selects = run.task.protocol.selection != "last" and measured is not None
+    validated = measured if run.task.measured_split == "validation" else None
+    return {
+        "test_accuracy": scores["accuracy"],
+        "test_accuracy_interval": scores["accuracy_interval"],
+        "test_loss": scores["loss"],
+        "test_calibration_error": scores["calibration_error"],
+        "last_test_accuracy": last["accuracy"],
+        "validation_accuracy": None if validated is None else validated["accuracy"],
+        "selected_on": run.task.measured_split if selects else "last",
+        "best_step": best_step,
+        "lost_checkpoints": replica.lost_checkpoints,
+        "steps": run.steps,
+        # Of a run among replicas: its share of what they took together.
+        "replicas": len(group.replicas),
+        "processes": jax.process_count(),
+        "train_seconds": clock.train,
+        "compile_seconds": clock.compile,
+        "evaluate_seconds": clock.evaluate,
+        "checkpoint_seconds": clock.checkpoint,
+        "steps_per_second": run.steps / clock.train,
+        "parameters": int(clu.parameter_overview.count_parameters(run.learner.template().params)),
+        "dataset": dataset,
+        "seed": run.learner.seed,
+        "precision": run.learner.model.precision,
+        "eval_precision": run.learner.eval_precision,
+        "identity": run.identity,
+        "command": replica.command,
+        **group.provenance,
+    }

@@ -1,0 +1,88 @@
+"""Where the groups of a sweep run: here, or as jobs of a scheduler, by submitit (an extra)."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from seqmnist_jax.errors import SeqMnistError, UsageError
+from seqmnist_jax.workdir.config import parse_mapping
+
+Json = dict[str, Any]
+
+# What config.runtime.executor may name: '' is this process.
+HERE, LOCAL, SLURM = "", "local", "slurm"
+EXECUTORS = (HERE, LOCAL, SLURM)
+
+
+class JobsFailed(SeqMnistError):
+    """Some jobs of a sweep failed; the message names their logs."""
+
+
+def parse_options(text: str) -> Json:
+    """The parameters of submitit's executor from config.runtime.executor_options, as "{'timeout_min': 60}".
+
+    Raises:
+      UsageError: not a mapping from names.
+    """
+    options = parse_mapping(text, "runtime.executor_options", "{'timeout_min': 60, 'slurm_partition': 'gpu'}")
+    if not all(isinstance(name, str) for name in options):
+        raise UsageError(f"runtime.executor_options is {text!r}; expected names of submitit's parameters as keys.")
+    return options
+
+
+def build_executor(config: ml_collections.ConfigDict, folder: Path) -> Any:
+    """What runs a sweep's groups as jobs; None for this process. Arguments and errors as in `make_executor`."""
+    options = parse_options(config.runtime.executor_options)
+    return None if config.runtime.executor == HERE else make_executor(config.runtime.executor, options, folder)
+
+
+def make_executor(name: str, options: Json, folder: Path) -> Any:
+    """Submitit's executor.
+
+    Args:
+      name: 'local', jobs as processes of this machine; or 'slurm'.
+      options: its parameters.
+      folder: for what jobs are given, give back and print; on a cluster all machines must see it.
+
+    Raises:
+      UsageError: submitit is not installed, there is no Slurm, or it knows no such parameter.
+    """
+    if name not in EXECUTORS[1:]:
+        raise UsageError(f"runtime.executor is {name!r}; expected '', 'local' or 'slurm'.")
+    try:
+        import submitit
+    except ImportError:
+        raise UsageError(f"runtime.executor is {name!r}, which needs submitit: pip install submitit.") from None
+    try:
+        executor = submitit.AutoExecutor(folder=folder, cluster=name)
+        executor.update_parameters(**options)
+    except (RuntimeError, TypeError, NameError, ValueError) as e:
+        raise UsageError(f"runtime.executor is {name!r} with the options {options}: {e}") from e
+    return executor
+
+
+def run_jobs(executor: Any, work: Callable[..., None], jobs: Sequence[tuple[str, tuple[Any, ...]]]) -> None:
+    """Submits jobs, and waits for all of them.
+
+    Args:
+      executor: as `make_executor` makes it.
+      work: a function that the jobs can import.
+      jobs: of each a name for people, and the arguments of `work`.
+
+    Raises:
+      JobsFailed: at least one failed; the others are done all the same.
+    """
+    submitted = [(name, executor.submit(work, *arguments)) for name, arguments in jobs]
+    failed = []
+    for name, job in submitted:
+        error = job.exception()
+        if error is not None:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            failed.append(f"{name}: {lines[-1]}\n    log: {job.paths.stderr}")
+    if failed:
+        raise JobsFailed(
+            f"{len(failed)} of {len(jobs)} jobs failed; the same command runs them again, and them alone:\n  "
+            + "\n  ".join(failed)
+        )

@@ -1,0 +1,210 @@
+"""Runs that train together: a replica is one of them, with its folder; a group is all of them."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from seqmnist_jax.devices import processes
+from seqmnist_jax.errors import SeqMnistError
+from seqmnist_jax.training.clock import Clock, Progress, Status
+from seqmnist_jax.training.programs import Divergence, Scores
+from seqmnist_jax.training.run import Run
+from seqmnist_jax.training.state import TrainState
+from seqmnist_jax.workdir import files
+from seqmnist_jax.workdir.checkpoints import CheckpointError, Checkpoints
+from seqmnist_jax.workdir.recorder import Recorder
+
+Json = dict[str, Any]
+
+
+class Diverged(SeqMnistError):
+    """The loss or a gradient is NaN or infinite."""
+
+
+def print_at_once(line: str) -> None:
+    """Prints a line, also into a pipe, when it is said."""
+    print(line, flush=True)
+
+
+class Watch(NamedTuple):
+    """Who is told how training goes, and may stop it.
+
+    Attributes:
+      say: takes each line meant for the user.
+      show: told where the runs stand, after each dispatch and each line about them.
+      should_stop: asked between dispatches; when true the runs save their state and stop.
+    """
+
+    say: Callable[[str], None] = print_at_once
+    show: Callable[[Status], Any] = lambda status: None
+    should_stop: Callable[[], bool] = lambda: False
+
+
+ALOUD, QUIET = Watch(), Watch(say=lambda line: None)
+
+
+@dataclasses.dataclass
+class Replica:
+    """One run of a group.
+
+    Attributes:
+      run, workdir, checkpoints: what is trained, where it goes, what of it is saved.
+      command: how a user would start this run alone, for the record.
+      is_new: whether its folder was made just now.
+      recorder: takes what it has to tell; opened once all is read that was told before.
+      diverged: why training of it ended early; None while all is well.
+      lost_checkpoints: the steps of those that were kept as the best, but could not be read any more.
+      save_problem: why checkpoints can't be saved at the moment, as the user was told; None while they can.
+    """
+
+    run: Run
+    workdir: Path
+    checkpoints: Checkpoints
+    command: str | None
+    is_new: bool
+    recorder: Recorder = dataclasses.field(init=False)
+    diverged: str | None = None
+    lost_checkpoints: list[int] = dataclasses.field(default_factory=list)
+    save_problem: str | None = None
+
+    @functools.cached_property
+    def facts(self) -> Json:
+        """What a checkpoint says of its run."""
+        return {"config": self.run.config, "data": self.run.task.facts()}
+
+    def write_json(self, name: str, value: Json) -> None:
+        """Writes a file of the folder, in the one process that writes."""
+        if processes.is_main():
+            files.write_json(self.workdir / name, value)
+
+
+@dataclasses.dataclass
+class ReplicaGroup:
+    """What runs that are trained together work with from their start, or resumption, to their end.
+
+    Attributes:
+      replicas: the runs, of one program.
+      provenance: what all have in common: versions, device, commit.
+      clock: the time that all take together.
+      watch: who is told of it.
+      progress: how far they are; made when the step is known that they start from.
+    """
+
+    replicas: Sequence[Replica]
+    provenance: Json
+    clock: Clock
+    watch: Watch
+    progress: Progress = dataclasses.field(init=False)
+
+    @property
+    def run(self) -> Run:
+        """Any of the runs, for what all have in common."""
+        return self.replicas[0].run
+
+    @property
+    def active(self) -> np.ndarray:
+        """Which runs have not diverged, bool [runs]."""
+        return np.array([replica.diverged is None for replica in self.replicas])
+
+    @property
+    def where(self) -> Path:
+        """The folder of all runs."""
+        return self.replicas[0].workdir if len(self.replicas) == 1 else self.replicas[0].workdir.parent
+
+    def clock_of_one(self) -> Clock:
+        """The time that one run of this group accounts for."""
+        return self.clock.divided(len(self.replicas))
+
+    def learning_rates(self, step: int) -> list[float]:
+        """The rate of the step after `step` of each run, as the shortest decimal that names the float32."""
+        factor = np.float32(self.run.learner.unit_rate(jnp.int32(step)))  # one program has one schedule
+        rates = [np.float32(replica.run.learner.hyper.learning_rate) for replica in self.replicas]
+        return [float(str(rate * factor)) for rate in rates]
+
+    def show(self, step: int) -> None:
+        """Shows where the runs stand."""
+        self.watch.show(self.progress.status(self.learning_rates(step)))
+
+    def say_progress(self, step: int, scores: Sequence[Scores]) -> None:
+        """Says in one line where the runs stand, with the mean of each score over those that are active."""
+        of_active = [own for own, is_active in zip(scores, self.active, strict=True) if is_active]
+        self.watch.say(
+            self.progress.line({name: float(np.mean([own[name] for own in of_active])) for name in of_active[0]})
+        )
+        self.show(step)
+
+    def save(self, replica: Replica, state: TrainState, validated: Scores | None) -> None:
+        """Begins to save a checkpoint of a run; what was measured of it where it was evaluated."""
+        clock = dataclasses.asdict(self.clock_of_one())
+        facts = {**replica.facts, "clock": clock, "lost": replica.lost_checkpoints, **self.provenance}
+        checkpoints, flush = replica.checkpoints, replica.recorder.flush
+        self._tell_problem(replica, self.clock.measure("checkpoint", checkpoints.wait))
+        # What a checkpoint follows must be on record before it.
+        self.clock.measure("checkpoint", lambda: checkpoints.save(state.split(), facts, validated, first=flush))
+
+    def tell_save_problems(self) -> None:
+        """Says where checkpoints can't be saved, and where they can again."""
+        for replica in self.replicas:
+            if not replica.checkpoints.is_saving():
+                self._tell_problem(replica, replica.checkpoints.wait())
+
+    def _tell_problem(self, replica: Replica, problem: str | None) -> None:
+        if problem and not replica.save_problem:
+            self.watch.say(
+                f"WARNING: {replica.workdir}: checkpoints can't be saved ({problem}). Training goes on, and tries "
+                f"again with the next; the last good one is of step {replica.checkpoints.last_step() or 0}."
+            )
+        elif replica.save_problem and not problem:
+            self.watch.say(f"{replica.workdir}: checkpoints are saved again.")
+        replica.save_problem = problem
+
+    def wait_for_saves(self) -> None:
+        """Waits until all is saved.
+
+        Raises:
+          CheckpointError: it can't be.
+        """
+        for replica in self.replicas:
+            problem = self.clock.measure("checkpoint", replica.checkpoints.wait)
+            if problem:
+                raise CheckpointError(
+                    f"{replica.workdir} can't be saved ({problem}). Its last good checkpoint is of step "
+                    f"{replica.checkpoints.last_step() or 0}: mend that, and the same command resumes there."
+                )
+
+    def mark_diverged(self, replica: Replica, what: Divergence | str) -> None:
+        """Ends a run that has diverged, and leaves a report of it beside its checkpoints.
+
+        Raises:
+          Diverged: no run is left.
+        """
+        replica.checkpoints.wait()
+        last = replica.checkpoints.last_step()
+        good = "There is no checkpoint before it" if last is None else f"The last good checkpoint is of step {last}"
+        happened = what if isinstance(what, str) else f"step {what.step}: {what.reason()}"
+        replica.diverged = (
+            f"Training diverged at {happened}. {good}; {replica.workdir / files.DIVERGED} says more. "
+            "Try a lower optimizer.learning_rate or optimizer.clip.norm, in a new work directory."
+        )
+        facts = {} if isinstance(what, str) else what.facts()
+        replica.write_json(files.DIVERGED, {"reason": replica.diverged, "last_checkpoint": last, **facts})
+        if len(self.replicas) > 1:
+            self.watch.say(f"{replica.workdir.name}: {replica.diverged}")
+        if not self.active.any():
+            raise Diverged(replica.diverged if len(self.replicas) == 1 else "All replicas have diverged; see above.")
+
+    def mark_infinite(self, step: int, split: str, validated: Sequence[Scores | None]) -> None:
+        """Ends the runs whose loss on a split is not finite.
+
+        Raises:
+          Diverged: no run is left.
+        """
+        for replica, measured in zip(self.replicas, validated, strict=True):
+            if replica.diverged is None and measured is not None and not math.isfinite(measured["loss"]):
+                self.mark_diverged(replica, f"step {step}: the loss on {split} is {measured['loss']}")

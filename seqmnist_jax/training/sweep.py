@@ -1,0 +1,295 @@
+"""Many runs by one command: seeds, and all combinations of some fields' values.
+
+Runs that differ in seed and hyperparameters alone (`optimizers.SWEEPABLE`) are replicas of one program and train
+together; the others follow one another, in groups.
+"""
+
+import copy
+import itertools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from seqmnist_jax.data.task import Task
+from seqmnist_jax.devices import processes
+from seqmnist_jax.devices.memory import TooLarge
+from seqmnist_jax.errors import UsageError, did_you_mean
+from seqmnist_jax.training.jobs import run_jobs
+from seqmnist_jax.training.replicas import ALOUD, Diverged, Watch
+from seqmnist_jax.training.run import Run, build_run
+from seqmnist_jax.training.scores import over_seeds
+from seqmnist_jax.training.start import finished
+from seqmnist_jax.training.train import train_replicas
+from seqmnist_jax.workdir import config as configs
+from seqmnist_jax.workdir import files
+from seqmnist_jax.workdir.lock import owned
+
+Json = dict[str, Any]
+Overrides = dict[str, Any]
+Grid = Mapping[str, tuple[Any, ...]]
+SEED = "seed"
+MOST_RUNS = 10_000
+
+
+class SweepPoint(NamedTuple):
+    """One run of a sweep.
+
+    Attributes:
+      name: of its folder, made of what is its own, as 'seed=1,learning_rate=0.004'.
+      overrides: its values of the swept fields.
+      run: the run.
+    """
+
+    name: str
+    overrides: Overrides
+    run: Run
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """The seeds of '1,2,3', '1-8' or both together.
+
+    Raises:
+      UsageError: another form, or a seed that repeats.
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        if not found:
+            raise UsageError(f"--seeds is {text!r}; expected numbers or ranges, as in 1,2,3 or 1-8.")
+        first, last = int(found[1]), int(found[2] or found[1])
+        if last < first or last - first >= MOST_RUNS:
+            raise UsageError(f"--seeds has the range {part.strip()!r}; expected it to rise, as in 1-8.")
+        seeds += range(first, last + 1)
+    _check_values(SEED, seeds, "--seeds")
+    return tuple(seeds)
+
+
+def _check_values(field: str, values: Sequence[Any], where: str) -> None:
+    for place, value in enumerate(values):
+        if value in values[:place]:
+            raise UsageError(f"{where} has {value!r} of {field} twice; expected different values.")
+
+
+def build_sweep(config: ml_collections.ConfigDict, seeds: str = "") -> dict[str, tuple[Any, ...]]:
+    """The swept fields and their values, from config.sweep and the short form for seeds.
+
+    Raises:
+      UsageError: not such a mapping, an unknown field, a value of another type than the field's, or one that repeats.
+    """
+    grid = configs.parse_mapping(config.get("sweep", ""), "sweep", "{'seed': (1, 2, 3)}, from fields to values")
+    if seeds:
+        if SEED in grid:
+            raise UsageError("--seeds and config.sweep both name seeds; leave one out.")
+        grid = {SEED: parse_seeds(seeds), **grid}
+    fields = configs.flatten(configs.to_json(config))
+    for field, values in grid.items():
+        if field not in fields or field == "sweep" or field.startswith("runtime."):
+            known = [name for name in fields if not name.startswith("runtime.") and name != "sweep"]
+            raise UsageError(
+                f"sweep names {field!r}, which is no field that makes a run another.{did_you_mean(str(field), known)}"
+            )
+        if not isinstance(values, (tuple, list)) or not values:
+            raise UsageError(f"sweep has {values!r} for {field}; expected a tuple of values, as (1, 2).")
+        _check_values(field, values, "sweep")
+        grid[field] = tuple(values)
+    return grid
+
+
+def _with(config: ml_collections.ConfigDict, overrides: Overrides) -> ml_collections.ConfigDict:
+    changed = copy.deepcopy(config)
+    changed.sweep = ""
+    for field, value in overrides.items():
+        *sections, name = field.split(".")
+        section = changed
+        for part in sections:
+            section = section[part]
+        try:
+            section[name] = value
+        except (TypeError, ValueError) as e:
+            wanted = type(section[name]).__name__
+            raise UsageError(f"sweep has {value!r} for {field}; expected a value of type {wanted}.") from e
+    return changed
+
+
+def _name(overrides: Overrides) -> str:
+    """A folder's name: each field by its last part, or whole where two end alike."""
+    lasts = [field.split(".")[-1] for field in overrides]
+    parts = [
+        f"{last if lasts.count(last) == 1 else field}={value}"
+        for (field, value), last in zip(overrides.items(), lasts, strict=True)
+    ]
+    return re.sub(r"[^\w=.,+-]", "_", ",".join(parts))
+
+
+def build_points(config: ml_collections.ConfigDict, grid: Grid) -> list[SweepPoint]:
+    """All runs of a sweep, checked before anything is written; the first field varies slowest.
+
+    Raises:
+      UsageError: a value is impossible; the message names it.
+    """
+    count = 1
+    for values in grid.values():
+        count *= len(values)
+    if count > MOST_RUNS:
+        raise UsageError(f"The sweep has {count:,} runs; expected at most {MOST_RUNS:,}.")
+    all_overrides = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    runs = build_runs([_with(config, overrides) for overrides in all_overrides])
+    return [SweepPoint(_name(overrides), overrides, run) for overrides, run in zip(all_overrides, runs, strict=True)]
+
+
+def build_runs(each: Sequence[ml_collections.ConfigDict]) -> list[Run]:
+    """The run of each config; those of the same data share them.
+
+    Raises:
+      as `build_run`.
+    """
+    tasks: dict[str, Task] = {}
+    runs = []
+    for config in each:
+        wanted = repr(configs.to_json(config.data)) + str(config.train.batch_size)
+        run = build_run(config, tasks.get(wanted))
+        tasks[wanted] = run.task
+        runs.append(run)
+    return runs
+
+
+class Job(NamedTuple):
+    """A run, the folder that it goes into, and how a user would start it alone."""
+
+    run: Run
+    folder: Path
+    command: str | None
+
+
+def train_sweep(
+    grid: Grid,
+    points: Sequence[SweepPoint],
+    workdir: Path,
+    *,
+    command: Callable[[Overrides], str | None] = lambda overrides: None,
+    executor: Any = None,
+    watch: Watch = ALOUD,
+) -> Json:
+    """Trains all runs of a sweep, each into its own folder under `workdir`/replicas.
+
+    Args:
+      grid: as `build_sweep` gives it.
+      points: as `build_points` makes them.
+      workdir: the sweep's folder; made, or resumed: groups that are finished are passed over.
+      command: how a user would start the run with these overrides alone.
+      executor: runs the groups as jobs, as `jobs.make_executor` makes it; None for this process.
+      watch: who is told how it goes, and may stop it.
+
+    Returns:
+      The sweep's summary, as written to its summary.json.
+
+    Raises:
+      UsageError, WorkdirError, CheckpointError, Stopped: as in `train.train_replicas`.
+      JobsFailed: jobs of the executor failed; the message names their logs.
+    """
+    groups: dict[str, list[Job]] = {}
+    for point in points:
+        job = Job(point.run, _folder(workdir, point), command(point.overrides))
+        groups.setdefault(point.run.program, []).append(job)
+    with ExitStack() as exits:
+        if processes.is_main():
+            workdir.mkdir(parents=True, exist_ok=True)
+            exits.enter_context(owned(workdir))
+        watch.say(
+            f"{len(points)} runs in {len(groups)} program{'s' if len(groups) > 1 else ''}, in {workdir}: "
+            + "; ".join(f"{field} {', '.join(map(str, values))}" for field, values in grid.items())
+        )
+        if processes.is_main():
+            files.write_json(workdir / files.SWEEP, {"sweep": dict(grid), "config of one run": points[0].run.config})
+        _train_groups(list(groups.values()), executor, watch)
+        processes.wait("all runs are done")
+        summary = _summarize(points, workdir, grid)
+        if processes.is_main():
+            files.write_json(workdir / files.SUMMARY, summary)
+    return summary
+
+
+def _train_groups(groups: Sequence[list[Job]], executor: Any, watch: Watch) -> None:
+    """Trains what is not finished, here or as jobs."""
+    # What has diverged would only do so again.
+    going = ([job for job in group if not (job.folder / files.DIVERGED).exists()] for group in groups)
+    waiting = [group for group in going if group]
+    if executor is None:
+        for group in waiting:
+            _train_group(group, watch)
+        return
+    left = [group for group in waiting if not all(finished(job.folder, job.run.steps) for job in group)]
+    watch.say(f"{len(left)} of {len(groups)} groups go to the executor, their logs to {executor.folder}.")
+    named = [(", ".join(job.folder.name for job in group), ([_stored(job) for job in group],)) for group in left]
+    run_jobs(executor, train_stored, named)
+
+
+def _stored(job: Job) -> tuple[Json, Path, str | None]:
+    """A job as plain values, for another process."""
+    return job.run.config, job.folder, job.command
+
+
+def train_stored(stored: Sequence[tuple[Json, Path, str | None]]) -> None:
+    """Trains the runs of one group, in a process of their own.
+
+    Args:
+      stored: as `_stored` gives each.
+    """
+    runs = build_runs([configs.from_json(values) for values, _, _ in stored])
+    _train_group([Job(run, folder, command) for run, (_, folder, command) in zip(runs, stored, strict=True)], ALOUD)
+
+
+def _train_group(jobs: list[Job], watch: Watch) -> None:
+    """Trains runs of one program together, in chunks where they don't fit the memory."""
+    runs, folders, commands = (list(column) for column in zip(*jobs, strict=True))
+    try:
+        train_replicas(runs, folders, commands, watch)
+    except TooLarge as e:
+        if len(jobs) == 1:
+            raise
+        half = len(jobs) // 2
+        watch.say(f"{e} So these {len(jobs)} replicas train in chunks, of {len(jobs) - half} and {half}.")
+        for chunk in (jobs[:-half], jobs[-half:]):
+            _train_group(chunk, watch)
+    except Diverged as e:
+        watch.say(str(e))
+
+
+def _folder(workdir: Path, point: SweepPoint) -> Path:
+    return workdir / files.REPLICAS / point.name
+
+
+def _summarize(points: Sequence[SweepPoint], workdir: Path, grid: Grid) -> Json:
+    """What the runs say together: one entry for each recipe, best validation accuracy first."""
+    recipes: dict[str, list[tuple[SweepPoint, Json]]] = {}
+    diverged = []
+    for point in points:
+        folder = _folder(workdir, point)
+        if (folder / files.DIVERGED).exists():
+            diverged.append({"name": point.name, **files.read_json(folder / files.DIVERGED)})
+        else:
+            summary = files.read_json(folder / files.SUMMARY)
+            recipes.setdefault(repr(_without_seed(point)), []).append((point, summary))
+    entries = []
+    for runs in recipes.values():
+        summaries = [summary for _, summary in runs]
+        validated = [s["validation_accuracy"] for s in summaries if s["validation_accuracy"] is not None]
+        entries.append(
+            {
+                "changes": _without_seed(runs[0][0]),
+                "replicas": [point.name for point, _ in runs],
+                "validation": over_seeds(validated) if validated else None,
+                "test": over_seeds([summary["test_accuracy"] for summary in summaries]),
+                "train_seconds": sum(summary["train_seconds"] for summary in summaries),
+            }
+        )
+    entries.sort(key=lambda entry: -entry["validation"]["mean"] if entry["validation"] else 0.0)
+    return {"sweep": {field: list(values) for field, values in grid.items()}, "ranking": entries, "diverged": diverged}
+
+
+def _without_seed(point: SweepPoint) -> Overrides:
+    return {field: value for field, value in point.overrides.items() if field != SEED}

@@ -1,0 +1,225 @@
+"""Training: from a run, or several of one program, to work directories with results. Read it top to bottom."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from seqmnist_jax.devices import processes
+from seqmnist_jax.devices.profiling import StepTrace
+from seqmnist_jax.devices.trees import unstack
+from seqmnist_jax.errors import SeqMnistError
+from seqmnist_jax.training import finish, records, start
+from seqmnist_jax.training.programs import Programs, Scores
+from seqmnist_jax.training.replicas import ALOUD, Json, ReplicaGroup, Watch
+from seqmnist_jax.training.run import Run
+from seqmnist_jax.training.state import TrainState, as_numbers
+
+
+class Stopped(SeqMnistError):
+    """The run was asked to stop and has saved where it stands."""
+
+
+def train(run: Run, workdir: Path, *, command: str | None = None, watch: Watch = ALOUD) -> Json:
+    """Trains one run to its end, from the start or from its last checkpoint.
+
+    Args:
+      run: as `build_run` makes it.
+      workdir: the run's folder; made, or resumed if it holds this run.
+      command: how a user would start this run, for the record.
+      watch: who is told how it goes, and may stop it.
+
+    Returns:
+      The summary, as written to summary.json.
+
+    Raises:
+      as `train_replicas`.
+    """
+    (summary,) = train_replicas([run], [workdir], [command], watch)
+    assert summary is not None
+    return summary
+
+
+def train_replicas(
+    runs: Sequence[Run], workdirs: Sequence[Path], commands: Sequence[str | None], watch: Watch = ALOUD
+) -> list[Json | None]:
+    """Trains runs of one program together, as replicas, each into its own folder.
+
+    Each run gives what it would give alone, up to the rounding of products that are made together.
+    One that diverges stands still, is reported, and leaves the others as they are.
+
+    Args:
+      runs: of the same `Run.program`.
+      workdirs: their folders; each is made, or resumed if it holds its run.
+      commands: how a user would start each alone, for the record.
+      watch: who is told how it goes, and may stop it.
+
+    Returns:
+      The summary of each, as written to its summary.json; None of one that diverged.
+
+    Raises:
+      WorkdirError: a folder holds another run.
+      InUse: another process works in a folder.
+      CheckpointError: the last checkpoint can't be saved.
+      TooLarge: the program needs more memory than there is.
+      Diverged: of all runs the loss, a gradient or a parameter is not finite.
+      Stopped: `watch.should_stop` said so.
+    """
+    with ExitStack() as exits, start.explaining_full_disk(workdirs):
+        group = start.open_group(exits, runs, workdirs, commands, watch)
+        step = start.common_step(group)
+        summaries = start.all_finished(group, step)
+        if summaries is not None:
+            return summaries
+        states = start.begin(exits, group, step)
+        start.announce(group, states, step)
+        compiled_before = group.clock.compile
+        programs = Programs(runs, states, group.clock)
+        seconds = group.clock.compile - compiled_before
+        watch.say(f"Compiled the training step in {seconds:.1f} s. {programs.memory_plan}")
+        if step == 0:
+            for replica in group.replicas:
+                records.introduce(replica.recorder.tensorboard, replica.run, programs.traced)
+        trace = exits.enter_context(StepTrace(group.where, group.run.profile_steps))
+        states = train_loop(group, programs, trace, LoopState(programs.place(states), step))
+        return finish.write_results(group, programs, states)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopState:
+    """Where the loop stands.
+
+    Attributes:
+      stacked: the replicas' states, as the programs take them.
+      step: the steps done by those that are active; one that has diverged stands still.
+      saved_at: when checkpoints were last begun, in seconds of ``time.perf_counter``.
+    """
+
+    stacked: TrainState
+    step: int
+    saved_at: float = dataclasses.field(default_factory=time.perf_counter)
+
+    def per_replica(self) -> list[TrainState]:
+        """The state of each replica, on one device of this process."""
+        return unstack(self.stacked, self.stacked.step.size)
+
+
+def train_loop(group: ReplicaGroup, programs: Programs, trace: StepTrace, state: LoopState) -> TrainState:
+    """Advances up to the next point where the host has something to do; does it; repeats.
+
+    What is asked of other processes (`processes.agree`, `any_of`) all ask at the same points, in the same order.
+
+    Returns:
+      The states after the last step.
+
+    Raises:
+      Diverged, CheckpointError, Stopped: as `train_replicas`.
+    """
+    run = group.run
+    report_pending = stopped_before_report(group, state)
+    while state.step < run.steps or report_pending:
+        if not report_pending:
+            state = advance(group, programs, trace, state)
+        report_pending = False
+        group.show(state.step)
+
+        is_end = state.step == run.steps
+        stopping = processes.any_of(group.watch.should_stop()) and not is_end
+        validated: Sequence[Scores | None] = [None] * len(group.replicas)
+        # Not where it is asked to stop: then the resumed run reports.
+        if (state.step % run.eval_every == 0 or is_end) and not stopping:
+            state, validated = report(group, programs, state)
+        elif processes.agree(group.progress.is_due()):
+            remind(group, state)
+
+        if is_save_due(run, state, validated) or stopping:
+            state = save(group, state, validated)
+        group.tell_save_problems()
+        if stopping:
+            break
+    group.wait_for_saves()
+    if processes.any_of(group.watch.should_stop()):
+        raise Stopped(f"Stopped at step {state.step} of {run.steps}; saved. The same command resumes {group.where}.")
+    return state.stacked
+
+
+def stopped_before_report(group: ReplicaGroup, state: LoopState) -> bool:
+    """Whether a stop came between the last steps and their report, so that their metrics are there still."""
+    is_at_report = state.step > 0 and state.step % group.run.eval_every == 0
+    return is_at_report and any(int(own.metrics.loss.count) > 0 for own in state.per_replica())
+
+
+def advance(group: ReplicaGroup, programs: Programs, trace: StepTrace, state: LoopState) -> LoopState:
+    """Steps, as many as may pass without the host, in a dispatch of bounded time; ends the runs that diverge in it."""
+    run, step, active, before = group.run, state.step, group.active, group.clock.train
+    ends = [step + group.progress.steps_within(run.dispatch_seconds), run.steps, *trace.ends(step)]
+    ends += [step + every - step % every for every in (run.eval_every, run.checkpoint_every)]
+    trace.at(step)
+    stacked, step, finite = programs.train(state.stacked, step, processes.agree(min(ends) - step), active)
+    state = dataclasses.replace(state, stacked=stacked, step=step)
+    for place in np.flatnonzero(active & ~finite):
+        replica, own = group.replicas[int(place)], state.per_replica()[place]
+        replica.checkpoints.wait()
+        if int(own.step) not in (0, replica.checkpoints.last_step()):
+            group.save(replica, own, None)
+        group.mark_diverged(replica, programs.divergence(int(place), own))
+    trace.at(step)
+    group.progress.advance(step, group.clock.train - before)
+    return state
+
+
+def report(group: ReplicaGroup, programs: Programs, state: LoopState) -> tuple[LoopState, list[Scores | None]]:
+    """Measures the models and records it, with what was gathered in training; gives what was measured of each."""
+    run, step, rates = group.run, state.step, group.learning_rates(state.step)
+    states = state.per_replica()
+    times = {"steps_per_second": group.progress.close_window(), "seconds": group.clock_of_one().train}
+    scores = [
+        _named("train", as_numbers(own.metrics) | times | {"learning_rate": rate})
+        for own, rate in zip(states, rates, strict=True)
+    ]
+    split = run.task.measured_split
+    measured = programs.evaluate(state.stacked.variables, split) if run.task.part(split) else []
+    validated: list[Scores | None] = [found for found, _ in measured] or [None] * len(scores)
+    group.mark_infinite(step, split, validated)
+    for place, (found, _) in enumerate(measured):
+        scores[place] |= _named(split, found | times)
+    for place, replica in enumerate(group.replicas):
+        if replica.diverged is None:
+            replica.recorder.write_scalars(step, scores[place])
+            records.write_histograms(replica.recorder.tensorboard, run, states[place])
+            if measured and records.has_pictures(run, step):
+                records.write_pictures(replica.recorder.tensorboard, run, step, split, measured[place][1])
+    if step % run.eval_every == 0:  # not at an end between evaluations, which more steps may pass over
+        blank = jax.tree.map(jnp.zeros_like, state.stacked.metrics)
+        state = dataclasses.replace(state, stacked=programs.place(state.stacked.replace(metrics=blank)))
+    group.say_progress(step, scores)
+    return state, validated
+
+
+def remind(group: ReplicaGroup, state: LoopState) -> None:
+    """Says where the runs stand, between evaluations that are far apart."""
+    group.say_progress(state.step, [_named("train", as_numbers(own.metrics)) for own in state.per_replica()])
+
+
+def _named(split: str, numbers: Scores) -> Scores:
+    return {f"{split}/{name}": value for name, value in numbers.items()}
+
+
+def is_save_due(run: Run, state: LoopState, validated: Sequence[Scores | None]) -> bool:
+    """Whether there is to be a checkpoint: wherever a model was measured that may turn out the best, and in time."""
+    waited = time.perf_counter() - state.saved_at
+    is_time = run.checkpoint_seconds > 0 and processes.any_of(waited > run.checkpoint_seconds)
+    return is_time or any(validated) or state.step % run.checkpoint_every == 0 or state.step == run.steps
+
+
+def save(group: ReplicaGroup, state: LoopState, validated: Sequence[Scores | None]) -> LoopState:
+    """Begins to save the runs that are active."""
+    for replica, own, measured in zip(group.replicas, state.per_replica(), validated, strict=True):
+        if replica.diverged is None:
+            group.save(replica, own, measured)
+    return dataclasses.replace(state, saved_at=time.perf_counter())

@@ -1,0 +1,149 @@
+"""Configs as plain values: their JSON form, what is wrong with them, when two are one run."""
+
+import ast
+import json
+from typing import Any
+
+import ml_collections
+
+from seqmnist_jax.errors import UsageError
+
+Json = Any
+FlatConfig = dict[str, Json]
+
+SECTIONS = ("data", "model", "optimizer", "train", "runtime")
+# Fields that configs of earlier versions lack, with the values that say what those runs did.
+ADDED = {
+    "data.permuted": False,
+    "model.precision": "float32",
+    "model.remat": 0,
+    "model.name": "rnn",
+    "model.kernel_size": 7,
+    "model.longest_time_scale": 0,
+    "optimizer.ema_decay": 0.0,
+    "train.accumulate": 1,
+    "train.label_smoothing": 0.0,
+    "runtime.backend": "auto",
+    "runtime.eval_precision": "float32",
+    "runtime.mesh": "auto",
+    "runtime.distributed": "",
+    "runtime.executor": "",
+    "runtime.executor_options": "",
+    "runtime.compilation_cache": "",
+    "runtime.checkpoint_seconds": 0.0,
+    "runtime.deterministic": False,
+    "runtime.profile_steps": "",
+}
+# The least and the largest value of fields that no builder checks; counts are int32 on the device.
+MOST = 2**31 - 1
+BOUNDS: dict[str, tuple[float, float]] = {
+    "seed": (0, MOST),
+    "train.batch_size": (1, MOST),
+    "train.steps": (1, MOST),
+    # Norms of so many steps are remembered.
+    "train.eval_every": (1, 10**6),
+    "model.hidden_size": (1, 10**6),
+    # Each is compiled apart.
+    "model.num_layers": (1, 1000),
+    "model.unroll": (1, MOST),
+    "model.forget_bias": (-1e4, 1e4),
+    "model.remat": (0, MOST),
+    "model.kernel_size": (2, MOST),
+    "model.longest_time_scale": (0, MOST),
+    "optimizer.warmup_steps": (0, MOST),
+    # Also where no schedule reads it: a NaN in a stored config differs from itself, and the run could not resume.
+    "optimizer.final_fraction": (0, 1),
+    "runtime.eval_batch_size": (1, MOST),
+    "runtime.dispatch_seconds": (1e-9, 3600),
+    "runtime.checkpoint_every": (0, MOST),
+    "runtime.checkpoint_seconds": (0, 1e9),
+}
+
+
+def to_json(config: ml_collections.ConfigDict) -> dict[str, Json]:
+    """The config as JSON gives it back: nested dicts, tuples as lists."""
+    return json.loads(config.to_json())
+
+
+def from_json(values: dict[str, Json]) -> ml_collections.ConfigDict:
+    """The config whose JSON form this is, also where an earlier version wrote it."""
+    config = ml_collections.ConfigDict(values)
+    for field, value in ADDED.items():
+        section, name = field.split(".")
+        if section in config and name not in config[section]:
+            config[section][name] = value
+    return config
+
+
+def parse_mapping(text: str, field: str, example: str) -> dict[Any, Any]:
+    """The mapping that a field of text holds, {} where it is empty.
+
+    Args:
+      text: a Python dict of literals.
+      field, example: for the message.
+
+    Raises:
+      UsageError: it is none.
+    """
+    try:
+        found = ast.literal_eval(text) if text else {}
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise UsageError(f"{field} is {text!r}; expected a mapping, as {example}.")
+    return found
+
+
+def flatten(values: dict[str, Json], prefix: str = "") -> FlatConfig:
+    """Nested fields by their dotted names."""
+    flat: FlatConfig = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Checks the fields that no builder reads.
+
+    Raises:
+      UsageError: a value is impossible.
+    """
+    for section in SECTIONS:
+        if not isinstance(config.get(section), ml_collections.ConfigDict):
+            raise UsageError(f"The config has no section {section!r}; start from get_config() of configs/default.py.")
+    flat = flatten(config.to_dict())
+    for field, (least, largest) in BOUNDS.items():
+        if field in flat and not least <= flat[field] <= largest:
+            raise UsageError(f"{field} is {flat[field]}; expected {least:,} to {largest:,}.")
+
+
+def identity(config: ml_collections.ConfigDict, content_hash: str) -> FlatConfig:
+    """What makes a run this run and no other, by field.
+
+    Everything but `runtime`, and the data by their content, not by their source.
+    `train.steps` counts only where the learning rate depends on it: otherwise a longer run
+    is the same run, continued.
+    """
+    flat = {name: value for name, value in flatten(to_json(config)).items() if not name.startswith("runtime.")}
+    flat.pop("sweep", None)
+    # What a run is, said without the device that it runs on; there is no other value that depends on it.
+    if flat["model.precision"] == "auto":
+        flat["model.precision"] = "float32"
+    # Which data these are is told by their content, not by how they were found.
+    del flat["data.source"], flat["data.name"]
+    if config.optimizer.schedule == "constant":  # another number of steps then changes nothing of those before
+        del flat["train.steps"]
+    return {**flat, "content hash of the data": content_hash}
+
+
+def differences(old: FlatConfig, new: FlatConfig) -> list[str]:
+    """One line for each field on which two flat configs differ."""
+    missing = "(absent)"
+    return [
+        f"{name}: {old.get(name, missing)!r} there, {new.get(name, missing)!r} here"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name, missing) != new.get(name, missing)
+    ]

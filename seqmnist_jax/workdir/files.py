@@ -1,0 +1,102 @@
+"""A run's folder: which files it has, and how each is read and written whole."""
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from seqmnist_jax.errors import SeqMnistError
+
+CONFIG = "config.json"
+DATA = "data.json"
+METRICS = "metrics.jsonl"
+SUMMARY = "summary.json"
+PREDICTIONS = "predictions.npz"
+DIVERGED = "diverged.json"
+ENVIRONMENT = "environment.json"
+# Of a sweep: what it is, and the folder of its runs.
+SWEEP = "sweep.json"
+REPLICAS = "replicas"
+CHECKPOINTS = "checkpoints"
+# How the names of files begin that are not whole yet.
+HALF_WRITTEN = ".half-written-"
+
+
+class WorkdirError(SeqMnistError):
+    """A work directory lacks what is asked of it, or belongs to another run."""
+
+
+def _write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Replaces `path` by what `write` writes, or leaves it as it was."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{HALF_WRITTEN}{path.name}-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file, atomically."""
+    _write_whole(path, lambda file: file.write(content))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON, indented for people, atomically."""
+    write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def remove_half_written(workdir: Path) -> None:
+    """Removes what a process that died while it wrote has left. Only the folder's owner may call this."""
+    for path in workdir.glob(f"{HALF_WRITTEN}*"):
+        path.unlink(missing_ok=True)
+
+
+def write_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """Writes a compressed .npz, atomically."""
+    _write_whole(path, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
+
+
+def read_json(path: Path, needed: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Reads a JSON file of a run.
+
+    Args:
+      path: the file.
+      needed: the keys that it must have.
+
+    Raises:
+      WorkdirError: it is missing, or not JSON, or no object with these keys.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise WorkdirError(
+            f"{path} does not exist; expected a work directory that `launch.py --mode=train` made."
+        ) from None
+    except (OSError, ValueError) as e:
+        raise WorkdirError(f"{path} can't be read as JSON ({e}).") from e
+    missing = [key for key in needed if not isinstance(value, dict) or key not in value]
+    if not isinstance(value, dict) or missing:
+        raise WorkdirError(f"{path} is not that of a run: it lacks {', '.join(missing) or 'an object'}.")
+    return value
+
+
+def read_config(workdir: Path) -> dict[str, Any]:
+    """A run's config, in its JSON form."""
+    return read_json(workdir / CONFIG, needed=("data", "model", "optimizer", "train", "runtime", "seed"))
+
+
+def read_facts(workdir: Path) -> dict[str, Any]:
+    """What a run knows of its data, as `Task.facts` gave it."""
+    return read_json(workdir / DATA, needed=("content_hash", "view", "image_shape", "scaling", "permutation_indices"))
