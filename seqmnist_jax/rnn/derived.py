@@ -5,6 +5,7 @@ gradients up in every step. Here the loop backwards makes only the products' cot
 before; the weights' gradients are one product for every block of steps.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -114,11 +115,12 @@ def _pick(running: Array | None, new: Array, old: Array) -> Array:
 
 def _product(stages: Stages, options: Options, weights: Array, sources: dict[int, Array], result: int) -> Array:
     d = stages.division
-    return sum(  # type: ignore[return-value]
+    terms = [
         cells.product(sources[p.source], weights[q], options.precision)
         for q, p in enumerate(d.products)
         if p.result == result
-    )
+    ]
+    return functools.reduce(jnp.add, terms)
 
 
 def forward(stages: Stages, options: Options, operands: Operands, save: bool) -> tuple[Array, Array | None, Kept]:
@@ -143,9 +145,7 @@ def forward(stages: Stages, options: Options, operands: Operands, save: bool) ->
             results = [i for i, (r, _) in enumerate(d.results) if r == round]
             made = [_product(stages, options, operands.weights, sources, i) for i in results]
             values.give(program.places["m"] + results[0], made)
-        after = jnp.stack(
-            [_pick(running, values.result(n_sources + i), before[i]) for i in range(n_carries)]
-        )
+        after = jnp.stack([_pick(running, values.result(n_sources + i), before[i]) for i in range(n_carries)])
         outputs = [values.result(first_output + i) for i in range(d.outputs)]
         y = None if options.outputs == "none" else jnp.stack(outputs, axis=1)
         if y is not None and running is not None:
@@ -222,7 +222,7 @@ def backward(
                         cells.product(made[d.products[q].result], operands.weights[q].T, options.precision)
                         for q in of_source[k]
                     ]
-                    values.give(first_source + k, [sum(terms)])
+                    values.give(first_source + k, [functools.reduce(jnp.add, terms)])
         new = [values.result(program.places["c"] + i) for i in range(n_carries)]
         bars = jnp.stack([_pick(running, n, o) for n, o in zip(new, bars, strict=True)])
         zero = jnp.zeros_like(bars[0])
@@ -230,9 +230,7 @@ def backward(
         share = jnp.stack([_pick(running, v, zero).sum(0) for v in vectors]) if vectors else jnp.zeros_like(sums)
         inputs = [_pick(running, values.result(program.places["x"] + i), zero) for i in range(d.count("x"))]
         d_inputs = jnp.stack(inputs) if inputs else jnp.zeros((0, *zero.shape), zero.dtype)
-        sources = tuple(
-            _pick(running, values.result(program.count + i), zero) for i in range(n_sources)
-        )
+        sources = tuple(_pick(running, values.result(program.count + i), zero) for i in range(n_sources))
         return (bars, before, sums + share), (d_inputs, sources, tuple(made[i] for i in range(len(made))))
 
     def rows(array_tm: Array) -> Array:
@@ -267,7 +265,9 @@ def backward(
         reverse=not options.reverse,
     )
     d_inputs = jnp.transpose(d_inputs.reshape(time, *d_inputs.shape[2:]), (2, 0, 1, 3))
-    vectors = [sums[place] if (place := stages.sum_of[i]) is not None else jnp.zeros(d.hidden, d.dtype) for i in numbers]
+    vectors = [
+        sums[place] if (place := stages.sum_of[i]) is not None else jnp.zeros(d.hidden, d.dtype) for i in numbers
+    ]
     return Operands(
         weights,
         jnp.stack(vectors) if vectors else operands.vectors,

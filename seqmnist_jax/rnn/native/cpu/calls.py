@@ -2,18 +2,20 @@
 
 import ctypes
 import functools
+import hashlib
 import platform
+import tempfile
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import jaxlib
 import numpy as np
 
 from seqmnist_jax.rnn.divide import NotDivisibleError
+from seqmnist_jax.rnn.native import build
 from seqmnist_jax.rnn.native.build import CannotBuildError
-from seqmnist_jax.rnn.native.cpu import library
-from seqmnist_jax.rnn.native.cpu.source import source
+from seqmnist_jax.rnn.native.cpu.source import FOLDER, source
 from seqmnist_jax.rnn.stages import Operands, Options, Stages, remaking
 
 Array = jax.Array
@@ -41,8 +43,8 @@ class Kept(NamedTuple):
 
 @functools.cache
 def _launcher() -> ctypes.CDLL:
-    text = (library.FOLDER / "launch.cc").read_text()
-    made = library.load("launch", text, "-isystem", jax.ffi.include_dir(), f'-DJAXLIB="{jaxlib.__version__}"')
+    files = (FOLDER / "launch.cc", FOLDER / "call.h")
+    made = build.library(build.Source("launch", files, ("seqmnist_add", *CALLS.values()))).library
     made.seqmnist_add.argtypes = [ctypes.c_int64, ctypes.c_void_p]
     for name, symbol in CALLS.items():
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(made, symbol)), platform="cpu")
@@ -52,10 +54,13 @@ def _launcher() -> ctypes.CDLL:
 @functools.cache
 def _number(text: str) -> int:
     """The number by which a built kernel is known, the same in every process."""
-    launcher, cell = _launcher(), library.load("cell", text)
+    with tempfile.TemporaryDirectory(prefix="seqmnist_jax-") as scratch:
+        file = Path(scratch) / "cell.cc"
+        file.write_text(text)
+        cell = build.library(build.Source("cell", (file,), ("seqmnist_kernel",))).library
     cell.seqmnist_kernel.restype = ctypes.c_void_p
-    number = int.from_bytes(bytes.fromhex(library.key(text))[:8], "little", signed=True)
-    launcher.seqmnist_add(number, cell.seqmnist_kernel())
+    number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little", signed=True)
+    _launcher().seqmnist_add(number, cell.seqmnist_kernel())
     return number
 
 

@@ -96,20 +96,27 @@ void pad_vectors(const Slice& s, const float* vectors, float* to) {
   for (int i = 0; i < Cell::kVectors; ++i) copy(to + i * s.units, vectors + i * s.hidden, s.hidden);
 }
 
-// The sum of the matrices from one source to one result, at their element (row, column).
-SEQMNIST_INLINE float weight(const Slice& s, const Arrays& a, int source, int result, std::ptrdiff_t row,
-                             std::ptrdiff_t column) {
-  float sum = 0;
-  for (int q = 0; q < Cell::kProducts; ++q)
-    if (Cell::product_source[q] == source && Cell::product_result[q] == result)
-      sum += a.weights[(q * s.hidden + row) * s.hidden + column];
-  return sum;
-}
+// The matrices from one source to one result, of which there is at least one: their sum is what multiplies.
+struct Matrices {
+  Matrices(const Slice& s, const Arrays& a, int source, int result) {
+    for (int q = 0; q < Cell::kProducts; ++q)
+      if (Cell::product_source[q] == source && Cell::product_result[q] == result)
+        at[count++] = a.weights + q * s.hidden * s.hidden;
+  }
+  float sum(std::ptrdiff_t i) const {
+    float sum = at[0][i];
+    for (int q = 1; q < count; ++q) sum += at[q][i];
+    return sum;
+  }
+  const float* at[at_least_one(Cell::kProducts)];
+  int count = 0;
+};
 
 // Matrices as the passes walk through them: for each block of vectors of units, each term, each word that is summed over, the
 // vectors of each unit block and column. `depth` is the numbers that a term sums over for one of its count.
 template <class Mode, int kPass, bool kBackward>
-struct Panels {
+class Panels {
+ public:
   static constexpr Pass pass = kBackward ? Cell::backward_passes[kPass] : Cell::forward_passes[kPass];
   static constexpr int kVectors =
       kBackward ? vectors_of(Cell::backward_passes, pass.round) : vectors_of(Cell::forward_passes, pass.round);
@@ -127,29 +134,30 @@ struct Panels {
     for_blocks<kVectors>(s.vectors, [&](auto width, std::ptrdiff_t j) {
       constexpr int W = decltype(width)::value;
       for (int w = 0; w < W; ++w)
-        for (int c = 0; c < pass.width; ++c)
-          for (int lane = 0; lane < s.lanes(j + w); ++lane) {
-            const std::ptrdiff_t unit = (j + w) * kLanes + lane;
-            float* to = data.get() + j * row + (w * pass.width + c) * kLanes;
-            for (int i = 0; i < pass.terms; ++i) {
-              const Term term = pass.term[i];
-              for (int n = 0; n < (kBackward ? term.count : 1); ++n)
-                for (std::ptrdiff_t summed = 0; summed < s.hidden; ++summed) {
-                  const std::ptrdiff_t k =
-                      kBackward ? (summed / kLanes * words<Mode>(term.count * kLanes) * Mode::kPack + n * kLanes +
-                                   summed % kLanes)
-                                : summed;
-                  const float value = kBackward ? weight(s, a, pass.columns[c], term.first + n, unit, summed)
-                                                : weight(s, a, term.first, pass.columns[c], summed, unit);
-                  Mode::put(to + k / Mode::kPack * W * pass.width * kLanes,
-                            static_cast<int>(lane * Mode::kPack + k % Mode::kPack), value);
-                }
-              to += words_of(s, i) * W * pass.width * kLanes;
-            }
-          }
+        for (int c = 0; c < pass.width; ++c) {
+          float* to = data.get() + j * row + (w * pass.width + c) * kLanes;
+          for (int i = 0; i < pass.terms; to += words_of(s, i++) * W * pass.width * kLanes)
+            for (int n = 0; n < (kBackward ? pass.term[i].count : 1); ++n) put(s, a, j + w, c, i, n, W, to);
+        }
     });
   }
   const float* at(std::ptrdiff_t j) const { return data.get() + j * row; }
+
+ private:
+  // Vector j of column c, from number n of a term.
+  static void put(const Slice& s, const Arrays& a, std::ptrdiff_t j, int c, int i, int n, int W, float* to) {
+    const Term term = pass.term[i];
+    const Matrices matrices = kBackward ? Matrices(s, a, pass.columns[c], term.first + n)
+                                        : Matrices(s, a, term.first, pass.columns[c]);
+    for (int lane = 0; lane < s.lanes(j); ++lane)
+      for (std::ptrdiff_t summed = 0; summed < s.hidden; ++summed) {
+        const std::ptrdiff_t unit = j * kLanes + lane;
+        const std::ptrdiff_t word = words<Mode>(term.count * kLanes) * Mode::kPack;
+        const std::ptrdiff_t k = kBackward ? summed / kLanes * word + n * kLanes + summed % kLanes : summed;
+        Mode::put(to + k / Mode::kPack * W * pass.width * kLanes, static_cast<int>(lane * Mode::kPack + k % Mode::kPack),
+                  matrices.sum(kBackward ? unit * s.hidden + summed : summed * s.hidden + unit));
+      }
+  }
 
   std::ptrdiff_t row;  // of one vector of units
   Scratch data;

@@ -1,11 +1,14 @@
 """The kernel's source for one cell: the struct `Cell` that the skeleton (`recurrence.h`, `kernel.h`) takes."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from seqmnist_jax.rnn.stages import Output, Stages, Statement, words
 
+FOLDER = Path(__file__).parent
 # Vectors of sums that a tile of rows has registers for.
 MOST_COLUMNS = 3
 # In C++: the type of the products' operands.
@@ -181,7 +184,7 @@ def _functions(name: str, body: Sequence[Sequence[str]]) -> list[str]:
         used = any("at." in s for s in statements)
         lines += [
             "  template <class At>",
-            f"  static SEQMNIST_INLINE void {name}(Int<{stage}>, {'const ' if True else ''}At&{' at' if used else ''}) {{",
+            f"  static SEQMNIST_INLINE void {name}(Int<{stage}>, const At&{' at' if used else ''}) {{",
             *(f"    {s}" for s in statements),
             "  }",
         ]
@@ -302,7 +305,10 @@ def _forward(stages: Stages) -> _Forward:
             origins.append(("Origin::kOwn", own))
             writes.append(Write(round - 1, f"at.source({own}, {{}})", out.text))
             own += 1
-    writes += [Write(stage, f"at.next({i}, {{}})", out.text) for i, (stage, out) in enumerate(zip(next_at, new_carry))]
+    writes += [
+        Write(stage, f"at.next({i}, {{}})", out.text)
+        for i, (stage, out) in enumerate(zip(next_at, new_carry, strict=True))
+    ]
     writes += [Write(at(out), f"at.y({i}, {{}})", started.known(out.text)) for i, out in enumerate(stages.outputs)]
     known_at = {s.name: s.stage for s in started.statements}
     known_at |= {f"u.m[{i}]": round for i, (round, _) in enumerate(d.results)}
@@ -344,7 +350,9 @@ def _backward(stages: Stages) -> Body:
         ]
         body = Body(statements, writes, d.rounds, 0, waits, "kpsa")
         # A cotangent stands where that of the step before comes to stand, so it is replaced once nobody reads it.
-        read = [max((s for s, n in enumerate(body.loads) if f"u.dn[{i}]" in n), default=0) for i in range(len(before_at))]
+        read = [
+            max((s for s, n in enumerate(body.loads) if f"u.dn[{i}]" in n), default=0) for i in range(len(before_at))
+        ]
         later = [max(a, b) for a, b in zip(before_at, read, strict=True)]
         if later == before_at:
             break
@@ -409,7 +417,11 @@ def cell(stages: Stages) -> str:
         _table("int", "source_index", [i for _, i in forward.origins]),
         _table("int", "source_stage", [out.stage for out in stages.remade]),
         _table("int", "result_stage", [d.rounds - round for round, _ in d.results]),
-        _table("bool", "carry_is_source", [any(o != "Origin::kOwn" and i == c for o, i in forward.origins) for c in range(carries)]),
+        _table(
+            "bool",
+            "carry_is_source",
+            [any(o != "Origin::kOwn" and i == c for o, i in forward.origins) for c in range(carries)],
+        ),
         _table("int", "group_of_stage", forward.group_of_stage),
         _table("int", "kept_count", counts),
         _table("int", "kept_before", [sum(counts[:g]) for g in range(len(counts))]),
@@ -419,7 +431,11 @@ def cell(stages: Stages) -> str:
     loads = {kind: f"{kind}({{}})" for kind in ("c", "m", "x", "s", "p", "dn", "dy", "ds")}
     order = {i: n for n, i in enumerate(after)}
     none = [
-        [w.call.format("Vec{}") + ";" for w in backward.writes if w.stage == stage and w.call.startswith(("at.dm", "at.rem"))]
+        [
+            w.call.format("Vec{}") + ";"
+            for w in backward.writes
+            if w.stage == stage and w.call.startswith(("at.dm", "at.rem"))
+        ]
         for stage in range(d.rounds + 1)
     ]
     none = [[line for line in lines if "remember" not in line] for lines in none]
@@ -463,11 +479,20 @@ def _placed(line: str, place_of: Mapping[int, tuple[int, int]], after: Mapping[i
     return line
 
 
+@functools.cache
+def _file(path: Path) -> str:
+    """A header without what it includes of its neighbours."""
+    lines = path.read_text().splitlines()
+    return "\n".join(line for line in lines if not line.startswith(("#pragma once", '#include "')))
+
+
 def source(stages: Stages, precision: str) -> str:
-    """All of a kernel's source, which includes the skeleton beside this file."""
+    """All of a kernel's source, which includes the standard library alone."""
     return "\n".join(
         [
-            '#include "recurrence.h"',
+            *map(
+                _file, (FOLDER.parent / "products.h", FOLDER / "call.h", FOLDER / "stages.h", FOLDER / "recurrence.h")
+            ),
             "",
             "namespace seqmnist {",
             "namespace {",
@@ -479,7 +504,7 @@ def source(stages: Stages, precision: str) -> str:
             "}  // namespace",
             "}  // namespace seqmnist",
             "",
-            '#include "kernel.h"',
+            _file(FOLDER / "kernel.h"),
             "",
         ]
     )
