@@ -17,7 +17,7 @@ Carry = TypeVar("Carry")
 
 BACKENDS = ("auto", "scan", "native")
 # XLA's name of the platform of each of JAX's backends that has a kernel.
-PLATFORMS = {"gpu": "cuda"}
+PLATFORMS = {"cpu": "cpu", "gpu": "cuda"}
 
 
 def scan(
