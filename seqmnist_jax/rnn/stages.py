@@ -222,7 +222,7 @@ class Stages:
       d_carry, d_results, d_inputs, sums: results backward: cotangents of the carry before, of the products'
         results, of the 'x' values; `sums` the cotangents of parameters that differ, and `sum_of` which of them each
         parameter has (None: zero).
-      remade: results of tanh that can be made again from the rest of what is kept, and how.
+      spared: results of tanh that need not be kept, and how they are made of the rest of what is kept.
       memory: the logistics that hold the state, kept as the smaller one of s and 1 - s, negative where it is the second.
       remade: the sources made again of what is kept; none unless `remake` asks for them.
     """
@@ -283,7 +283,7 @@ class Stages:
             else kept[i].text
             for kind, i in self.kept
         ]
-        self.remade = self._find_remade(kept, recalled)
+        self.spared = self._find_spared(kept, recalled)
         by_kind: dict[str, list[Output]] = {kind: [] for kind in "cmxsp"}
         for raw, bar in zip((raw for raw in d.raws if raw.kind != "s"), bars, strict=True):
             by_kind[raw.kind].append(bar)
@@ -292,8 +292,8 @@ class Stages:
         self.sums = different
         self.sum_of = [different.index(bar) if bar in different else None for bar in by_kind["p"]]
 
-    def _find_remade(self, results: Sequence[Output], recalled: Sequence[int]) -> dict[int, list[Statement]]:
-        """See `remade`: a tanh of what is kept too costs the way back less than its two bytes cost the memory."""
+    def _find_spared(self, results: Sequence[Output], recalled: Sequence[int]) -> dict[int, list[Statement]]:
+        """See `spared`: a tanh of what is kept too costs the way back less than its two bytes cost the memory."""
         made = {s.name: s for s in self.forward}
         raws = {f"u.{kind}[{i}]" for kind, i in self.kept if kind != "t"}
         found: dict[int, list[Statement]] = {}
@@ -302,7 +302,7 @@ class Stages:
             statements: dict[str, Statement] = {}
 
             def translated(text: str, known: dict[str, str], statements: dict[str, Statement]) -> str | None:
-                for word in sorted(_words(text) & (made.keys() | known.keys())):
+                for word in sorted(words(text) & (made.keys() | known.keys())):
                     if word not in known:
                         inner = made[word]
                         its = None if any(f"{kept}_(" in inner.text for kept in KEPT) else inner.text
@@ -312,7 +312,7 @@ class Stages:
                         known[word] = f"f{word}"
                         statements[word] = Statement(0, inner.kind, f"f{word}", its)
                     text = substitute(text, word, known[word])
-                read = {w for w in _words(text) if w.startswith("u.") and not w.startswith(("u.s[", "u.p["))}
+                read = {w for w in words(text) if w.startswith("u.") and not w.startswith(("u.s[", "u.p["))}
                 return text if read <= raws else None
 
             own = made.get(results[i].text)
@@ -321,12 +321,12 @@ class Stages:
                 found[i] = [*statements.values(), Statement(0, "float", f"t{i}", text)]
         return found
 
-    def recall(self, apart: Sequence[int], remake: bool = False) -> list[Statement]:
+    def recall(self, apart: Sequence[int], spare: bool = False) -> list[Statement]:
         """What the way back reads: those of `kept` that stand in ``u.k``, by place, and the carries after the step.
 
         Args:
           apart: the places.
-          remake: whether the others are made again (`remade`).
+          spare: whether the others are made of them (`spared`).
         """
         out = [Statement(0, "float", f"t{i}", f"u.after[{carry}]") for i, carry in self.after.items()]
         for i, place in enumerate(apart):
@@ -336,7 +336,7 @@ class Stages:
                 out.append(Statement(0, "float", f"t{which}", f"opened_({text})" if which in self.memory else text))
             else:
                 out.append(Statement(0, "float", f"u.{kind}[{which}]", f"u.k[{i}]"))
-        return out + ([s for statements in self.remade.values() for s in statements] if remake else [])
+        return out + ([s for statements in self.spared.values() for s in statements] if spare else [])
 
 
 @functools.cache

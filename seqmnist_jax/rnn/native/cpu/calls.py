@@ -68,7 +68,7 @@ def _number(text: str) -> int:
 @functools.cache
 def text(stages: Stages, precision: str) -> str:
     """The source that is generated for a cell."""
-    return source(remaking(stages), precision)
+    return source(remaking(stages), "bfloat16" if precision == "bfloat16" else "float32")
 
 
 @functools.cache
