@@ -22,6 +22,9 @@ from seqmnist_jax.training.step import _gradients
 from seqmnist_jax.workdir.checkpoints import Checkpoints
 
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
+
 def small_config(**changes):
     config = row_lstm.get_config()
     config.update_from_flattened_dict(

@@ -20,6 +20,9 @@ from seqmnist_jax.workdir.checkpoints import Checkpoints
 from seqmnist_jax.workdir.files import WorkdirError
 
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
+
 def small_config(**changes):
     config = row_lstm.get_config()
     config.update_from_flattened_dict(

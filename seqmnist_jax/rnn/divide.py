@@ -58,10 +58,11 @@ def _inner(equation: Any) -> Any:
     return inner if hasattr(inner, "consts") else jex.ClosedJaxpr(inner, ())
 
 
-def _apply(equation: Any, arguments: Sequence[Any]) -> list[Any]:
+def apply(equation: Any, arguments: Sequence[Any]) -> list[Any]:
     """One equation, on arrays of its own shapes."""
     if equation.primitive.name in _CUSTOM:
-        alone = jex.Jaxpr((), equation.invars, equation.outvars, [equation], debug_info=None)
+        info = _inner(equation).jaxpr.debug_info
+        alone = jex.Jaxpr((), equation.invars, equation.outvars, [equation], debug_info=info)
         return list(jex.jaxpr_as_fun(jex.ClosedJaxpr(alone, ()))(*arguments))
     out = equation.primitive.bind(*arguments, **equation.params)
     return list(out) if equation.primitive.multiple_results else [out]
@@ -96,7 +97,7 @@ def evaluate(closed: Any, arguments: Sequence[Any], *, custom: bool = False) -> 
                 ]
                 out = [functools.reduce(jnp.add, terms)]
             else:
-                out = _apply(equation, given)
+                out = apply(equation, given)
         if name == "concatenate" and equation.params["dimension"] == 1:
             joined[equation.outvars[0]] = given
         values.update(zip(equation.outvars, out, strict=True))
@@ -149,7 +150,7 @@ def _custom(equation: Any) -> Callable[..., Any]:
     """A call with a derivative of its own, as a function of scalars with that derivative."""
 
     def on_arrays(*arguments: Any) -> Any:
-        return _apply(equation, arguments)[0]
+        return apply(equation, arguments)[0]
 
     avals = [v.aval for v in equation.invars]
     primal = _inner(equation)
@@ -275,6 +276,7 @@ class Division:
 
     Attributes:
       hidden: units.
+      dtype: of all arrays, float32 or float64.
       features: of x, if its products are made inside the stages, else 0.
       carries: (leaf, block) of each carry scalar; outputs: blocks of y.
       raws: the scalar function's arguments; its results are the sources, then the new carry, then y.
@@ -289,9 +291,10 @@ class Division:
         carries = jaxpr.invars[n_params : n_params + n_carry]
         new, y = jaxpr.outvars[:n_carry], jaxpr.outvars[n_carry:]
         self._rows, width = self._x.aval.shape
+        self.dtype = self._x.aval.dtype
         for v in (*carries, *jaxpr.invars[:n_params], self._x):
-            if v.aval.dtype != jnp.float32:
-                raise NotDivisibleError(f"an array is {v.aval.dtype}; expected float32")
+            if v.aval.dtype != self.dtype or self.dtype not in (jnp.float32, jnp.float64):
+                raise NotDivisibleError(f"an array is {v.aval.dtype}, x {self.dtype}; expected float32, or float64")
         for v in carries:
             if v.aval.ndim != 2 or v.aval.shape[0] != self._rows or v.aval.shape[1] < 1:
                 raise NotDivisibleError(f"a part of the carry is {v.aval.shape}; expected [batch, hidden]")
@@ -416,7 +419,7 @@ class Division:
         if kinds != ["C", "P"] or not _is_plain(e):
             raise NotDivisibleError(f"dot_general of the state with what is no matrix of parameters ({_where(e)})")
         (source, weight), (result,) = e.invars, e.outvars
-        if e.params["preferred_element_type"] not in (None, jnp.float32) or weight.aval.dtype != jnp.float32:
+        if e.params["preferred_element_type"] not in (None, self.dtype) or weight.aval.dtype != self.dtype:
             raise NotDivisibleError(f"dot_general of {weight.aval.dtype} ({_where(e)})")
         if source.aval.shape[1] % self.hidden or result.aval.shape[1] % self.hidden:
             raise NotDivisibleError(
@@ -463,7 +466,7 @@ class Division:
                 raise NotDivisibleError(f"{_name(e)} has a derivative of its own and is not element-wise ({_where(e)})")
         elif name not in ELEMENTWISE:
             raise NotDivisibleError(f"{name} of the state ({_where(e)})")
-        if any(v.aval.dtype not in (jnp.float32, jnp.bool_) for v in (*e.invars, *e.outvars)):
+        if any(v.aval.dtype not in (self.dtype, jnp.bool_) for v in (*e.invars, *e.outvars)):
             raise NotDivisibleError(f"{name} in {e.outvars[0].aval.dtype} ({_where(e)})")
         if name not in _SAME and e.outvars[0].aval.ndim != 2:
             raise NotDivisibleError(f"{name} makes {e.outvars[0].aval.shape} of the state ({_where(e)})")
@@ -476,7 +479,7 @@ class Division:
         shape = v.aval.shape
         columns = shape[-1] if shape else 1
         rows = shape[0] if len(shape) == 2 else 1
-        if v.aval.dtype != jnp.float32 or len(shape) > 2 or rows not in (1, self._rows if kind == "X" else 1):
+        if v.aval.dtype != self.dtype or len(shape) > 2 or rows not in (1, self._rows if kind == "X" else 1):
             raise NotDivisibleError(f"{e.primitive.name} of the state with {v.aval} ({_where(e)})")
         if columns != 1 and columns % self.hidden:
             raise NotDivisibleError(f"{e.primitive.name} of {columns} columns ({_where(e)})")
@@ -595,7 +598,7 @@ class Division:
         for e in self._equations:
             if all(self._kinds[v] != "C" for v in e.outvars):
                 given = [v.val if isinstance(v, jex.Literal) else values[v] for v in e.invars]
-                values.update(zip(e.outvars, _apply(e, given), strict=True))
+                values.update(zip(e.outvars, apply(e, given), strict=True))
         hidden = self.hidden
 
         def cut(array: Array, index: int | None) -> Array:

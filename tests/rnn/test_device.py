@@ -4,6 +4,7 @@ On a GPU these are its kernels: of one block and of a cluster, with everything t
 """
 
 import functools
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -94,25 +95,29 @@ def in_float64(name, features, hidden, options=None, replica=None):
         return given, jax.tree.map(np.asarray, expected)
 
 
-@pytest.mark.parametrize("precision", list(TOLERANCE))
-@pytest.mark.parametrize("options", list(OPTIONS))
-@pytest.mark.parametrize("name", list(LAYERS))
+def cases(*choices, every):
+    """All combinations on a GPU; on a CPU, whose backends have tests of their own, one out of `every` so many."""
+    return list(itertools.product(*choices))[:: every if jax.default_backend() == "cpu" else 1]
+
+
+# So many that each layer has another precision or other options.
+@pytest.mark.parametrize(("name", "options", "precision"), cases(LAYERS, OPTIONS, TOLERANCE, every=10))
 def test_layer(name, options, precision):
     given, expected = in_float64(name, 3 if options == "last" else 1, 64, options)
     found = results(LAYERS[name].run, given, precision=precision, **OPTIONS[options])
     check(found, expected, TOLERANCE[precision])
 
 
-@pytest.mark.parametrize("precision", ["tensorfloat32", "bfloat16"])
-@pytest.mark.parametrize("hidden", [40, 128, 256])
-@pytest.mark.parametrize("name", ["gru", "lstm", "lem"])
+SHORT = ["tensorfloat32", "bfloat16"]
+
+
+@pytest.mark.parametrize(("name", "hidden", "precision"), cases(["gru", "lstm", "lem"], [40, 128, 256], SHORT, every=7))
 def test_sizes(name, hidden, precision):
     given, expected = in_float64(name, 1, hidden)
     check(results(LAYERS[name].run, given, precision=precision), expected, TOLERANCE[precision])
 
 
-@pytest.mark.parametrize("precision", ["tensorfloat32", "bfloat16"])
-@pytest.mark.parametrize("name", ["gru", "lstm", "lem"])
+@pytest.mark.parametrize(("name", "precision"), cases(["gru", "lstm", "lem"], SHORT, every=5))
 def test_replicas(name, precision):
     replicated = jax.vmap(lambda *one: LAYERS[name].run(*one, precision=precision))
     found = results(replicated, draw(LAYERS[name], 1, 64, replicas=3))

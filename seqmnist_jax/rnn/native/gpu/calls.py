@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seqmnist_jax.rnn.native.gpu import load, nvrtc
-from seqmnist_jax.rnn.native.gpu.source import Shape, blocks, groups, misfit, piece_words, shared_bytes
+from seqmnist_jax.rnn.native.gpu.source import Shape, blocks, groups, misfit, piece_words, shared_bytes, source
 from seqmnist_jax.rnn.stages import Operands, Options, Stages
 
 Array = jax.Array
@@ -109,6 +109,12 @@ def unfit(stages: Stages, options: Options) -> str | None:
     except (load.CannotLoadError, nvrtc.CannotCompileError) as error:
         return str(error)
     return None
+
+
+def text(stages: Stages, precision: str) -> str:
+    """The source that is generated for a cell, for whole sequences in training."""
+    d, half = stages.division, precision == "tensorfloat32"
+    return source(stages, Shape(d.hidden, blocks(stages), 8, "all", True, False, False, half))
 
 
 def forward(stages: Stages, options: Options, operands: Operands, save: bool) -> tuple[Array, Array | None, Kept]:
