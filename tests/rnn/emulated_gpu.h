@@ -2,12 +2,13 @@
 // another.
 //
 // It shows what depends on indices, the layout of fragments and barriers: a warp runs as far ahead of the others as the
-// barriers let it, or, with EMULATE_REVERSE set, in the other order; shared memory that nobody wrote is no number; an
+// barriers let it, or, with EMULATE_REVERSE set, in the other order, or in the order that the number EMULATE_SHUFFLE draws; shared memory that nobody wrote is no number; an
 // asynchronous copy is made when it is waited for and not before; what is sent to another block arrives at once, or, with
 // EMULATE_LATE set, when it is waited for. Memory is otherwise in order, and speed means nothing. What can't go on is
 // told: `emulated::trouble`.
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -16,6 +17,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <random>
 #include <vector>
 
 typedef unsigned u32;
@@ -144,6 +146,8 @@ inline const char* launch(unsigned blocks, unsigned threads, unsigned per_cluste
                           std::function<void()> kernel) {
   body = kernel;
   const bool reverse = std::getenv("EMULATE_REVERSE") != nullptr;
+  const char* const shuffle = std::getenv("EMULATE_SHUFFLE");
+  std::minstd_rand draw(shuffle ? std::atoi(shuffle) : 1);
   late = std::getenv("EMULATE_LATE") != nullptr;
   trouble = nullptr;
   for (unsigned first = 0; first < blocks; first += per_cluster) {
@@ -171,12 +175,14 @@ inline const char* launch(unsigned blocks, unsigned threads, unsigned per_cluste
         makecontext(&thread.context, entry, 0);
       }
     }
-    const unsigned warps = all.size() / 32;
+    std::vector<unsigned> order(all.size() / 32);
+    for (unsigned w = 0; w < order.size(); w++) order[w] = reverse ? order.size() - 1 - w : w;
     for (bool any = true; any;) {
       any = false;
       const unsigned long so_far = events;
-      for (unsigned w = 0; w < warps; w++) {
-        Thread* lanes = &all[32 * (reverse ? warps - 1 - w : w)];
+      if (shuffle) std::shuffle(order.begin(), order.end(), draw);
+      for (unsigned w : order) {
+        Thread* lanes = &all[32 * w];
         for (unsigned long before = ~0ul; events != before;) {
           before = events;
           for (unsigned l = 0; l < 32; l++) {
