@@ -358,8 +358,15 @@ def compiler():
         pytest.skip(str(error))
 
 
-KERNELS = [(cell, 128, capability) for cell in ("gru", "lstm", "lem") for capability in (80, 90)]
-KERNELS += [("gru", 256, 90), ("lstm", 256, 90)]
+KERNELS = [
+    ("lstm", 128, 80),
+    ("gru", 128, 90),
+    ("lstm", 128, 90),
+    ("lem", 128, 90),
+    ("gru", 256, 90),
+    ("lstm", 256, 90),
+]
+KERNELS += [pytest.param(cell, 128, 80, marks=pytest.mark.slow) for cell in ("gru", "lem")]
 
 
 @pytest.mark.parametrize(("cell", "hidden", "capability"), KERNELS)
