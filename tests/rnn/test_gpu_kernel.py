@@ -1,4 +1,4 @@
-"""The GPU kernel's own source on a CPU, a fibre a thread (`emulated_gpu.h`), against `lax.scan` in float64; and by NVRTC.
+"""The GPU kernel's source on a CPU, a fibre a thread (`emulated_gpu.h`), against `lax.scan` in float64; and by NVRTC.
 
 The kernel runs as on a GPU, through `recurrence` and the calls in `native/gpu`: only what starts it is replaced.
 """
@@ -44,7 +44,7 @@ extern "C" unsigned barriers_passed() { return passed; }
 BARRIER = re.compile(r"^( +)((?:__syncthreads|pair_barrier|cluster_barrier|barrier_wait|fetch_wait<.*>)\()", re.M)
 
 
-# `without` is the number of the barrier that is left out, in the order of the source; `passed` are those reached, as bits.
+# `without` is the number of the barrier that is left out, in the source's order; `passed` are those reached, as bits.
 COUNT = """
 static int without;
 static unsigned passed;
@@ -224,7 +224,7 @@ def worst(got, want):
 
 
 class Work(NamedTuple):
-    """A function of the case's arrays, that gives gradients and results, the arrays, and what `lax.scan` makes of them."""
+    """A function of the case's arrays that gives gradients and results, the arrays, and what `lax.scan` makes."""
 
     run: Any
     arrays: Any

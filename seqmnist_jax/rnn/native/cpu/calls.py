@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seqmnist_jax.rnn.divide import NotDivisibleError
+from seqmnist_jax.rnn.jaxprs import NotDivisibleError
 from seqmnist_jax.rnn.native import build
 from seqmnist_jax.rnn.native.build import CannotBuildError
 from seqmnist_jax.rnn.native.cpu.source import FOLDER, source
