@@ -20,9 +20,10 @@ from seqmnist_jax.rnn.stages import Operands, Options, Stages
 Array = jax.Array
 
 # A kernel, by the platform that XLA knows: ``problem() -> str | None``, why this process has none; ``PRECISIONS``;
-# ``unfit(stages, options) -> str | None``, why it can't run a cell; ``describe()``; ``forward(stages, options, operands,
-# save) -> (carry, outputs, kept)`` and ``backward(stages, options, operands, kept, d_carry, d_outputs) -> Operands``, the
-# gradients, x's zero; shapes as in `Operands`. 'derived' is the same in plain JAX.
+# ``unfit(stages, options) -> str | None``, why it can't run a cell; ``describe()``;
+# ``forward(stages, options, operands, save) -> (carry, outputs, kept)``;
+# ``backward(stages, options, operands, kept, d_carry, d_outputs) -> Operands``, the gradients, x's zero; shapes as in
+# `Operands`. 'derived' is the same in plain JAX.
 KERNELS: dict[str, Any] = {"cpu": cpu, "cuda": gpu, "derived": derived}
 
 
