@@ -98,7 +98,7 @@ def _choose(layer: Layer, backend: str, given: Inputs, platform: str) -> tuple[s
     if trouble is None:
         return found, why()
     if backend == "native":
-        raise ValueError(f"backend is 'native', but {trouble}; 'fused' runs everywhere")
+        raise ValueError(f"backend is 'native', but {trouble}; expected 'auto' or 'scan'")
     if platform == "cpu" and native.problem() is not None:
         native.warn_once()
     return ("fused" if layer.cell in fused.RULES else "scan"), trouble
@@ -271,8 +271,8 @@ def lstm(
         backward; 'native' the kernel of the process's device, for float32 arrays: in C++ on CPUs, in CUDA on NVIDIA
         GPUs and there for the two lower precisions; 'auto' takes 'native' where it can, else 'fused'. `explain`
         tells which. Only 'scan' differentiates forwards or twice. `jax.export` refuses programs with 'native' unless
-        ``disabled_checks`` names ``DisabledSafetyCheck.custom_call("seqmnist_rnn_forward")``;
-        and what is so exported runs only where this package has built its kernel.
+        ``disabled_checks`` names ``DisabledSafetyCheck.custom_call("seqmnist_rnn_forward")`` and, where there are
+        gradients, "seqmnist_rnn_backward"; such a program runs only after `rnn.native_problem()` has given None.
 
     Returns:
       ((c, h), outputs): outputs [batch, time, hidden], or the last one [batch, hidden].

@@ -282,7 +282,7 @@ def test_explain_refuses_platforms():
 
 def test_explain_refuses_the_kernel_elsewhere(need_native):
     need_native()
-    with pytest.raises(ValueError, match=r"^backend is 'native', but platform is 'gpu'"):
+    with pytest.raises(ValueError, match=r"^backend is 'native', but "):
         rnn.explain(PARAMS, X, backend="native", platform="gpu")
 
 

@@ -267,13 +267,16 @@ def _locked(path: Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             file = stack.enter_context(path.open("w"))
-            end = time.monotonic() + LOCK_SECONDS
+            end, waits = time.monotonic() + LOCK_SECONDS, False
             while time.monotonic() < end:
                 try:
                     # Not `flock`, which a process that is forked off meanwhile would hold too.
                     fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 except (BlockingIOError, PermissionError):
+                    if not waits:
+                        _say("Another process builds a recurrence kernel; this one waits for it.")
+                    waits = True
                     time.sleep(0.05)
         yield
 
