@@ -19,7 +19,6 @@ from seqmnist_jax.training.train import Stopped, train
 from seqmnist_jax.workdir.checkpoints import Checkpoints
 from seqmnist_jax.workdir.files import WorkdirError
 
-
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 
