@@ -172,7 +172,7 @@ def test_a_mask_of_the_surroundings_is_the_scans(h100):
 
 def test_kernels_differentiate_once(h100):
     params = rnn.init_gru(KEY, 1, 8)
-    with pytest.raises((ValueError, TypeError), match="backend='scan'|custom_vjp"):
+    with pytest.raises((ValueError, TypeError), match=r"backend='scan'|custom_vjp"):
         jax.hessian(lambda x: loss(rnn.gru, precision="bfloat16")(params, x, jnp.zeros((6, 8))))(X)
 
 
