@@ -30,7 +30,14 @@ def reference(tmp_path_factory):
     return np.load(path)
 
 
-@pytest.mark.parametrize("layer", ["gru:8:32", "lstm:8:16", "gru:8:32:2", "lem:8:16"])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        "gru:8:32:2",
+        "lem:8:16",
+        *(pytest.param(layer, marks=pytest.mark.slow) for layer in ("gru:8:32", "lstm:8:16")),
+    ],
+)
 def test_layers_are_measured_and_right(layer, reference):
     rows = gpu_layers.measure(gpu_layers.parse(layer, 28), lambda: reference, rounds=2, seconds=1e-4)
     found = {row["contender"]: row for row in rows}

@@ -115,7 +115,11 @@ def test_finished_sweeps_are_passed_over(swept):
 
 def test_what_changes_the_program_makes_groups(tmp_path):
     changes = {"sweep": "{'model.hidden_size': (4, 6), 'model.dropout.output_keep': (1.0, 0.9, 0.8)}"}
-    _, members, lines = run_sweep(tmp_path, **changes, **{"train.steps": 10})
+    config, lines = small_config(**changes), []
+    members = sweep.build_points(config, sweep.build_sweep(config))
+    watch = Watch(say=lines.append, should_stop=lambda: True)
+    with pytest.raises(Stopped):
+        sweep.train_sweep(sweep.build_sweep(config), members, tmp_path, watch=watch)
     # Nothing dropped is another program than something dropped.
     assert lines[0].startswith("6 runs in 4 programs")
     assert [member.run.config["model"]["hidden_size"] for member in members] == [4, 4, 4, 6, 6, 6]

@@ -7,10 +7,24 @@ from seqmnist_jax import rnn
 
 LENGTHS = np.array([4, 7, 0])
 
+OPTIONS = {
+    "whole": (None, False, True),
+    "ragged last": (LENGTHS, False, False),
+    "ragged reverse": (LENGTHS, True, True),
+}
+# Each backend with each of these and with both cells, yet not all together.
+PAIRS = {
+    "lstm-scan": ["whole", "ragged reverse"],
+    "gru-scan": ["ragged last"],
+    "lstm-fused": ["ragged last"],
+    "gru-fused": ["whole", "ragged reverse"],
+    "lstm-native": ["ragged reverse", "ragged last"],
+    "gru-native": ["whole"],
+}
 options = pytest.mark.parametrize(
-    ("lengths", "reverse", "return_sequences"),
-    [(None, False, True), (LENGTHS, False, False), (LENGTHS, True, True)],
-    ids=["whole", "ragged last", "ragged reverse"],
+    ("layer", "lengths", "reverse", "return_sequences"),
+    [pytest.param(layer, *OPTIONS[name], id=f"{layer}, {name}") for layer, names in PAIRS.items() for name in names],
+    indirect=["layer"],
 )
 
 
