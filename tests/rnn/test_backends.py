@@ -329,8 +329,18 @@ def run_torch(torch, cell, case):
     return {name: (value.mT if name.endswith("kernel") else value).detach().numpy() for name, value in results.items()}
 
 
-@pytest.mark.parametrize("time", [28, 784])
-@some_pairs
+@pytest.mark.parametrize(
+    ("backend", "cell", "time"),
+    [
+        ("scan", "lstm", 28),
+        ("fused", "gru", 28),
+        ("native", "lstm", 784),
+        ("native", "gru", 784),
+        pytest.param("scan", "lstm", 784, marks=pytest.mark.slow),
+        pytest.param("fused", "gru", 784, marks=pytest.mark.slow),
+    ],
+    indirect=["backend"],
+)
 def test_nearly_closed_gates_cost_no_more_than_in_torch(torch, backend, cell, time):
     case = closed_case(cell, time)
     theirs = reference(cell, case)

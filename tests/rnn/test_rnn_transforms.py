@@ -90,7 +90,11 @@ def scalar_of(run):
     return scalar
 
 
-@pytest.mark.parametrize("return_sequences", [True, False], ids=["all", "last"])
+@pytest.mark.parametrize(
+    ("layer", "return_sequences"),
+    [("lstm-scan", True), ("gru-scan", False), ("lstm-fused", False), ("gru-fused", True)],
+    indirect=["layer"],
+)
 def test_gradient_is_the_slope(layer, draw, return_sequences):
     def run(*arguments):
         return layer.run(*arguments, lengths=LENGTHS, return_sequences=return_sequences)
@@ -116,6 +120,7 @@ def test_gradient_is_the_slope(layer, draw, return_sequences):
     np.testing.assert_allclose(forward, backward, rtol=1e-12)
 
 
+@pytest.mark.parametrize("layer", ["lstm-scan", "gru-fused", "lstm-native"], indirect=True)
 def test_checkpoint_of_the_layer(layer, draw):
     def run(*arguments):
         return layer.run(*arguments, lengths=LENGTHS)
