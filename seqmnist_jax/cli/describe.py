@@ -4,7 +4,6 @@ import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from seqmnist_jax.devices.trees import tensor_names
 from seqmnist_jax.training.run import Run

@@ -23,12 +23,12 @@ FLAGS = flags.FLAGS
 def train() -> Output | None:
     """Trains, or resumes; the result and what to do next, None in all processes but the first."""
     from seqmnist_jax.cli import process, text
-    from seqmnist_jax.cli.signals import StopOnSignal
     from seqmnist_jax.cli.terminal import Terminal
     from seqmnist_jax.devices import processes
     from seqmnist_jax.training import jobs, sweep
     from seqmnist_jax.training.replicas import Watch
     from seqmnist_jax.training.run import build_run
+    from seqmnist_jax.training.signals import StopOnSignal
     from seqmnist_jax.training.train import Stopped
     from seqmnist_jax.training.train import train as train_run
 

@@ -187,6 +187,10 @@ class Run:
         what = learner.model.explain_engine(learner.template().params, x, drops_state=drops_state)
         return f"{what}; products in {learner.model.precision}, evaluation in {learner.eval_precision}"
 
+    def is_measured(self, step: int) -> bool:
+        """Whether the model after this step is measured, so that it may be the selected one."""
+        return configs.is_measured(step, self.eval_every, self.steps)
+
     @property
     def program(self) -> str:
         """What the compiled program depends on: runs of which it is the same can be its replicas."""

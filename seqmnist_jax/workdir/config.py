@@ -11,6 +11,8 @@ from seqmnist_jax.errors import UsageError
 Json = Any
 FlatConfig = dict[str, Json]
 
+# Of an identity, beside the config's fields.
+CONTENT = "content hash of the data"
 SECTIONS = ("data", "model", "optimizer", "train", "runtime")
 # Fields that configs of earlier versions lack, with the values that say what those runs did.
 ADDED = {
@@ -120,6 +122,11 @@ def check(config: ml_collections.ConfigDict) -> None:
             raise UsageError(f"{field} is {flat[field]}; expected {least:,} to {largest:,}.")
 
 
+def is_measured(step: int, eval_every: int, steps: int) -> bool:
+    """Whether a run of so many steps, evaluated so often, is measured after this one."""
+    return step % eval_every == 0 or step == steps
+
+
 def identity(config: ml_collections.ConfigDict, content_hash: str) -> FlatConfig:
     """What makes a run this run and no other, by field.
 
@@ -136,7 +143,7 @@ def identity(config: ml_collections.ConfigDict, content_hash: str) -> FlatConfig
     del flat["data.source"], flat["data.name"]
     if config.optimizer.schedule == "constant":  # another number of steps then changes nothing of those before
         del flat["train.steps"]
-    return {**flat, "content hash of the data": content_hash}
+    return {**flat, CONTENT: content_hash}
 
 
 def differences(old: FlatConfig, new: FlatConfig) -> list[str]:

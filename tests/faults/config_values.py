@@ -115,7 +115,7 @@ OTHER_MODULES = (
     "training.train",
     "training.sweep",
     "cli.terminal",
-    "cli.signals",
+    "training.signals",
     "cli.process",
     "cli.text",
     "devices.processes",
