@@ -17,7 +17,7 @@ rnn        initializers cells scan spec native fused layers min_gru stack conver
 data       idx cache embedded registry sources protocols views batches task
 devices    trees mesh memory processes profiling
 models     reading classifier tcn build
-workdir    files lock provenance config checkpoints graph pictures metrics tensorboard recorder
+workdir    files caveats lock provenance config checkpoints graph pictures metrics tensorboard recorder
 training   signals scores optimizers state step run clock programs records replicas start finish train jobs sweep
 analysis   recorded trained evaluate rerun compare table export report
 cli        output process terminal flags commands describe text modes

@@ -11,7 +11,7 @@ from seqmnist_jax.training.programs import Programs
 from seqmnist_jax.training.replicas import Json, Replica, ReplicaGroup
 from seqmnist_jax.training.scores import score
 from seqmnist_jax.training.state import TrainState, restore_variables
-from seqmnist_jax.workdir import files
+from seqmnist_jax.workdir import caveats, files
 
 
 def write_results(group: ReplicaGroup, programs: Programs, states: TrainState) -> dict[int, Json]:
@@ -82,7 +82,7 @@ def _summary(group: ReplicaGroup, replica: Replica, best_step: int, scores: Json
     measured = replica.checkpoints.validation(best_step)
     selects = run.task.protocol.selection != "last" and measured is not None
     validated = measured if run.task.measured_split == "validation" else None
-    return {
+    summary = {
         "test_accuracy": scores["accuracy"],
         "test_accuracy_interval": scores["accuracy_interval"],
         "test_loss": scores["loss"],
@@ -112,3 +112,4 @@ def _summary(group: ReplicaGroup, replica: Replica, best_step: int, scores: Json
         "device": "; then ".join(dict.fromkeys(sitting["device"] for sitting in replica.sittings)),
         "sittings": replica.sittings,
     }
+    return {**summary, "warnings": caveats.warnings(dataset, summary)}

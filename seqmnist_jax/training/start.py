@@ -21,8 +21,8 @@ from seqmnist_jax.training.clock import Clock, Progress
 from seqmnist_jax.training.replicas import Diverged, Json, Replica, ReplicaGroup, Watch
 from seqmnist_jax.training.run import Run
 from seqmnist_jax.training.state import TrainState, restore_state
+from seqmnist_jax.workdir import caveats, files, provenance
 from seqmnist_jax.workdir import config as configs
-from seqmnist_jax.workdir import files, provenance
 from seqmnist_jax.workdir.checkpoints import CheckpointError, Checkpoints, read_saved, saved_steps
 from seqmnist_jax.workdir.lock import owned
 from seqmnist_jax.workdir.metrics import keep_events, read_events
@@ -138,6 +138,7 @@ def _finished(run: Run, workdir: Path, watch: Watch) -> Json:
         for sentence in checkpoints.set_aside_damaged(shapes).values():
             watch.say(f"WARNING: {sentence}")
     summary["lost_checkpoints"] = [*summary.get("lost_checkpoints", []), step]
+    summary["warnings"] = caveats.warnings(summary["dataset"], summary)
     files.write_json(workdir / files.SUMMARY, summary)
     watch.say(
         f"WARNING: {workdir}: checkpoint {step} is lost, whose result the summary has. What is read from the folder "

@@ -7,7 +7,7 @@ together; the others follow one another, in groups.
 import copy
 import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,8 +25,8 @@ from seqmnist_jax.training.scores import over_seeds
 from seqmnist_jax.training.signals import StopOnSignal
 from seqmnist_jax.training.start import GOING, LEFT_BY_RUNS, NEW, explaining_full_disk, look
 from seqmnist_jax.training.train import train_replicas
+from seqmnist_jax.workdir import caveats, files
 from seqmnist_jax.workdir import config as configs
-from seqmnist_jax.workdir import files
 from seqmnist_jax.workdir.lock import owned
 
 Json = dict[str, Any]
@@ -128,8 +128,12 @@ def _name(overrides: Overrides) -> str:
     return re.sub(r"[^\w=.,+-]", "_", ",".join(parts))
 
 
-def build_points(config: ml_collections.ConfigDict, grid: Grid) -> list[SweepPoint]:
+def build_points(config: ml_collections.ConfigDict, grid: Grid, named: Iterable[str] = ()) -> list[SweepPoint]:
     """All runs of a sweep, checked before anything is written; the first field varies slowest.
+
+    Args:
+      config, grid: as in `build_sweep`, and as it gives it.
+      named: as in `build_run`, beside the fields that are swept.
 
     Raises:
       UsageError: a value is impossible; the message names it.
@@ -140,12 +144,12 @@ def build_points(config: ml_collections.ConfigDict, grid: Grid) -> list[SweepPoi
     if count > MOST_RUNS:
         raise UsageError(f"The sweep has {count:,} runs; expected at most {MOST_RUNS:,}.")
     all_overrides = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-    runs = build_runs([_with(config, overrides) for overrides in all_overrides])
+    runs = build_runs([_with(config, overrides) for overrides in all_overrides], {*named, *grid})
     return [SweepPoint(_name(overrides), overrides, run) for overrides, run in zip(all_overrides, runs, strict=True)]
 
 
-def build_runs(each: Sequence[ml_collections.ConfigDict]) -> list[Run]:
-    """The run of each config; those of the same data share them.
+def build_runs(each: Sequence[ml_collections.ConfigDict], named: Iterable[str] = ()) -> list[Run]:
+    """The run of each config; those of the same data share them; `named` as in `build_run`.
 
     Raises:
       as `build_run`.
@@ -154,7 +158,7 @@ def build_runs(each: Sequence[ml_collections.ConfigDict]) -> list[Run]:
     runs = []
     for config in each:
         wanted = repr(configs.to_json(config.data)) + str(config.train.batch_size)
-        run = build_run(config, tasks.get(wanted))
+        run = build_run(config, tasks.get(wanted), named)
         tasks[wanted] = run.task
         runs.append(run)
     return runs
@@ -198,6 +202,7 @@ def train_sweep(
       UsageError, WorkdirError, CheckpointError, Stopped: as in `train.train_replicas`.
       JobsFailed: jobs of the executor failed; the message names their logs.
     """
+    workdir = Path(workdir).expanduser()
     with ExitStack() as exits, explaining_full_disk([workdir]):
         together = _look(grid, points, workdir)
         check_place: Callable[[], None] = lambda: None  # noqa: E731
@@ -341,7 +346,17 @@ def _summarize(points: Sequence[SweepPoint], workdir: Path, grid: Grid) -> Json:
         )
     # Means over those that are left are no recipe's; first come the recipes of which none diverged.
     entries.sort(key=lambda one: (len(one["diverged"]), -one["validation"]["mean"] if one["validation"] else 0.0))
-    return {"sweep": {field: list(values) for field, values in grid.items()}, "ranking": entries, "diverged": diverged}
+    ended = [summary for runs in recipes.values() for _, summary in runs]
+    told = [warning for summary in ended for warning in caveats.warnings(summary["dataset"], summary)]
+    if not ended:
+        told = caveats.warnings(points[0].run.task.facts(), None, diverged=True)
+    return {
+        "sweep": {field: list(values) for field, values in grid.items()},
+        "datasets": list(dict.fromkeys(f"{s['dataset']['name']} ({s['dataset']['source']})" for s in ended)),
+        "ranking": entries,
+        "diverged": diverged,
+        "warnings": [*dict.fromkeys(told), *caveats.of_means(len(diverged), len(points))],
+    }
 
 
 def _without_seed(point: SweepPoint) -> Overrides:

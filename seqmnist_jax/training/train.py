@@ -72,6 +72,7 @@ def train_replicas(
       Diverged: of all runs the loss, a gradient or a parameter is not finite.
       Stopped: `watch.should_stop` said so.
     """
+    workdirs = [workdir and Path(workdir).expanduser() for workdir in workdirs]
     given = [workdir for workdir in workdirs if workdir is not None]
     with ExitStack() as owners, start.explaining_full_disk(given):
         waiting = start.open_folders(owners, runs, workdirs, commands)

@@ -51,7 +51,9 @@ def saved_steps(folder: Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdigit())
 
 
-def read_saved(folder: Path, read: Callable[["Checkpoints"], T], counts: Callable[[int], bool]) -> T:
+def read_saved(
+    folder: Path, read: Callable[["Checkpoints"], T], counts: Callable[[int], bool] = lambda step: True
+) -> T:
     """What `read` makes of the checkpoints in a folder where another process may save, and delete, at any time.
 
     Args:

@@ -1,6 +1,7 @@
 """A run's folder: which files it has, and how each is read and written whole."""
 
 import contextlib
+import glob
 import json
 import os
 import secrets
@@ -33,6 +34,12 @@ class WorkdirError(SeqMnistError):
 
 class NotWritten(WorkdirError, Interrupted):
     """A work directory can't be written."""
+
+
+def matching(text: str) -> list[Path]:
+    """What is there under a name; where nothing is, what the name matches as a pattern of a shell."""
+    path = Path(text).expanduser()
+    return [path] if path.exists() else sorted(map(Path, glob.glob(str(path))))
 
 
 def _write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
