@@ -122,17 +122,13 @@ def _check_fields(flat: FlatConfig) -> None:
     """Checks names and types against configs/default.py."""
     known = defaults() or flat
     for field in flat.keys() - known.keys():
-        raise UsageError(
-            f"The config has {field}, but configs/default.py has no such field.{did_you_mean(field, known)}"
-        )
+        raise UsageError(f"The config has {field}; configs/default.py has no such field.{did_you_mean(field, known)}")
     for field in known.keys() - flat.keys():
         raise UsageError(f"The config lacks {field}; start from get_config() of configs/default.py.")
     for field, default in known.items():
         kinds = (int, float) if isinstance(default, float) else (str, type(None)) if default is None else type(default)
         if not isinstance(flat[field], kinds) or isinstance(flat[field], bool) != isinstance(default, bool):
-            raise UsageError(
-                f"{field} is {flat[field]!r}; expected a value like {default!r}, as configs/default.py has."
-            )
+            raise UsageError(f"{field} is {flat[field]!r}; expected a value of the kind of {default!r}.")
 
 
 def check_read(flat: FlatConfig, unread: dict[str, str], named: Iterable[str]) -> None:
