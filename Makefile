@@ -25,8 +25,9 @@ evaluate: setup
 pretrained: setup
 	$(BIN)/python -m pretrained.make
 
+# A file's tests stay with one worker, so that what they share is made once.
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n auto $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile --durations=10 $(ARGS)
 
 # RESULTS.md, from the summaries under results/.
 results: $(VENV)/installed

@@ -45,11 +45,11 @@ PARTS = {"engine": 190, "training": 200, "cells": 80, "checks": 115}
 # Where a part that breaks off notes why.
 PROBLEM = "problem"
 SPEEDRUN_SEEDS = (10, 11, 12, 13, 14)
-# The tests that a device matters to, those of a kernel for GPUs first; the kernel for CPUs has its own place.
+# The tests that a device matters to, but for those of the kernel for CPUs.
 TESTS = (
-    *("tests/parity/test_ten_steps.py", "tests/rnn/test_rnn_numpy.py", "tests/rnn/test_rnn_torch.py"),
-    *("tests/rnn/test_backends.py", "tests/rnn/test_rnn_scan.py", "tests/rnn/test_rnn_lengths.py"),
-    *("tests/rnn/test_rnn_transforms.py", "tests/parity/test_tcn_torch.py"),
+    *("tests/rnn/test_device.py", "tests/parity/test_ten_steps.py", "tests/rnn/test_rnn_numpy.py"),
+    *("tests/rnn/test_rnn_torch.py", "tests/rnn/test_backends.py", "tests/rnn/test_rnn_scan.py"),
+    *("tests/rnn/test_rnn_lengths.py", "tests/rnn/test_rnn_transforms.py", "tests/parity/test_tcn_torch.py"),
 )
 NOT_TESTED = "not native and not any_shape"
 
@@ -110,7 +110,7 @@ class Bench:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
-                start_new_session=True,
+                process_group=0,  # and so no session, in which it would outlive whoever ends this process
             ) as process:
                 try:
                     code: int | None = process.wait(limit)
@@ -323,8 +323,7 @@ def evaluate(bench: Bench, name: str, where: str, environment: Mapping[str, str]
 
 def tests(bench: Bench) -> Json:
     """The tests of the engine, by pytest: how many passed, and which failed."""
-    chosen = [*sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("tests/rnn/test_*gpu*.py")), *TESTS]
-    options = [*chosen, "-k", NOT_TESTED, "-n", str(max(1, min(10, timing.cores() - 4)))]
+    options = [*TESTS, "-k", NOT_TESTED, "-n", str(max(1, min(10, timing.cores() - 4)))]
     if bench.rehearse:
         options = ["tests/test_architecture.py", "-k", "rnn", "-n", "0"]
     command = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", *options]

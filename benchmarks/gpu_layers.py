@@ -342,10 +342,19 @@ def measure(
         programs = {name: _repeated(getattr(contender, way), contender.wait) for name, contender in ready.items()}
         for name, took in timing.alternate(programs, rounds=rounds, seconds=seconds).items():
             rows[name][way] = took.facts()
-    if case.cell in peers.CELLS:
-        params = jax.tree.map(lambda array: array[0] if case.replicas > 1 else array, problem.params)
-        rows["bfloat16"]["explained"] = str(rnn.explain(params, problem.x if case.replicas == 1 else problem.x[0]))
+    for name, options in OURS.items():
+        if "backend" not in options and name in rows:
+            rows[name]["explained"] = explained(case, problem, options)
     return list(rows.values())
+
+
+def explained(case: Case, problem: Problem, options: Mapping[str, str]) -> str:
+    """What runs one replica's layer, and why."""
+    params, x = jax.tree.map(lambda array: array if case.replicas == 1 else array[0], problem[:2])
+    if case.cell in peers.CELLS:
+        return str(rnn.explain(params, x, **options))  # type: ignore[arg-type]
+    cell = steps.CELLS[case.cell]
+    return rnn.explain_step(cell.step, params, x, cell.zero_carry(case.batch, case.hidden), **options)  # type: ignore[arg-type]
 
 
 def _repeated(call: Callable[[], Any], wait: Callable[[Any], Any]) -> timing.Program:
@@ -384,7 +393,7 @@ def table(rows: Sequence[Row]) -> str:
         checks.append([words, *(_errors_in_words(found.get(name, {})) for name in CHECKED)])
         for name, row in found.items():
             if "explained" in row:
-                notes.append(f"{words}: {row['explained']}")
+                notes.append(f"{words}, {name}: {row['explained']}")
             if row.get("equal_bits") is False:
                 notes.append(f"{words}, {name}: two calls differ")
             if "problem" in row and not row["problem"].startswith(peers.Unavailable.__name__):

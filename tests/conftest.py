@@ -1,24 +1,67 @@
+import contextlib
+import fcntl
+import json
 import os
 from pathlib import Path
 
 import jax
+import platformdirs
 import pytest
+
+from tests import tiny
+
+
+def users_kernels():
+    """The folder of built kernels where users have it, made if need be."""
+    named = os.environ.get("SEQMNIST_CACHE_DIR")
+    folder = (Path(named) if named else platformdirs.user_cache_path("seqmnist_jax")) / "native"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o755)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_dir(tmp_path_factory):
+    """A folder of this test run that its workers share."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
 
 @pytest.fixture(autouse=True, scope="session")
-def cache_dir(tmp_path_factory):
-    """Decoded and fetched data go into folders of this test run, not into the user's."""
+def cache_dir(shared_dir, tmp_path_factory):
+    """Decoded and fetched data go into folders of this test run, not into the user's; only built kernels are theirs."""
+    folder = shared_dir / "cache"
+    folder.mkdir(exist_ok=True)
+    with contextlib.suppress(OSError):  # another worker has made the link, or there is no folder to link
+        (folder / "native").symlink_to(users_kernels())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SEQMNIST_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("SEQMNIST_CACHE_DIR", str(folder))
         patch.setenv("TFDS_DATA_DIR", str(tmp_path_factory.mktemp("tfds")))
+        yield folder
+
+
+@pytest.fixture(autouse=True, scope="session")
+def compilation_cache(cache_dir):
+    """Tests that train the same small network compile it once, in whatever process."""
+    jax.config.update("jax_compilation_cache_dir", str(cache_dir / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+@pytest.fixture(scope="module")
+def quick_compiler():
+    """For modules that compare within one compiler: of many small programs, each run once, compiling is the cost."""
+    with tiny.quick_compiler():
         yield
 
 
-@pytest.fixture(autouse=True, scope="session")
-def compilation_cache(tmp_path_factory):
-    """Tests that train the same small network compile it once."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+@pytest.fixture(scope="session")
+def tiny_run(shared_dir, compilation_cache):
+    """Folder and summary of a finished run of `tiny.config()`, one for all workers; to be copied, not changed."""
+    folder = shared_dir / "tiny_run"
+    with open(shared_dir / "tiny_run.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            tiny.train(folder)
+    return folder, json.loads((folder / "summary.json").read_text())
 
 
 @pytest.fixture

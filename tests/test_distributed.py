@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -20,8 +19,8 @@ from seqmnist_jax.training.run import build_run
 from seqmnist_jax.training.state import restore_state
 from seqmnist_jax.training.train import train
 from seqmnist_jax.workdir.checkpoints import Checkpoints
+from tests.launching import QUICK, ROOT, launch
 
-ROOT = Path(__file__).parent.parent
 CHANGES = {
     "data.source": "embedded",
     "model.hidden_size": 8,
@@ -47,7 +46,7 @@ def start(workdir, port, index, **changes):
             *(f"--config.{name}={value}" for name, value in settings.items()),
         ],
         cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), **QUICK},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -76,7 +75,7 @@ def assert_same(pair, alone, run):
 
 
 @pytest.fixture
-def alone(tmp_path):
+def alone(tmp_path, quick_compiler):
     """The run by one process: the run and its folder."""
     config = row_lstm.get_config()
     config.update_from_flattened_dict(CHANGES)
@@ -149,13 +148,6 @@ def test_a_process_alone_agrees_with_itself():
 
 
 def test_it_needs_a_folder_that_all_see():
-    done = subprocess.run(
-        [sys.executable, "launch.py", "--config", "configs/row_lstm.py", "--config.runtime.distributed=auto"],
-        cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = launch(["--config", str(ROOT / "configs" / "row_lstm.py"), "--config.runtime.distributed=auto"], ROOT)
     assert done.returncode == 2
     assert "needs --workdir" in done.stderr

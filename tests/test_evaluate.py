@@ -16,18 +16,12 @@ from seqmnist_jax.training.replicas import QUIET
 from seqmnist_jax.training.run import build_run
 from seqmnist_jax.training.train import train
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, cache_dir):
-    """A small permuted run, and its summary."""
-    folder = tmp_path_factory.mktemp("trained")
-    config = row_lstm.get_config()
-    config.data.source = "embedded"
-    config.data.permutation = "numpy:100"
-    config.model.hidden_size = 16
-    config.train.steps = 150
-    config.train.eval_every = 50
-    return folder, train(build_run(config), folder, watch=QUIET)
+
+@pytest.fixture
+def trained(tiny_run):
+    return tiny_run
 
 
 @pytest.fixture

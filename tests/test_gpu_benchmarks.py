@@ -12,8 +12,9 @@ import pytest
 
 from benchmarks import gpu, gpu_layers, peers, steps
 from configs import row_lstm
-from seqmnist_jax.run import build_run
-from seqmnist_jax.train import train
+from seqmnist_jax.training.replicas import QUIET
+from seqmnist_jax.training.run import build_run
+from seqmnist_jax.training.train import train
 
 ROOT = Path(__file__).parent.parent
 DONE = gpu.Done(0, 5.0, "")
@@ -27,11 +28,12 @@ def reference(tmp_path_factory):
     return np.load(path)
 
 
-@pytest.mark.parametrize("layer", ["gru:8:32", "lstm:8:16", "gru:8:32:2"])
+@pytest.mark.parametrize("layer", ["gru:8:32", "lstm:8:16", "gru:8:32:2", "lem:8:16"])
 def test_layers_are_measured_and_right(layer, reference):
     rows = gpu_layers.measure(gpu_layers.parse(layer, 28), lambda: reference, rounds=2, seconds=1e-4)
     found = {row["contender"]: row for row in rows}
-    for name, tolerance in (("float32", 1e-5), ("bfloat16", 3e-2)):
+    assert not [row for name, row in found.items() if name in gpu_layers.OURS and "problem" in row]
+    for name, tolerance in (("float32", 1e-5), ("scan", 1e-3), ("tensorfloat32", 1e-3), ("bfloat16", 3e-2)):
         assert found[name]["forward"]["milliseconds"] > 0
         assert found[name]["both"]["milliseconds"] > 0
         assert 0 < found[name]["last_error"] < tolerance
@@ -57,7 +59,8 @@ def test_the_reference_is_that_of_every_batch(reference):
 
 
 def test_what_fails_is_a_row(reference, monkeypatch):
-    monkeypatch.setattr(gpu_layers, "OURS", {"bfloat16": {}, "float32": {"precision": "none"}})
+    failing = {"bfloat16": {}, "float32": {"precision": "none", "backend": "scan"}}
+    monkeypatch.setattr(gpu_layers, "OURS", failing)
     monkeypatch.setattr(gpu_layers, "CUDNN", {})
     rows = gpu_layers.measure(gpu_layers.parse("gru:8:32", 28), lambda: reference, rounds=1, seconds=1e-4)
     found = {row["contender"]: row for row in rows}
@@ -99,7 +102,7 @@ def small_run(folder, seed):
     config = row_lstm.get_config()
     changes = {"data.source": "embedded", "model.hidden_size": 8, "train.steps": 6, "train.eval_every": 3, "seed": seed}
     config.update_from_flattened_dict(changes)
-    train(build_run(config), folder, say=lambda line: None)
+    train(build_run(config), folder, watch=QUIET)
     return folder
 
 

@@ -6,11 +6,11 @@ import re
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.launching import QUICK, ROOT, launch
+
 SMALL = ("--config.model.hidden_size=4", "--config.train.batch_size=8", "--config.train.eval_every=50")
 
 
@@ -23,10 +23,6 @@ def environment():
     return {name: value for name, value in os.environ.items() if name != "SEQMNIST_DATA_DIR"}
 
 
-def run(arguments, environment, cwd):
-    return subprocess.run(command(*arguments), cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
-
-
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
 )
@@ -35,7 +31,12 @@ def test_train_interrupt_resume_evaluate(tmp_path, environment, number, code):
     base = ["--config", str(ROOT / "configs" / "row_lstm.py"), f"--workdir={workdir}", *SMALL]
     slow = ["--config.train.steps=1000000", "--config.runtime.dispatch_seconds=0.05"]
     process = subprocess.Popen(
-        command(*base, *slow), cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(*base, *slow),
+        cwd=tmp_path,
+        env={**environment, **QUICK},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
     for line in process.stdout:
@@ -47,14 +48,14 @@ def test_train_interrupt_resume_evaluate(tmp_path, environment, number, code):
     stopped = int(re.search(r"Stopped at step (\d+)", errors)[1])
     assert "Traceback" not in errors
 
-    done = run([*base, f"--config.train.steps={stopped + 10}"], environment, tmp_path)
+    done = launch([*base, f"--config.train.steps={stopped + 10}"], tmp_path, environment)
     assert done.returncode == 0, done.stderr
     assert f"Resuming at step {stopped}" in done.stdout
     assert "NOT on MNIST" in done.stdout
     summary = json.loads((workdir / "summary.json").read_text())
     assert summary["steps"] == stopped + 10
 
-    done = run(["--mode=evaluate", f"--workdir={workdir}", "--json"], environment, tmp_path)
+    done = launch(["--mode=evaluate", f"--workdir={workdir}", "--json"], tmp_path, environment)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert (result["accuracy"], result["loss"]) == (summary["test_accuracy"], summary["test_loss"])
@@ -63,7 +64,9 @@ def test_train_interrupt_resume_evaluate(tmp_path, environment, number, code):
 
 def test_without_a_workdir_each_run_gets_its_own(tmp_path, environment):
     arguments = ["--config", str(ROOT / "configs" / "row_lstm.py"), *SMALL, "--config.train.steps=2"]
-    done = run(arguments, environment, tmp_path)
+    done = subprocess.run(
+        command(*arguments), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "runs" / "row_lstm").iterdir()
     assert re.fullmatch(r"\d{8}-\d{6}", folder.name)

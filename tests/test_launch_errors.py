@@ -3,8 +3,6 @@
 import json
 import math
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +14,12 @@ from seqmnist_jax.data.idx import DataError, write_idx
 from seqmnist_jax.data.sources import FILES
 from seqmnist_jax.errors import SeqMnistError, UsageError, choose, did_you_mean
 from seqmnist_jax.training.run import build_run
+from tests import launching
 
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / "configs" / "row_lstm.py")
 
-# Through the command line. Each costs a process, so what the builders refuse is tested below, without one.
+# Through the command line, each in a process of its own; what the builders refuse is tested below, without one.
 
 
 @pytest.fixture
@@ -32,14 +31,7 @@ def launch(tmp_path):
 
     def run(*arguments, cwd=cwd):
         environment = {name: value for name, value in os.environ.items() if name != "SEQMNIST_DATA_DIR"}
-        return subprocess.run(
-            [sys.executable, str(ROOT / "launch.py"), *(a.format(workdir=workdir, tmp=tmp_path) for a in arguments)],
-            cwd=cwd,
-            env={**environment, "JAX_PLATFORMS": "cpu"},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        return launching.launch([a.format(workdir=workdir, tmp=tmp_path) for a in arguments], cwd, environment)
 
     yield run
     assert list(cwd.iterdir()) == []

@@ -21,6 +21,8 @@ from seqmnist_jax.training.state import TrainMetrics, restore_state
 from seqmnist_jax.training.step import train_step
 from seqmnist_jax.workdir.checkpoints import Checkpoints
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 BATCH, TIME = 8, 28
 DROPOUT = {"model.dropout.input_keep": 0.8, "model.dropout.output_keep": 0.7, "model.dropout.state_keep": 0.6}
 ALL_KEPT = dict.fromkeys(DROPOUT, 1.0)
@@ -118,6 +120,15 @@ def spied_steps(count, **changes):
     return case, spy.seen, states
 
 
+def traced(**changes):
+    """What the model is given in a step that is only traced, so that nothing is compiled."""
+    case = started(**changes)
+    spy = Spy(case.learner.model)
+    spec = case.learner.spec._replace(model=spy)
+    jax.eval_shape(lambda s: train_step(spec, s, case.learner.hyper, *case.inputs(0)), case.state)
+    return case, spy.seen[0]
+
+
 # Dropout.
 
 
@@ -132,12 +143,7 @@ def test_keeping_all_is_training_without_dropout_bit_for_bit():
 
 def test_what_is_not_dropped_is_not_asked_for():
     def keep_with(**changes):
-        case = started(**changes)
-        spy = Spy(case.learner.model)
-        learning = case.learner.spec._replace(model=spy)
-        # Traced only: the probabilities are seen as they are, and nothing is compiled.
-        jax.eval_shape(lambda s: train_step(learning, s, case.learner.hyper, *case.inputs(0)), case.state)
-        return [None if p is None else pytest.approx(float(p)) for p in spy.seen[0]["keep"]]
+        return [None if p is None else pytest.approx(float(p)) for p in traced(**changes)[1]["keep"]]
 
     assert keep_with(**ALL_KEPT) == [None, None, None]
     assert keep_with(**{"model.dropout.output_keep": 0.5}) == [None, 0.5, None]
@@ -193,9 +199,9 @@ def test_lengths_are_drawn_anew_from_the_least_to_the_whole():
 
 
 def test_without_a_least_length_sequences_are_whole():
-    case, seen, _ = spied_steps(1)
+    case, options = traced()
     assert case.learner.spec.min_length is None
-    assert seen[0]["lengths"] is None
+    assert options["lengths"] is None
 
 
 def test_the_least_length_of_the_whole_sequence_crops_nothing():

@@ -29,6 +29,7 @@ from seqmnist_jax.training.state import restore_state
 from seqmnist_jax.training.train import train_replicas
 
 jax.config.update("jax_compilation_cache_dir", None)
+jax.config.update("jax_disable_most_optimizations", True)
 jobs = json.loads(sys.argv[1])
 assert len(jax.devices()) == int(sys.argv[2])
 for job in jobs:
@@ -97,7 +98,6 @@ def trained(tmp_path_factory):
     train_jobs(
         [
             job("one", [1], "replica:1,data:1", **easy),
-            job("two", [1], "replica:1,data:2", **easy),
             job("four", [1], "auto", **easy),
             job("hard_one", [1], "replica:1,data:1", **HARD),
             job("hard_four", [1], "replica:1,data:4", **HARD),
@@ -110,7 +110,7 @@ def trained(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", ["two", "four", "parts", "replicas_one", "replicas_four", "replicas_both"])
+@pytest.mark.parametrize("name", ["four", "parts", "replicas_one", "replicas_four", "replicas_both"])
 def test_same_batch_same_result(trained, name):
     assert_close(params_of(trained / name), params_of(trained / "one"))
     assert summary_of(trained / name)["test_loss"] == pytest.approx(summary_of(trained / "one")["test_loss"], rel=1e-5)

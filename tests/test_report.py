@@ -16,10 +16,10 @@ from seqmnist_jax.analysis.report import build, page, reading
 from seqmnist_jax.analysis.trained import TrainedModel
 from seqmnist_jax.data.sources import load_embedded
 from seqmnist_jax.errors import UsageError
-from seqmnist_jax.training.replicas import QUIET
 from seqmnist_jax.training.run import build_run
-from seqmnist_jax.training.train import train
 from seqmnist_jax.workdir import files
+
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 READ_ALL = """
 const { network, view, images } = JSON.parse(require('fs').readFileSync(0));
@@ -58,13 +58,9 @@ def small(get_config, **changes):
     return config
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, cache_dir, compilation_cache):
-    """A permuted row LSTM with batch norm, a few steps old."""
-    folder = tmp_path_factory.mktemp("report") / "lstm"
-    config = small(row_lstm.get_config, data__permutation="numpy:100", model__norm="batch")
-    train(build_run(config), folder, watch=QUIET)
-    return folder
+@pytest.fixture
+def trained(tiny_run):
+    return tiny_run[0]
 
 
 @pytest.fixture
@@ -91,8 +87,8 @@ def test_a_finished_run(trained, tmp_path):
     assert run["score"]["accuracy"] == summary["test_accuracy"]
     assert "NOT on MNIST" in run["warnings"][0]
     assert list(run["notices"]) == []
-    assert run["curves"]["loss"]["validation"]["steps"] == [8, 16, 24]
-    assert len(run["gradients"]["units"][0]["norms"]) == 8
+    assert run["curves"]["loss"]["validation"]["steps"] == [20, 40, 60]
+    assert len(run["gradients"]["units"][0]["norms"]) == 20
     assert data_of(text)["comparison"] is None
     sources = "".join(map(page.static, ("template.html", "report.css", *page.SCRIPTS)))
     assert set(re.findall(r"https?:[^'\" ]*", sources)) == {"http://www.w3.org/2000/svg"}
@@ -144,11 +140,11 @@ def test_an_unfinished_run_says_so_and_leaves_the_test_set_alone(copy):
     for name in ("summary.json", "predictions.npz"):
         (copy / name).unlink()
     with (copy / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 30, "split": "tr')  # a line that is being written
+        file.write('{"step": 70, "split": "tr')  # a line that is being written
     run = build.gather([copy])["run"]
     assert run["state"] == "not finished"
     assert run["split"] == "validation"
-    assert any("not finished" in notice and "24 steps" in notice for notice in run["notices"])
+    assert any("not finished" in notice and "60 steps" in notice for notice in run["notices"])
     assert run["headline"][0]["label"] == "validation accuracy"
 
 
@@ -158,7 +154,7 @@ def test_without_a_checkpoint_there_are_curves_and_no_network(copy):
     assert "no checkpoint" in said(report)
     assert report["run"]["reading"] is None
     assert report["run"]["gradients"] is None
-    assert report["run"]["curves"]["accuracy"]["train"]["steps"] == [8, 16, 24]
+    assert report["run"]["curves"]["accuracy"]["train"]["steps"] == [20, 40, 60]
     assert report["run"]["score"] is not None
     assert len(report["run"]["digits"]["list"]) > 0
 
@@ -215,7 +211,7 @@ def test_several_runs(trained, copy):
     # The same predictions: nothing tells them apart.
     assert comparison["runs"][0]["mcnemar"] is None
     assert comparison["runs"][1]["mcnemar"]["p_value"] == 1.0
-    assert comparison["runs"][0]["name"].endswith("lstm")
+    assert comparison["runs"][0]["name"].endswith("tiny_run")
 
 
 def untrained(get_config, **changes):

@@ -19,6 +19,8 @@ from seqmnist_jax.training.train import Stopped, train
 from seqmnist_jax.workdir.checkpoints import Checkpoints
 from seqmnist_jax.workdir.files import WorkdirError
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 
 def small_config(**changes):
     config = row_lstm.get_config()

@@ -16,7 +16,7 @@ import pytest
 from configs import row_lstm
 from seqmnist_jax.devices import profiling
 from seqmnist_jax.errors import UsageError
-from seqmnist_jax.training.replicas import Watch
+from seqmnist_jax.training.replicas import QUIET
 from seqmnist_jax.training.run import build_run
 from seqmnist_jax.training.train import Stopped, train, train_replicas
 from seqmnist_jax.workdir import graph, pictures
@@ -44,10 +44,6 @@ def small_run(**changes):
     return build_run(config)
 
 
-def silently(line):
-    del line
-
-
 @pytest.fixture(scope="module")
 def logdir(tmp_path_factory, cache_dir, compilation_cache):
     """Two replicas of different rates and seeds, which died after the report of step 10 and went on from step 10."""
@@ -55,17 +51,12 @@ def logdir(tmp_path_factory, cache_dir, compilation_cache):
     changes = [{"optimizer.learning_rate": 0.001}, {"optimizer.learning_rate": 0.004, "seed": 1}]
     runs = [small_run(**{**one, "runtime.dispatch_seconds": 1e-9}) for one in changes]
     folders, done = [folder / "a", folder / "b"], []
-    arguments = {"commands": [None, None], "say": silently}
+    watch = QUIET._replace(show=lambda now: done.append(now.step), should_stop=lambda: done[-1] >= 13)
     with pytest.raises(Stopped):
-        train_replicas(
-            runs,
-            folders,
-            watch=Watch(show=lambda now: done.append(now.step), should_stop=lambda: done[-1] >= 13),
-            **arguments,
-        )
+        train_replicas(runs, folders, [None, None], watch)
     for one in folders:  # as if the process had died after another report
         shutil.rmtree(one / "checkpoints" / "13")
-    train_replicas(runs, folders, **arguments)
+    train_replicas(runs, folders, [None, None], QUIET)
     return folder
 
 
@@ -246,11 +237,11 @@ def test_a_trace_holds_the_steps_that_were_asked_for(tmp_path):
     """And leaves the numbers as they are."""
     seen = []
     run = small_run(**{"runtime.profile_steps": "4:6"})
-    traced = train(run, tmp_path / "traced", watch=Watch(say=silently, show=lambda now: seen.append(now.step)))
+    traced = train(run, tmp_path / "traced", watch=QUIET._replace(show=lambda now: seen.append(now.step)))
     assert {3, 6} <= set(seen), "a dispatch ends where the trace begins, and where it ends"
     (folder,) = (tmp_path / "traced" / "plugins" / "profile").iterdir()
     assert [path for path in folder.iterdir() if path.name.endswith(".xplane.pb") and path.stat().st_size]
-    plain = train(small_run(), tmp_path / "plain", watch=Watch(say=silently))
+    plain = train(small_run(), tmp_path / "plain", watch=QUIET)
     assert traced["test_loss"] == plain["test_loss"]
 
 
@@ -260,14 +251,14 @@ def test_a_trace_ends_with_a_run_that_stops(tmp_path):
         train(
             small_run(**{"runtime.profile_steps": "2:20", "runtime.dispatch_seconds": 1e-9}),
             tmp_path,
-            watch=Watch(say=silently, show=lambda now: seen.append(now.step), should_stop=lambda: seen[-1] >= 12),
+            watch=QUIET._replace(show=lambda now: seen.append(now.step), should_stop=lambda: seen[-1] >= 12),
         )
     assert list((tmp_path / "plugins" / "profile").glob("*/*.xplane.pb"))
 
 
 def test_events_are_the_same_apart_from_times(tmp_path):
     def told(folder):
-        train(small_run(), folder, watch=Watch(say=silently))
+        train(small_run(), folder, watch=QUIET)
         found = []
         for event in tensorboard_events(folder):
             event.ClearField("wall_time")

@@ -21,6 +21,7 @@ FLAGS = flags.FLAGS
 
 def train() -> Output | None:
     """Trains, or resumes; the result and what to do next, None in all processes but the first."""
+    config = _join(given_config())
     from seqmnist_jax.cli import process, text
     from seqmnist_jax.cli.terminal import Terminal
     from seqmnist_jax.devices import processes
@@ -31,7 +32,6 @@ def train() -> Output | None:
     from seqmnist_jax.training.train import Stopped
     from seqmnist_jax.training.train import train as train_run
 
-    config = _join(given_config())
     grid = sweep.build_sweep(config, FLAGS.seeds)
     points = sweep.build_points(config, grid, named_fields()) if grid else []
     if config.runtime.executor and not grid:
@@ -76,6 +76,7 @@ def _join(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     if config.runtime.deterministic:
         process.be_deterministic()
     processes.initialize(config.runtime.distributed)
+    process.start_device()
     return config
 
 

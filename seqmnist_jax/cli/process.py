@@ -1,6 +1,8 @@
 """Settings of a whole process, which only who starts it may choose."""
 
+import contextlib
 import os
+import threading
 from pathlib import Path
 
 import jax
@@ -18,6 +20,17 @@ def be_deterministic() -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if DETERMINISTIC not in flags.split():
         os.environ["XLA_FLAGS"] = f"{flags} {DETERMINISTIC}".strip()
+
+
+def start_device() -> None:
+    """Has JAX look for its devices in a thread: a GPU takes seconds to start, as long as the imports that follow."""
+
+    def start() -> None:
+        with contextlib.suppress(Exception):  # who asks next is told
+            jax.devices()
+
+    # Not a daemon, which an early end of the process would cut off amid the driver's work.
+    threading.Thread(target=start, name="start device").start()
 
 
 def keep_programs(directory: str) -> None:

@@ -1,7 +1,4 @@
-"""The door: what a caller gives is brought to one form and checked once, before anything is made of it.
-
-Layers, steps, stacks, masks and `remat` share it. A message begins with the name of the argument.
-"""
+"""The door: what a caller gives is brought to one form and checked once; messages begin with the argument's name."""
 
 import operator
 from typing import Any
@@ -9,8 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-Array = jax.Array
 
 
 def is_known(array: Any) -> bool:
@@ -24,24 +19,18 @@ def is_real(dtype: Any) -> bool:
 
 
 def as_array(name: str, value: Any) -> Any:
-    """The value as an array: JAX's, and their shapes, as they are, else NumPy's, whose numbers stay known under `jit`.
-
-    Raises:
-      ValueError: NumPy can make none of it.
-    """
+    """JAX's arrays, and their shapes, as they are; of all else NumPy's, whose numbers stay known under `jit`."""
     if isinstance(value, jax.Array | jax.ShapeDtypeStruct):
         return value
     try:
-        if hasattr(value, "__jax_array__"):
-            return jnp.asarray(value)
-        array = np.asarray(value)
+        array = jnp.asarray(value) if hasattr(value, "__jax_array__") else np.asarray(value)
     except Exception as error:
         raise ValueError(f"{name} is a {type(value).__name__}, of which NumPy makes no array: {error}") from error
     return array.astype(jax.dtypes.canonicalize_dtype(array.dtype)) if array.dtype.kind == "f" else array
 
 
 def flag(name: str, value: Any) -> bool:
-    """Whether an option is set: 0 and False are one key of a cache, and must not be two programs."""
+    """True or False, for what equals it: as a key of a cache 0 is False, as an attribute of a program it is not."""
     try:
         if bool(value) == value:
             return bool(value)
@@ -51,14 +40,10 @@ def flag(name: str, value: Any) -> bool:
 
 
 def whole(name: str, value: Any, least: int) -> int:
-    """An option that is a number, of at least so much."""
-    try:
-        number = least - 1 if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = least - 1
-    if number < least:
+    """A whole number of at least so much."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < least:
         raise ValueError(f"{name} is {value!r}; expected a whole number, at least {least}")
-    return number
+    return operator.index(value)
 
 
 def choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
@@ -79,14 +64,12 @@ def check_x(x: Any) -> None:
 
 
 def check_inputs(x: Any, lengths: Any) -> tuple[Any, Any]:
-    """Checks x and lengths; gives them as arrays.
+    """x and lengths as arrays, and all that is known of them checked.
 
-    A NaN makes a sequence's whole result NaN, so where the numbers are known it is an error; past a
-    sequence's end anything may stand.
+    A NaN makes a sequence's whole result NaN, so it is an error; past a sequence's end anything may stand.
     """
-    x = as_array("x", x)
+    x, ends = as_array("x", x), None
     check_x(x)
-    ends = None
     if lengths is not None:
         lengths = as_array("lengths", lengths)
         if lengths.shape != x.shape[:1]:
@@ -111,31 +94,22 @@ def check_inputs(x: Any, lengths: Any) -> tuple[Any, Any]:
 def check_params(params: Any, names: tuple[str, ...], gates: int, x: Any, hint: str = "") -> tuple[Any, int]:
     """Checks that params, any mapping, and x fit together; gives params as a plain dict, and the hidden size.
 
-    Plain, because JAX wants gradients in the container that a rule was given: what the caller gave
-    is then JAX's own business.
+    Plain, because a rule's gradients must stand in the container that the rule was given.
     """
-    if not hasattr(params, "keys"):
-        raise ValueError(f"params is a {type(params).__name__}; expected a mapping with {sorted(names)}")
-    if set(params) != set(names):
+    if not hasattr(params, "keys") or set(params) != set(names):
         raise ValueError(f"params has {sorted(map(str, params))}; expected {sorted(names)}{hint}")
     params = {name: as_array(f"params[{name!r}]", params[name]) for name in names}
-    for name, value in params.items():
-        if not is_real(value.dtype):
-            raise ValueError(f"params[{name!r}] has dtype {value.dtype}; expected real numbers")
     first = "recurrent_kernel" if "recurrent_kernel" in names else "kernel"
     shape = params[first].shape
-    if len(shape) != 2:
-        axis = "hidden" if first == "recurrent_kernel" else "features"
-        raise ValueError(f"params[{first!r}] has shape {shape}; expected [{axis}, {gates} * hidden]")
-    hidden = shape[0] if first == "recurrent_kernel" else shape[1] // gates
+    hidden = 0 if len(shape) != 2 else shape[0] if first == "recurrent_kernel" else shape[1] // gates
     rows = {"kernel": (x.shape[-1],), "recurrent_kernel": (hidden,)}
     for name in (first, *names):
+        if not is_real(params[name].dtype):
+            raise ValueError(f"params[{name!r}] has dtype {params[name].dtype}; expected real numbers")
         expected = (*rows.get(name, ()), gates * hidden)
-        if params[name].shape != expected:
-            raise ValueError(
-                f"params[{name!r}] has shape {params[name].shape}; expected {expected} "
-                f"for x {x.shape} and {hidden} hidden units"
-            )
+        if params[name].shape != expected or len(shape) != 2:
+            fit = f"{expected} for x {x.shape} and {hidden} hidden units" if len(shape) == 2 else "two axes"
+            raise ValueError(f"params[{name!r}] has shape {params[name].shape}; expected {fit}")
     return params, hidden
 
 
@@ -145,13 +119,12 @@ def common_dtype(params: dict[str, Any], x: Any) -> Any:
     return dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.result_type(float)
 
 
-def check_carry(carry: Any, parts: int, shape: tuple[int, int], dtype: Any) -> Any:
+def check_carry(carry: Any, parts: int, shape: tuple[int, int], dtype: Any, zeros: Any = jnp.zeros) -> Any:
     """Checks a carry of so many arrays of this shape; gives it, zeros where it is None."""
-    blank = (jnp.zeros(shape, dtype),) * parts if parts > 1 else jnp.zeros(shape, dtype)
     if carry is None:
-        return blank
+        return (zeros(shape, dtype),) * parts if parts > 1 else zeros(shape, dtype)
     found: Any = jax.tree.structure(carry)
-    if found != jax.tree.structure(blank):
+    if found != jax.tree.structure((0,) * parts if parts > 1 else 0):
         form = "a tuple (c, h)" if parts > 1 else "one array h"
         raise ValueError(f"carry is {found}; expected {form} of [batch, hidden]")
     carry = jax.tree.map(lambda part: as_array("carry", part), carry)
@@ -164,7 +137,7 @@ def check_carry(carry: Any, parts: int, shape: tuple[int, int], dtype: Any) -> A
 
 
 def check_rows(name: str, tree: Any, batch: int) -> None:
-    """Checks that each array has a place for each sequence, which one that ends by itself needs."""
+    """Checks that each array has a place for each sequence, as it must where these end one by one."""
     for part in jax.tree.leaves(tree):
         if jnp.shape(part)[:1] != (batch,):
             raise ValueError(f"{name} has shape {jnp.shape(part)}; with lengths expected [batch, ...], batch {batch}")

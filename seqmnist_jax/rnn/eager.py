@@ -23,7 +23,7 @@ def _bound(function: Any, names: tuple[str, ...], *values: Any) -> Any:
 
 
 def compiled(run: Callable[..., Any], function: Any, arguments: tuple[Any, ...], options: tuple[Any, ...]) -> Any:
-    """``run(function, *arguments, *options)``; another program for other options, and other numbers that are no arrays."""
+    """``run(function, *arguments, *options)``: a program for each set of options and of numbers that are no arrays."""
     leaves, tree = jax.tree.flatten(arguments)
     arrays = [leaf if isinstance(leaf, jax.Array | np.ndarray) else None for leaf in leaves]
     others = [None if array is not None else leaf for leaf, array in zip(leaves, arrays, strict=True)]

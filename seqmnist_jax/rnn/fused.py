@@ -190,7 +190,6 @@ def backward(
     before_tm = jax.tree.map(
         lambda part: part if running is None else jnp.where(running[..., None], part, 0.0), before_tm
     )
-    source_tm = saved.gates if is_saved else cells.inputs(params, x_tm, precision)
     # The product's operand for the way back, its blocks in the gradients' order.
     blocks = jnp.split(params["recurrent_kernel"], len(rule.of_h), axis=-1)
     transposed = jnp.concatenate([blocks[gate].T for gate in rule.of_h])
@@ -214,7 +213,8 @@ def backward(
     def block(loop: tuple[Carry, Any], now: tuple[Array, tuple[Any, ...]]) -> tuple[tuple[Carry, Any], Array | None]:
         bars, sums = loop
         x_block, steps = now
-        bars, gradients_tm = jax.lax.scan(step, bars, steps, reverse=not layer.reverse)
+        source = steps[0] if is_saved else cells.inputs(params, x_block, precision)
+        bars, gradients_tm = jax.lax.scan(step, bars, (source, *steps[1:]), reverse=not layer.reverse)
         of_h, of_x = rows(gradients_tm)[:, :products], rows(gradients_tm)[:, -len(rule.of_x) * hidden :]
         share = {
             "kernel": cells.product(rows(x_block).T, of_x, precision),
@@ -230,14 +230,13 @@ def backward(
     # Steps that fill no block are the last of the way back, and a block of their own.
     first = 0 if layer.reverse else x.shape[1] - count * size
 
-    def in_blocks(array_tm: Array) -> Array:
-        return array_tm[first : first + count * size].reshape(count, size, *array_tm.shape[1:])
-
-    def rest(array_tm: Array) -> Array:
-        return array_tm[count * size :] if layer.reverse else array_tm[:first]
+    def block_at(loop: Any, start: Any, steps: int = size) -> tuple[tuple[Carry, Any], Array | None]:
+        return block(
+            loop, jax.tree.map(lambda array: jax.lax.dynamic_slice_in_dim(array, start, steps), (x_tm, steps_tm))
+        )
 
     steps_tm = (
-        source_tm,
+        saved.gates if is_saved else None,
         before_tm,
         None if initial[1] is None else saved.memories,
         None if d_outputs is None else jnp.swapaxes(d_outputs, 0, 1),
@@ -245,15 +244,11 @@ def backward(
     )
     sums = cells.widened({name: jnp.zeros_like(value) for name, value in params.items()})
     sums.setdefault("recurrent_bias", jnp.zeros((products,), sums["bias"].dtype))
-    loop, dx_tm = jax.lax.scan(
-        block,
-        (_pair(layer, d_carry), sums),
-        jax.tree.map(in_blocks, (x_tm, steps_tm)),
-        reverse=not layer.reverse,
-    )
+    starts = first + size * jnp.arange(count, dtype=jnp.int32)
+    loop, dx_tm = jax.lax.scan(block_at, (_pair(layer, d_carry), sums), starts, reverse=not layer.reverse)
     dx_tm = None if dx_tm is None else dx_tm.reshape(count * size, *x_tm.shape[1:])
     if count * size != x.shape[1]:
-        loop, dx_rest = block(loop, jax.tree.map(rest, (x_tm, steps_tm)))
+        loop, dx_rest = block_at(loop, count * size if layer.reverse else 0, x.shape[1] - count * size)
         if dx_tm is not None and dx_rest is not None:
             dx_tm = jnp.concatenate([dx_tm, dx_rest] if layer.reverse else [dx_rest, dx_tm])
     end, sums = loop

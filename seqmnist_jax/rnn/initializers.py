@@ -17,7 +17,7 @@ Initializer = Callable[..., Array]
 KernelPair = tuple[Array, Array]
 
 
-def _wide(dtype: Any) -> Any:
+def wide(dtype: Any) -> Any:
     """What numbers are drawn and counted in: half precision has few, and ends at 65,504."""
     return jnp.promote_types(dtype, jnp.float32)
 
@@ -31,7 +31,7 @@ def glorot_uniform(key: Array, features: int, hidden_size: int, gates: int, dtyp
     """
     rows, columns = features + hidden_size, gates * hidden_size
     limit = math.sqrt(6.0 / (rows + columns))
-    joint = jax.random.uniform(key, (rows, columns), _wide(dtype), -limit, limit).astype(dtype)
+    joint = jax.random.uniform(key, (rows, columns), wide(dtype), -limit, limit).astype(dtype)
     return joint[:features], joint[features:]
 
 
@@ -44,7 +44,7 @@ def orthogonal(key: Array, features: int, hidden_size: int, gates: int, dtype: A
     keys = jax.random.split(key, 2 * gates)
 
     def blocks(some_keys: Array, rows: int) -> Array:
-        return jnp.concatenate([init(k, (rows, hidden_size), _wide(dtype)) for k in some_keys], axis=1).astype(dtype)
+        return jnp.concatenate([init(k, (rows, hidden_size), wide(dtype)) for k in some_keys], axis=1).astype(dtype)
 
     return blocks(keys[:gates], features), blocks(keys[gates:], hidden_size)
 
@@ -71,7 +71,7 @@ def log_uniform_time_scales(sequence_length: int) -> Initializer:
     top = math.log(_longest(sequence_length))
 
     def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-        return jax.random.uniform(key, shape, _wide(dtype), 0.0, top).astype(dtype)
+        return jax.random.uniform(key, shape, wide(dtype), 0.0, top).astype(dtype)
 
     return init
 
@@ -85,7 +85,7 @@ def chrono_time_scales(sequence_length: int) -> Initializer:
     top = max(_longest(sequence_length) - 1.0, 1.0)
 
     def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-        return jnp.log(jax.random.uniform(key, shape, _wide(dtype), 1.0, top)).astype(dtype)
+        return jnp.log(jax.random.uniform(key, shape, wide(dtype), 1.0, top)).astype(dtype)
 
     return init
 
@@ -100,7 +100,7 @@ def uniform_time_scales(sequence_length: int) -> Initializer:
 
     def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
         margin = 1.0 / max(shape[-1], 2)
-        u = jax.random.uniform(key, shape, _wide(dtype), margin, 1.0 - margin)
+        u = jax.random.uniform(key, shape, wide(dtype), margin, 1.0 - margin)
         return (jnp.log(u) - jnp.log1p(-u)).astype(dtype)
 
     return init

@@ -6,26 +6,17 @@ one that differentiates forwards (jvp) and more than once.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.custom_batching import custom_vmap
 from jax.custom_derivatives import SymbolicZero
 
-from seqmnist_jax.rnn import cells, fused, native, recurrence
-from seqmnist_jax.rnn.checks import (
-    as_array,
-    check_carry,
-    check_inputs,
-    check_params,
-    check_x,
-    choice,
-    common_dtype,
-    flag,
-)
+from seqmnist_jax.rnn import cells, checks, fused, native, recurrence
+from seqmnist_jax.rnn.checks import choice, flag
 from seqmnist_jax.rnn.scan import loop, without_padding
 from seqmnist_jax.rnn.spec import Inputs, Layer
 
@@ -107,7 +98,7 @@ def _choose(layer: Layer, backend: str, given: Inputs, platform: str) -> tuple[s
     if trouble is None:
         return found, why()
     if backend == "native":
-        raise ValueError(f"backend is 'native', but {trouble}; 'fused' runs everywhere")
+        raise ValueError(f"backend is 'native', but {trouble}; expected 'auto' or 'scan'")
     if platform == "cpu" and native.problem() is not None:
         native.warn_once()
     return ("fused" if layer.cell in fused.RULES else "scan"), trouble
@@ -132,17 +123,17 @@ def _recurrence(layer: Layer, backend: str, given: Inputs) -> tuple[Any, Array |
 
 
 def _for_replicas(run: Callable[..., Any], replicas: int = 1) -> Callable[..., Any]:
-    """``run(replicas, ...)``, told how many replicas `vmap` makes of it, whether it has come already or comes later."""
+    """``run(replicas, ...)``: told how many `vmap` makes of it, also where that comes after all shapes are fixed."""
     call = custom_vmap(functools.partial(run, replicas))
 
     @call.def_vmap
     def _(size: int, is_mapped: Any, *arrays: Any) -> tuple[Any, Any]:
         axes = jax.tree.map(lambda mapped: 0 if mapped else None, tuple(is_mapped))
 
-        def mapped(replicas: int, *arrays: Any) -> Any:
-            return jax.vmap(functools.partial(run, replicas), in_axes=axes, axis_size=size)(*arrays)
+        def several(count: int, *arrays: Any) -> Any:
+            return jax.vmap(functools.partial(run, count), axes, axis_size=size)(*arrays)
 
-        results = _for_replicas(mapped, replicas * size)(*arrays)
+        results = _for_replicas(several, replicas * size)(*arrays)
         return results, jax.tree.map(lambda _: True, results)
 
     return call
@@ -150,17 +141,15 @@ def _for_replicas(run: Callable[..., Any], replicas: int = 1) -> Callable[..., A
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2, 3))
 def _rule(backend: str, function: str, layer: Layer, wants: bool, *arrays: Any) -> Any:
-    """`_dispatch`, which leaves the gates out where those of all replicas are too many."""
+    """`_dispatch`, where the gates of all replicas are too many without them: zeros that nobody reads."""
 
     def run(replicas: int, given: Inputs, *others: Any) -> Any:
-        if not layer.save_gates or _saves_gates(given, replicas):
-            return _dispatch(backend, function, layer, wants, given, *others)
-        anew = layer._replace(save_gates=False)
-        # How many replicas there are is known when all shapes are fixed. Zeros that nobody reads take no memory.
-        if function == "backward":
-            saved, *bars = others
-            return _dispatch(backend, function, anew, wants, given, saved._replace(gates=saved.gates[:0]), *bars)
-        end, outputs, saved = _dispatch(backend, function, anew, wants, given)
+        now = layer._replace(save_gates=layer.save_gates and _saves_gates(given, replicas))
+        if now == layer or function == "backward":
+            if now != layer:
+                others = (others[0]._replace(gates=others[0].gates[:0]), *others[1:])
+            return _dispatch(backend, function, now, wants, given, *others)
+        end, outputs, saved = _dispatch(backend, function, now, wants, given)
         gates = jnp.zeros((given.x.shape[1], *saved.gates.shape[1:]), saved.gates.dtype)
         return end, outputs, saved._replace(gates=gates)
 
@@ -169,7 +158,7 @@ def _rule(backend: str, function: str, layer: Layer, wants: bool, *arrays: Any) 
 
 @_rule.defjvp
 def _rule_jvp(*_: Any) -> Any:
-    raise ValueError("backends 'auto', 'fused' and 'native' differentiate once; backend='scan' does it again and again")
+    raise ValueError("backend is not 'scan', the only one that differentiates more than once; expected backend='scan'")
 
 
 def _recurrence_forward(layer: Layer, backend: str, given: Any) -> Any:
@@ -200,9 +189,10 @@ _recurrence.defvjp(_recurrence_forward, _recurrence_backward, symbolic_zeros=Tru
 def _run(layer: Layer, backend: str, given: Inputs) -> tuple[Any, Array]:
     params, x, carry, lengths = given
     x, lengths = without_padding(x, lengths)
+    outputs: Array | None
     if backend == "gpu":
-        outputs = "all" if layer.return_sequences else "none"
-        call = gpu_call(_KINDS[layer.cell].step, outputs, layer.reverse, layer.precision)
+        which = "all" if layer.return_sequences else "none"
+        call = gpu_call(_KINDS[layer.cell].step, which, layer.reverse, layer.precision)
         end, outputs = recurrence.recurrence(call, recurrence.Given(params, x, carry, lengths))
     elif backend == "scan":
         inputs = cells.inputs(params, x, layer.precision)
@@ -210,56 +200,49 @@ def _run(layer: Layer, backend: str, given: Inputs) -> tuple[Any, Array]:
         end, outputs = loop(step, params, inputs, carry, lengths, layer.reverse, layer.return_sequences)
     else:
         end, outputs = _recurrence(layer, backend, Inputs(params, x, carry, lengths))
-    return end, outputs if layer.return_sequences else jax.tree.leaves(end)[-1]
+    return end, jax.tree.leaves(end)[-1] if outputs is None else outputs
 
 
-def _checked(cell: str, params: Any, x: Any, carry: Any, precision: str, backend: str) -> tuple[Any, Any, Any]:
+def _checked(
+    cell: str, params: Any, x: Any, carry: Any, precision: str, backend: str, zeros: Any = jnp.zeros
+) -> tuple[Any, Any, Any]:
     """What a layer makes of its arguments, arrays or their shapes: params, carry, and the dtype of all."""
     kind = _KINDS[cell]
-    hint = "; without a recurrent_bias it is a GRU with reset_after=False"
-    is_other = cell == "gru" and hasattr(params, "keys") and set(params) == set(_NAMES)
-    params, hidden = check_params(params, kind.names, kind.gates, x, hint if is_other else "")
-    dtype = common_dtype(params, x)
-    carry = check_carry(carry, kind.carries, (x.shape[0], hidden), dtype)
+    is_other = cell == "gru" and set(params) == set(_NAMES)
+    hint = "; without a recurrent_bias it is a GRU with reset_after=False" if is_other else ""
+    params, hidden = checks.check_params(params, kind.names, kind.gates, x, hint)
+    dtype = checks.common_dtype(params, x)
+    carry = checks.check_carry(carry, kind.carries, (x.shape[0], hidden), dtype, zeros)
     dtype = jnp.result_type(dtype, *jax.tree.leaves(carry))
     check_dtypes(cell, precision, backend, dtype)
     return params, carry, dtype
 
 
 def _layer(
-    cell: str,
-    params: Any,
-    x: Any,
-    carry: Any,
-    lengths: Any,
-    reverse: bool,
-    return_sequences: bool,
-    precision: str,
-    backend: str,
+    cell: str, params: Any, x: Any, carry: Any, lengths: Any, reverse: Any, sequences: Any, precision: Any, backend: Any
 ) -> tuple[Any, Array]:
     """Checks everything, brings it to one dtype and runs it."""
     backend, precision = choice("backend", backend, BACKENDS), choice("precision", precision, PRECISIONS)
-    reverse, return_sequences = flag("reverse", reverse), flag("return_sequences", return_sequences)
-    x, lengths = check_inputs(x, lengths)
+    reverse, sequences = flag("reverse", reverse), flag("return_sequences", sequences)
+    x, lengths = checks.check_inputs(x, lengths)
     params, carry, dtype = _checked(cell, params, x, carry, precision, backend)
     params, x, carry = jax.tree.map(lambda array: jnp.asarray(array, dtype), (params, x, carry))
     given = Inputs(params, x, carry, lengths)
-    layer = Layer(cell, reverse, return_sequences, precision, _saves_gates(given))
+    layer = Layer(cell, reverse, sequences, precision, _saves_gates(given))
     found, _ = _choose(layer, backend, given, jax.default_backend())
     # What may be lowered for another platform than this process's own decides again there.
     return _run(layer, "auto" if backend == "auto" and found in ("fused", "native") else found, given)
 
 
 def _gates_bytes(given: Inputs) -> Any:
-    """Bytes of the gates of all steps; an expression where a size is symbolic."""
-    batch, time, _ = given.x.shape
-    return 4 * batch * time * given.params["recurrent_kernel"].shape[0] * jnp.dtype(given.x.dtype).itemsize
+    """Bytes of the gates of all steps, an expression where a size is symbolic."""
+    return 4 * math.prod((*given.x.shape[:2], given.params["recurrent_kernel"].shape[0], given.x.dtype.itemsize))
 
 
 def _saves_gates(given: Inputs, replicas: int = 1) -> bool:
-    """Whether the gates of so many replicas are saved for the way back; where that is not known, they are."""
+    """Whether the gates of so many replicas are saved for the way back; where that can't be known, they are."""
     size = _gates_bytes(given) * replicas
-    return size <= MOST_SAVED_BYTES if isinstance(size, int) else True
+    return not isinstance(size, int) or size <= MOST_SAVED_BYTES
 
 
 def lstm(
@@ -289,8 +272,8 @@ def lstm(
         backward; 'native' the kernel of the process's device, for float32 arrays: in C++ on CPUs, in CUDA on NVIDIA
         GPUs and there for the two lower precisions; 'auto' takes 'native' where it can, else 'fused'. `explain`
         tells which. Only 'scan' differentiates forwards or twice. `jax.export` refuses programs with 'native' unless
-        ``disabled_checks`` names ``DisabledSafetyCheck.custom_call("seqmnist_rnn_forward")``;
-        and what is so exported runs only where this package has built its kernel.
+        ``disabled_checks`` names ``DisabledSafetyCheck.custom_call("seqmnist_rnn_forward")`` and, where there are
+        gradients, "seqmnist_rnn_backward"; such a program runs only after `rnn.native_problem()` has given None.
 
     Returns:
       ((c, h), outputs): outputs [batch, time, hidden], or the last one [batch, hidden].
@@ -335,19 +318,16 @@ def gru(
 
 
 class Explanation(NamedTuple):
-    """What would run, why, and the bytes that the forward pass would save for the way back.
-
-    The bytes are those of one replica under `vmap`, and an expression where a size of x is symbolic.
-    """
+    """What would run, why, and the bytes (of one replica) that the forward pass would save for the way back."""
 
     backend: str
     why: str
     saved_bytes: int
 
     def __str__(self) -> str:
-        known = isinstance(self.saved_bytes, int)
-        size = f"{self.saved_bytes / 2**20:,.1f} MiB" if known else f"{self.saved_bytes} bytes"
-        return f"{self.backend}: {self.why}; saves {size} for the way back"
+        size = self.saved_bytes
+        amount = f"{size / 2**20:,.1f} MiB" if isinstance(size, int) else f"{size} bytes"
+        return f"{self.backend}: {self.why}; saves {amount} for the way back"
 
 
 def explain(
@@ -369,31 +349,30 @@ def explain(
       platform: 'cpu', 'gpu', 'cuda', 'rocm' or 'tpu'; None for JAX's default.
 
     Raises:
-      ValueError: as in `gru`; or the backend is not for this platform.
+      ValueError: as in `gru`; also where the backend is not for the platform.
     """
     backend, reset_after = choice("backend", backend, BACKENDS), flag("reset_after", reset_after)
     precision = choice("precision", precision, PRECISIONS)
     platform = jax.default_backend() if platform is None else choice("platform", str(platform).lower(), PLATFORMS)
-    x = as_array("x", x)
-    check_x(x)
-    kernel = params.get("recurrent_kernel", ())
-    shape = getattr(kernel, "shape", np.shape(kernel))
+    x = checks.as_array("x", x)
+    checks.check_x(x)
+    shape = checks.as_array("params['recurrent_kernel']", params.get("recurrent_kernel", ())).shape
     is_lstm = len(shape) == 2 and shape[1] == cells.LSTM_GATES * shape[0] and "recurrent_bias" not in params
     cell = "lstm" if is_lstm else "gru" if reset_after else "gru_reset_before"
-    params, carry, dtype = _checked(cell, params, x, carry, precision, backend)
+    params, carry, dtype = _checked(cell, params, x, carry, precision, backend, jax.ShapeDtypeStruct)
     if shape[0] < 1:
         raise ValueError(f"params['recurrent_kernel'] has shape {shape}; expected hidden units")
     given = Inputs(*jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, dtype), [params, x, carry, None]))
     layer = Layer(cell, False, True, precision)
     found, why = _choose(layer, backend, given, platform)
     if found == "gpu":
-        return Explanation(
-            "native", why, recurrence.kept_bytes(gpu_call(_KINDS[cell].step, "all", False, precision), given)
-        )
-    if found == "scan":
-        run = functools.partial(_run, layer, found)
-        pull_back = jax.eval_shape(lambda given: jax.vjp(run, given)[1], given)
-        return Explanation(found, why, sum(part.size * part.dtype.itemsize for part in jax.tree.leaves(pull_back)))
-    gates = _gates_bytes(given)
-    states = _KINDS[cell].carries * gates // 4
-    return Explanation(found, why, states + (gates if _saves_gates(given) else 0))
+        call = gpu_call(_KINDS[cell].step, "all", False, precision)
+        return Explanation("native", why, recurrence.kept_bytes(call, given))
+    if found != "scan":
+        states, gates = _KINDS[cell].carries * _gates_bytes(given) // 4, _gates_bytes(given)
+        return Explanation(found, why, states + (gates if _saves_gates(given) else 0))
+    run = functools.partial(_run, layer, found)
+    kept = jax.tree.leaves(jax.eval_shape(lambda given: jax.vjp(run, given)[1], given))
+    # Parameters and x are there anyway.
+    size = sum(part.size for part in kept) - sum(part.size for part in jax.tree.leaves((given.params, given.x)))
+    return Explanation(found, why, size * dtype.itemsize)

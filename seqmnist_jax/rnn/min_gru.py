@@ -28,7 +28,7 @@ GATES = 2
 # the input kernel alone.
 KERNELS: dict[str, Callable[[Array, int, int, Any], Array]] = {
     "glorot_uniform": lambda key, features, hidden_size, dtype: jax.nn.initializers.glorot_uniform()(
-        key, (features, GATES * hidden_size), jnp.promote_types(dtype, jnp.float32)
+        key, (features, GATES * hidden_size), initializers.wide(dtype)
     ).astype(dtype),
     "orthogonal": lambda key, features, hidden_size, dtype: initializers.orthogonal(
         key, features, hidden_size, GATES, dtype

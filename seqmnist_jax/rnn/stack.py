@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from seqmnist_jax.rnn import cells
+from seqmnist_jax.rnn.any_cell import scan
 from seqmnist_jax.rnn.checks import as_array, check_inputs, choice, flag, is_known, is_real, whole
 from seqmnist_jax.rnn.eager import compiled
 from seqmnist_jax.rnn.layers import BACKENDS, PRECISIONS, gru, lstm
 from seqmnist_jax.rnn.min_gru import init_min_gru, min_gru, min_gru_step
 from seqmnist_jax.rnn.remat import remat
-from seqmnist_jax.rnn.any_cell import scan
 
 Array = jax.Array
 Layers = dict[str, dict[str, dict[str, Array]]]

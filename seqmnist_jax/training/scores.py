@@ -1,15 +1,16 @@
-"""What a result on a test set says, and how surely: intervals and tests by SciPy, in float64.
+"""What a result on a test set says, and how surely, in float64.
 
-Pure functions of NumPy arrays; what they return are JSON values.
+Pure functions of NumPy arrays; what they return are JSON values. A training's own result needs no SciPy, whose
+import takes as long as some runs.
 """
 
+import math
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import scipy.special
-import scipy.stats
 
 Json = dict[str, Any]
 
@@ -28,8 +29,8 @@ def score(logits: npt.ArrayLike, labels: npt.ArrayLike) -> Json:
       count: the number of examples.
       accuracy: the fraction whose largest logit is the label's (of equal ones the first, as ``numpy.argmax``).
       accuracy_interval: [low, high], 95 %, Wilson's score interval (Wilson 1927, "Probable inference, the
-        law of succession, and statistical inference", JASA 22), by ``scipy.stats``. It covers the choice of
-        test examples, not that of the seed; for that see `over_seeds`.
+        law of succession, and statistical inference", JASA 22). It covers the choice of test examples, not
+        that of the seed; for that see `over_seeds`.
       loss: the mean negative log likelihood, in nats.
       calibration_error: the expected calibration error over 15 bins of equal width, (0, 1/15] to (14/15, 1],
         of the probability given to the predicted class (Guo et al. 2017, "On calibration of modern neural
@@ -53,7 +54,8 @@ def score(logits: npt.ArrayLike, labels: npt.ArrayLike) -> Json:
 
     predictions = logits.argmax(-1)
     right = predictions == labels
-    log_probabilities = scipy.special.log_softmax(logits, axis=-1)
+    shifted = logits - logits.max(-1, keepdims=True)
+    log_probabilities = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
     calibration_error, bins = _calibration(np.exp(log_probabilities.max(-1)), right)
     confusion = np.bincount(labels * classes + predictions, minlength=classes**2).reshape(classes, classes)
     return {
@@ -93,6 +95,8 @@ def over_seeds(values: Sequence[float] | npt.ArrayLike) -> Json:
     mean = float(numbers.mean())
     std = interval = None
     if len(numbers) > 1:
+        import scipy.stats
+
         std = float(numbers.std(ddof=1))
         error = scipy.stats.sem(numbers)
         # SciPy has no interval of width 0 and gives NaN.
@@ -139,6 +143,8 @@ def mcnemar(labels: npt.ArrayLike, a: npt.ArrayLike, b: npt.ArrayLike) -> Json:
     shape = np.shape(labels)
     if len(shape) != 1 or not shape[0]:
         raise ValueError(f"labels has shape {shape}; expected [count] with at least one")
+    import scipy.stats
+
     labels, a, b = (_classes(name, array, *shape) for name, array in (("labels", labels), ("a", a), ("b", b)))
     right_a, right_b = a == labels, b == labels
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
@@ -165,8 +171,11 @@ def _classes(name: str, array: npt.ArrayLike, count: int, classes: int | None = 
 
 
 def _wilson(right: int, count: int) -> list[float]:
-    interval = scipy.stats.binomtest(right, count).proportion_ci(CONFIDENCE, method="wilson")
-    return [float(interval.low), float(interval.high)]
+    """Where the true share lies, of which `right` of `count` would be at the edge of 95 %."""
+    share, z = right / count, statistics.NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
+    return [max(0.0, middle - half), min(1.0, middle + half)]
 
 
 def _calibration(confidence: np.ndarray, right: np.ndarray) -> tuple[float, list[Json]]:

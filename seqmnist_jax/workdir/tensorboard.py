@@ -1,7 +1,10 @@
 """TensorBoard's event files, by tensorboardX."""
 
 import contextlib
+import functools
+import importlib
 import os
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,11 +21,22 @@ _RISING = 1e-12 * 1.1 ** np.arange(774)
 BINS = np.concatenate([-_RISING[::-1], [0.0], _RISING])
 
 
+@functools.cache
+def _load() -> None:
+    """Imports tensorboardX as if PyTorch were not installed, which it wants for type hints and which takes seconds."""
+    is_hidden = sys.modules.setdefault("torch", None) is None  # type: ignore[arg-type]
+    try:
+        importlib.import_module("tensorboardX")
+    finally:
+        if is_hidden:
+            del sys.modules["torch"]
+
+
 class TensorBoardWriter:
     """TensorBoard events, by tensorboardX.
 
     What can't be written is dropped, with one warning: the numbers stand in metrics.jsonl too. Files are
-    made at the first record, because importing tensorboardX takes a second.
+    made at the first record, because importing tensorboardX takes a while.
     """
 
     def __init__(self, folder: Path, first_step: int, *, writes: bool = True):
@@ -76,6 +90,7 @@ class TensorBoardWriter:
         """Writes what `summaries` makes with tensorboardX.summary."""
         if not self._writes:
             return
+        _load()
         from tensorboardX import summary
 
         made = summaries(summary)
@@ -83,6 +98,7 @@ class TensorBoardWriter:
 
     def _write_events(self, events: Callable[[Any], Iterable[Any]]) -> None:
         """Writes what `events` makes with the class of events, dated now."""
+        _load()
         from tensorboardX.proto.event_pb2 import Event
 
         with self._forgiving():
@@ -101,7 +117,7 @@ class TensorBoardWriter:
         suffix = f".{os.getpid()}.{self._first_step}.{self._files}"
         self._open_file = EventsWriter(str(self._folder / "events"), suffix)
         if self._first_step > 0 and self._files == 1:
-            # TensorBoard then forgets what an earlier sitting said of these steps.
+            # TensorBoard then forgets what an earlier session said of these steps.
             start = SessionLog(status=SessionLog.START)
             self._open_file.write_event(Event(step=self._first_step, wall_time=time.time(), session_log=start))
 

@@ -1,16 +1,8 @@
-"""Values of config fields that make no sense, through the real command line: one message, exit code 2, no traceback.
+"""Values of config fields that make no sense, through the real command line: one message, exit code 2, no traceback."""
 
-Each try is a process of its own, forked from one that has imported everything and started nothing.
-"""
-
-import contextlib
-import multiprocessing
 import os
 import random
-import resource
-import sys
 import tempfile
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +10,7 @@ from configs import default
 from seqmnist_jax.workdir import config as configs
 from seqmnist_jax.workdir import files
 from tests.faults.outcome import Outcome
-from tests.faults.runs import ROOT
+from tests.launching import PATIENCE, ROOT, launch
 
 # So small that a value which happens to be possible is soon tried.
 TINY = {
@@ -109,31 +101,19 @@ COMBINATIONS = (
     {"data.source": "tfds", "data.name": "../mnist"},
     {"seed": "2147483648", "sweep": "{'seed': (1, 2)}"},
 )
-MOST_SECONDS = 300
+# What asks for more memory than there is must not take it from others.
 MOST_BYTES = 12 << 30
-OTHER_MODULES = (
-    "training.train",
-    "training.sweep",
-    "cli.terminal",
-    "training.signals",
-    "cli.process",
-    "cli.text",
-    "devices.processes",
-)
 
 
 def campaign(tries: int, seed: int) -> list[Outcome]:
     """Draws a field and a value, or two of each, and starts a run with them."""
     draw = random.Random(seed)
-    # A server that has imported it all, so that a try costs a fork and not three seconds.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["launch", *(f"seqmnist_jax.{name}" for name in OTHER_MODULES)])
     counts = {"refused": 0, "trained": 0, "diverged": 0}
     wrong = []
     for _ in range(tries):
         values = drawn(draw)
         with tempfile.TemporaryDirectory() as name:
-            found = _try(context, values, Path(name))
+            found = _try(values, Path(name))
         if found in counts:
             counts[found] += 1
         else:
@@ -163,27 +143,33 @@ def _values(field: str, usual: Any) -> tuple[str, ...]:
     return NUMBERS + BIG + TEXTS[:6]
 
 
-def _try(context: Any, values: dict[str, str], folder: Path) -> str:
+def _try(values: dict[str, str], folder: Path) -> str:
     """'refused', 'trained', or what went wrong."""
-    process = context.Process(target=_launch, args=(values, str(folder)))
-    process.start()
-    process.join(MOST_SECONDS)
-    if process.is_alive():
-        process.kill()
-        process.join()
-        return f"no end within {MOST_SECONDS} s"
-    said = (folder / "said").read_text(errors="replace")
+    settings = {**TINY, **values}
+    done = launch(
+        [
+            f"--config={ROOT / 'configs' / 'default.py'}",
+            "--workdir=run",
+            *(f"--config.{field}={value}" for field, value in settings.items()),
+        ],
+        folder,
+        {name: value for name, value in os.environ.items() if name != "SEQMNIST_DATA_DIR"},
+        MOST_BYTES,
+    )
+    if done.returncode is None:
+        return f"no end within {PATIENCE} s"
+    said = done.stdout + done.stderr
     if "Traceback" in said:
         return f"a traceback: {said[-400:]}"
-    if process.exitcode == 0:
+    if done.returncode == 0:
         return _result(folder / "run")
     errors = [line for line in said.splitlines() if line.startswith("error: ")]
     if len(errors) != 1:
-        return f"{len(errors)} errors, exit code {process.exitcode}: {said[-400:]}"
-    if process.exitcode == 1 and "Training diverged" in errors[0] and (folder / "run" / files.DIVERGED).exists():
+        return f"{len(errors)} errors, exit code {done.returncode}: {said[-400:]}"
+    if done.returncode == 1 and "Training diverged" in errors[0] and (folder / "run" / files.DIVERGED).exists():
         return "diverged"
-    if process.exitcode != 2:
-        return f"exit code {process.exitcode}: {errors[0]}"
+    if done.returncode != 2:
+        return f"exit code {done.returncode}: {errors[0]}"
     # The message may go on below its first line.
     message = said[said.index(errors[0]) :]
     known = configs.flatten(default.get_config().to_dict())
@@ -197,38 +183,3 @@ def _result(workdir: Path) -> str:
         return "no summary of a run that ended well"
     told = [path.read_text() for path in (*summaries, *workdir.rglob(files.METRICS))]
     return "a run with NaN" if any("NaN" in text for text in told) else "trained"
-
-
-def _launch(values: dict[str, str], folder: str) -> None:
-    """In the forked process: what the shell would do."""
-    os.chdir(folder)
-    log = os.open("said", os.O_WRONLY | os.O_CREAT)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    # What asks for more memory than there is must not take it from others.
-    resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
-    os.environ.pop("SEQMNIST_DATA_DIR", None)
-    from absl import app
-
-    import launch
-
-    settings = {**TINY, **values}
-    sys.argv = [
-        str(ROOT / "launch.py"),
-        f"--config={ROOT / 'configs' / 'default.py'}",
-        "--workdir=run",
-        *(f"--config.{field}={value}" for field, value in settings.items()),
-    ]
-    code = 0
-    try:
-        app.run(launch.main, flags_parser=launch.parse)
-    except SystemExit as e:
-        code = 0 if e.code is None else e.code if isinstance(e.code, int) else 1
-    except BaseException:
-        traceback.print_exc()
-        code = 1
-    finally:
-        with contextlib.suppress(OSError):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)

@@ -1,28 +1,21 @@
 """A few of the build's faults in real processes, and the kernel on random shapes; the slow ones under sanitizers."""
 
-import os
 import random
 import sys
 from pathlib import Path
 
-import platformdirs
 import pytest
 
 from seqmnist_jax.rnn.native import build
 from tests.faults import native, sanitizers
 
-CACHE_DIR = os.environ.get("SEQMNIST_CACHE_DIR")
-
 
 @pytest.fixture(scope="module")
 def kernel(cache_dir):
-    """The kernel where users have it, not in this test run's folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SEQMNIST_CACHE_DIR", CACHE_DIR or str(platformdirs.user_cache_path("seqmnist_jax")))
-        try:
-            return Path(build._kernel().library._name)
-        except build.CannotBuildError as error:
-            pytest.skip(f"no native kernel: {error}")
+    try:
+        return Path(build._kernel().library._name)
+    except build.CannotBuildError as error:
+        pytest.skip(f"no native kernel: {error}")
 
 
 @pytest.mark.skipif(not native.CAN_MOUNT, reason="mounting a small file system is for root on Linux")

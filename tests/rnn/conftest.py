@@ -1,16 +1,13 @@
 import functools
-import os
 from types import SimpleNamespace
 
 import jax
 import numpy as np
-import platformdirs
 import pytest
 
 from seqmnist_jax import rnn
 
 BACKENDS = ("scan", "fused", "native")
-CACHE_DIR = os.environ.get("SEQMNIST_CACHE_DIR")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -21,27 +18,14 @@ def full_matmul_precision():
 
 
 @pytest.fixture(autouse=True, scope="module")
-def quick_compiler():
-    """Many small programs, each run once or twice: compiling is what costs here."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
-@pytest.fixture(scope="session")
-def kernel_cache():
-    """The environment that finds the kernel where users have it, not in this test run's folder: ten seconds, once."""
-    return {"SEQMNIST_CACHE_DIR": CACHE_DIR or str(platformdirs.user_cache_path("seqmnist_jax"))}
+def quick_compiler(quick_compiler):
+    """For all modules here."""
 
 
 @pytest.fixture(autouse=True, scope="session")
-def native_problem(cache_dir, kernel_cache):
-    """Why there is no kernel, or None; asked here first, so that it is built in that place."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in kernel_cache.items():
-            patch.setenv(name, value)
-        return rnn.native_problem()
+def native_problem(cache_dir):
+    """Why there is no kernel, or None; asked here first, before a test changes where it is looked for."""
+    return rnn.native_problem()
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,9 @@
-// The names of native/gpu/machine.h in plain C++: the kernels run on a CPU, a fibre a thread, one block after another.
+// The names of native/gpu/machine.h in plain C++: the kernels run on a CPU, a fibre a thread, one cluster after another.
 //
 // It shows what depends on indices, the layout of fragments and barriers: a warp runs as far ahead of the others as the barriers
 // let it, or, with EMULATE_REVERSE set, in the other order; shared memory that nobody wrote is no number; an asynchronous copy
-// is made when it is waited for and not before. Memory is otherwise in order, and speed means nothing.
+// is made when it is waited for and not before, and what is sent to another block arrives at once, or, in the other order, when
+// it is waited for. Memory is otherwise in order, and speed means nothing. What can't go on is told: `emulated::trouble`.
 #include <ucontext.h>
 
 #include <cmath>
@@ -11,6 +12,7 @@
 #include <cstring>
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <vector>
 
@@ -29,6 +31,7 @@ struct uint4 {
 #define DEVICE inline
 #define __global__
 #define __launch_bounds__(...)
+#define __cluster_dims__(...)
 #define SHARED(name) char* name = emulated::me->block->shared
 
 namespace emulated {
@@ -41,11 +44,24 @@ struct Warp {
   Barrier barrier;
   char slots[2][32][64];
 };
+struct Sent {
+  char* to;
+  char words[16];
+  int bytes;
+};
+// An mbarrier that waits for one arrival and for bytes.
+struct Arrivals {
+  int pending = 1;
+  long bytes = 0;
+  unsigned turn = 0;
+  std::vector<Sent> sent;
+};
 struct Block {
   alignas(128) char shared[1 << 18];
-  Barrier all;
+  Barrier all, pairs[16];
+  std::map<u32, Arrivals> arrivals;
   std::vector<Warp> warps;
-  unsigned index;
+  unsigned index, rank;
 };
 struct Copy {
   u32 to;
@@ -63,16 +79,44 @@ struct Thread {
   std::deque<std::vector<Copy>> groups;
 };
 inline Thread* me;
+inline std::vector<std::unique_ptr<Block>> cluster;
+inline Barrier whole;
+inline int threads_of_cluster;
+inline bool reverse;
+inline unsigned long events;  // Barriers passed and threads that ended: none in a round of all warps means that all are stuck.
+inline const char* trouble;
 inline ucontext_t scheduler;
 inline std::function<void()> body;
 
+inline void pause() { swapcontext(&me->context, &scheduler); }
+[[noreturn]] inline void stop(const char* why) {
+  trouble = why;
+  for (;;) pause();
+}
 inline void wait_for(Barrier& barrier, int all) {
   const unsigned turn = barrier.turn;
   if (++barrier.arrived == all) {
     barrier.arrived = 0;
     barrier.turn++;
+    events++;
   }
-  while (barrier.turn == turn) swapcontext(&me->context, &scheduler);
+  while (barrier.turn == turn) pause();
+}
+inline Arrivals& arrivals_at(u32 address, Block& block) {
+  auto found = block.arrivals.find(address);
+  if (found == block.arrivals.end()) stop("a barrier that is not made");
+  return found->second;
+}
+inline void deliver(Arrivals& at) {
+  for (const auto& one : at.sent) {
+    std::memcpy(one.to, one.words, one.bytes);
+    at.bytes -= one.bytes;
+  }
+  at.sent.clear();
+  if (at.pending || at.bytes) return;
+  at.pending = 1;
+  at.turn++;
+  events++;
 }
 
 // Every lane shows its value and sees those of all 32.
@@ -89,33 +133,45 @@ const char (*exchange(const T& mine))[64] {
 inline void entry() {
   body();
   me->done = true;
-  swapcontext(&me->context, &scheduler);
+  events++;
+  pause();
 }
 
-inline void launch(unsigned blocks, unsigned threads, std::function<void()> kernel) {
+// Runs `blocks` in clusters of `per_cluster`, with so many bytes of shared memory each; gives what went wrong, or null.
+inline const char* launch(unsigned blocks, unsigned threads, unsigned per_cluster, unsigned bytes,
+                          std::function<void()> kernel) {
   body = kernel;
-  const bool reverse = std::getenv("EMULATE_REVERSE") != nullptr;
-  const unsigned warps = threads / 32;
-  for (unsigned index = 0; index < blocks; index++) {
-    auto block = std::make_unique<Block>();
-    std::memset(block->shared, 0x7f, sizeof block->shared);
-    block->warps.resize(warps);
-    block->index = index;
-    std::vector<Thread> all(threads);
-    for (unsigned t = 0; t < threads; t++) {
-      Thread& thread = all[t];
-      thread.stack.resize(1 << 17);
-      thread.block = block.get();
-      thread.warp = &block->warps[t / 32];
-      thread.index = t;
-      getcontext(&thread.context);
-      thread.context.uc_stack.ss_sp = thread.stack.data();
-      thread.context.uc_stack.ss_size = thread.stack.size();
-      thread.context.uc_link = nullptr;
-      makecontext(&thread.context, entry, 0);
+  reverse = std::getenv("EMULATE_REVERSE") != nullptr;
+  trouble = nullptr;
+  for (unsigned first = 0; first < blocks; first += per_cluster) {
+    std::vector<Thread> all(per_cluster * threads);
+    cluster.clear();
+    whole = Barrier();
+    threads_of_cluster = per_cluster * threads;
+    for (unsigned rank = 0; rank < per_cluster; rank++) {
+      cluster.push_back(std::make_unique<Block>());
+      Block* block = cluster.back().get();
+      std::memset(block->shared, 0x7f, sizeof block->shared);
+      block->warps.resize(threads / 32);
+      block->index = first + rank;
+      block->rank = rank;
+      for (unsigned t = 0; t < threads; t++) {
+        Thread& thread = all[rank * threads + t];
+        thread.stack.resize(1 << 17);
+        thread.block = block;
+        thread.warp = &block->warps[t / 32];
+        thread.index = t;
+        getcontext(&thread.context);
+        thread.context.uc_stack.ss_sp = thread.stack.data();
+        thread.context.uc_stack.ss_size = thread.stack.size();
+        thread.context.uc_link = nullptr;
+        makecontext(&thread.context, entry, 0);
+      }
     }
+    const unsigned warps = all.size() / 32;
     for (bool any = true; any;) {
       any = false;
+      const unsigned long so_far = events;
       for (unsigned w = 0; w < warps; w++) {
         Thread* lanes = &all[32 * (reverse ? warps - 1 - w : w)];
         for (unsigned before = ~0u; lanes->warp->barrier.turn != before;) {
@@ -128,8 +184,14 @@ inline void launch(unsigned blocks, unsigned threads, std::function<void()> kern
           }
         }
       }
+      if (any && events == so_far && !trouble) trouble = "all threads wait";
+      if (trouble) return trouble;
     }
+    for (const auto& block : cluster)
+      for (const char* at = block->shared + bytes; at < block->shared + sizeof block->shared; at++)
+        if (*at != 0x7f) return trouble = "more shared memory than it asked for";
   }
+  return nullptr;
 }
 
 struct Index {
@@ -152,7 +214,9 @@ inline float half(u32 b) {
   return h;
 }
 inline float bfloat(u32 b) { return number(b << 16); }
+// Addresses of the cluster carry the block's number from 1, those of one's own block none.
 inline char* shared(u32 address) { return me->block->shared + address; }
+constexpr u32 kInBlock = (1 << 24) - 1;
 
 }  // namespace emulated
 
@@ -160,11 +224,46 @@ inline char* shared(u32 address) { return me->block->shared + address; }
 #define blockIdx (emulated::Index{emulated::me->block->index})
 
 inline void __syncthreads() { emulated::wait_for(emulated::me->block->all, 32 * emulated::me->block->warps.size()); }
-inline float __shfl_xor_sync(u32, float v, int mask) {
+inline void pair_barrier(int pair) { emulated::wait_for(emulated::me->block->pairs[pair], 64); }
+template <class T>
+T __shfl_sync(u32, T v, int lane) {
   auto all = emulated::exchange(v);
-  float r;
-  std::memcpy(&r, all[(emulated::me->index & 31) ^ mask], 4);
+  T r;
+  std::memcpy(&r, all[lane], sizeof r);
   return r;
+}
+inline float __shfl_xor_sync(u32, float v, int mask) { return __shfl_sync(~0u, v, (emulated::me->index & 31) ^ mask); }
+
+inline u32 at_rank(u32 address, u32 rank) { return address | (rank + 1) << 24; }
+inline void cluster_barrier() { emulated::wait_for(emulated::whole, emulated::threads_of_cluster); }
+inline void barrier_init(u32 barrier) { emulated::me->block->arrivals[barrier] = {}; }
+inline void barrier_expect(u32 barrier, u32 bytes) {
+  auto& at = emulated::arrivals_at(barrier, *emulated::me->block);
+  if (at.pending == 0) emulated::stop("a barrier that nobody passed expects more");
+  at.pending = 0;
+  at.bytes += bytes;
+  if (!emulated::reverse) emulated::deliver(at);
+}
+inline void barrier_wait(u32 barrier, u32 turn) {
+  auto& at = emulated::arrivals_at(barrier, *emulated::me->block);
+  while ((at.turn & 1) == turn) {
+    long sent = 0;
+    for (const auto& one : at.sent) sent += one.bytes;
+    if (emulated::reverse && at.pending == 0 && at.bytes == sent)
+      emulated::deliver(at);
+    else
+      emulated::pause();
+  }
+}
+template <int N>
+inline void put_far(u32 to, const u32 (&v)[N], u32 barrier) {
+  emulated::Block& block = *emulated::cluster[(to >> 24) - 1];
+  if (to >> 24 != barrier >> 24) emulated::stop("words for one block, their barrier in another");
+  auto& at = emulated::arrivals_at(barrier & emulated::kInBlock, block);
+  emulated::Sent one = {block.shared + (to & emulated::kInBlock), {}, 4 * N};
+  std::memcpy(one.words, v, 4 * N);
+  at.sent.push_back(one);
+  if (!emulated::reverse) emulated::deliver(at);
 }
 
 inline u32 pack_half(float a, float b) {
@@ -230,6 +329,16 @@ inline void store_matrices_turned(u32 address, u32 v0, u32 v1) {
     std::memcpy(emulated::shared(address) + 2 * j, &v, 2);
   }
 }
+
+inline u32 turn_matrix(u32 v) {  // Lane 4 r + c has the elements (r, 2 c) and (r, 2 c + 1).
+  auto all = emulated::exchange(v);
+  const int row = (emulated::me->index & 31) / 4, column = (emulated::me->index & 3) * 2;
+  u16 r[2];
+  for (int i = 0; i < 2; i++) std::memcpy(&r[i], all[4 * (column + i) + row / 2] + 2 * (row & 1), 2);
+  return r[0] | static_cast<u32>(r[1]) << 16;
+}
+inline void put_word(u32 address, u32 v) { std::memcpy(emulated::shared(address), &v, 4); }
+inline u32 bits(float v) { return emulated::bits(v); }
 
 inline float ex2(float x) { return std::exp2(x); }
 inline float rcp(float x) { return 1.f / x; }

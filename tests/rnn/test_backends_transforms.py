@@ -253,12 +253,12 @@ print(json.dumps(results))
 
 
 @pytest.fixture(scope="module")
-def sharded(kernel_cache):
+def sharded():
     """The error of each way to run on two devices, made in a process that has them."""
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-c", SHARDED],
-        env=os.environ | kernel_cache | flags,
+        env=os.environ | flags,
         capture_output=True,
         text=True,
         timeout=300,

@@ -4,6 +4,7 @@ Compilers here are shell scripts that copy the kernel built for this session, so
 """
 
 import concurrent.futures
+import ctypes
 import errno
 import fcntl
 import functools
@@ -12,6 +13,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 import jax
@@ -68,12 +70,11 @@ def script(path, body):
 
 
 @pytest.fixture(scope="module")
-def built(need_native, kernel_cache):
+def built(need_native, cache_dir):
     """The kernel that this session uses."""
     need_native()
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in kernel_cache.items():
-            patch.setenv(name, value)
+        patch.setenv("SEQMNIST_CACHE_DIR", str(cache_dir))
         return Path(build._kernel().library._name)
 
 
@@ -102,6 +103,11 @@ def place(cache):
     """Where the kernel of the compiler that CXX names lies."""
     source = build.RECURRENCE
     return build._place(source, cache / "native", build._key(source, build._flags()), build._compiler())
+
+
+def changed(source):
+    """The kernel with another source."""
+    return build.RECURRENCE._replace(files=(source, *build.RECURRENCE.files[1:]))
 
 
 def kernels(cache):
@@ -208,18 +214,18 @@ def test_built_once_and_found_again(cache, compiler, monkeypatch):
     assert [first.library._name, second.library._name] == [str(kernels(cache)[0])] * 2
     # Nothing half-made stays behind, and nobody else may write there.
     assert {entry.suffix for entry in (cache / "native").iterdir()} == {".so", ".sha256", ".lock"}
-    assert (cache / "native").stat().st_mode & 0o077 == 0
+    assert (cache / "native").stat().st_mode & 0o022 == 0
 
 
 def test_another_compiler_or_source_is_another_kernel(cache, compiler, tmp_path, monkeypatch):
     path, count = compiler
     source = tmp_path / "recurrence.cc"
-    source.write_text(build.SOURCE.read_text() + "// changed\n")
+    source.write_text(build.RECURRENCE.files[0].read_text() + "// changed\n")
     monkeypatch.setenv("CXX", str(path))
     build._kernel()
     monkeypatch.setenv("CXX", f"{path} -O1")
     build._kernel()
-    monkeypatch.setattr(build, "SOURCE", source)
+    monkeypatch.setattr(build, "RECURRENCE", changed(source))
     build._kernel()
     assert count() == len(kernels(cache)) == 3
 
@@ -296,8 +302,8 @@ def test_without_a_compiler_another_kernel_will_not_do(cache, compiler, tmp_path
         monkeypatch.setattr(build, "_cpu", lambda: "another")
     if change == "source":
         source = tmp_path / "recurrence.cc"
-        source.write_text(build.SOURCE.read_text() + "// changed\n")
-        monkeypatch.setattr(build, "SOURCE", source)
+        source.write_text(build.RECURRENCE.files[0].read_text() + "// changed\n")
+        monkeypatch.setattr(build, "RECURRENCE", changed(source))
     if change == "bits":
         content = bytearray(kernel.read_bytes())
         content[len(content) // 2] ^= 1
@@ -439,3 +445,135 @@ def test_forked_process_has_the_kernel(built):
     if pid == 0:
         os._exit(0 if build.problem() is None and build.is_loaded() else 1)
     assert os.waitpid(pid, 0)[1] == 0
+
+
+FORKED = """
+import os, threading, time
+from seqmnist_jax.rnn.native import build
+builder = threading.Thread(target=build.problem)
+builder.start()
+time.sleep(0.7)
+pid = os.fork()
+if pid == 0:
+    os._exit(0 if build.problem() is None else 1)
+code = os.waitpid(pid, 0)[1]
+builder.join()
+print(code)
+"""
+
+
+def test_process_that_is_forked_while_a_thread_builds(cache, compiler):
+    """It has neither that thread nor its locks, waits for the build and finds it."""
+    path, count = compiler
+    environ = environment(CXX=path, COPIER_SECONDS=2, PYTHONWARNINGS="ignore")
+    done = subprocess.run([sys.executable, "-c", FORKED], env=environ, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["0"], done.stderr
+    assert count() == 1
+
+
+# ---- Whatever else goes wrong ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [RuntimeError("could not determine home"), KeyError("uid not found: 12345")])
+def test_user_without_a_home(tmp_path, compiler, monkeypatch, error):
+    """As in a container, where a number is all that is known of him: his kernel lies with temporary files."""
+    path, count = compiler
+
+    def no_home(*_):
+        raise error
+
+    monkeypatch.setenv("CXX", str(path))
+    monkeypatch.delenv("SEQMNIST_CACHE_DIR")
+    monkeypatch.setattr(build.platformdirs, "user_cache_path", no_home)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    found = [Path(build._kernel().library._name) for _ in range(2)]
+    assert found[0] == found[1]
+    assert found[0].is_relative_to(tmp_path)
+    assert count() == 1
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("null byte"), RuntimeError("no home"), UnicodeError("path"), MemoryError()]
+)
+def test_any_trouble_is_an_answer(monkeypatch, error):
+    """There is another backend, so nothing that goes wrong here may end a call."""
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(build, "_outcome", functools.cache(build._outcome.__wrapped__))
+    monkeypatch.setattr(build, "_kernel", fail)
+    assert build.problem() == f"the kernel can't be built here: {error}"
+
+
+def test_where_warnings_are_errors_it_is_said_once_too(monkeypatch):
+    monkeypatch.setattr(build, "_not_said", ["something"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(RuntimeWarning, match="takes the slower 'fused' backend"):
+            build.warn_once()
+        build.warn_once()
+
+
+def test_what_one_user_builds_others_can_read(cache, compiler, monkeypatch):
+    """As in an image that root makes, whatever his umask."""
+    path, _ = compiler
+    monkeypatch.setenv("CXX", str(path))
+    before = os.umask(0o027)
+    try:
+        build._kernel()
+    finally:
+        os.umask(before)
+    modes = {entry.suffix: stat.S_IMODE(entry.stat().st_mode) for entry in (cache / "native").iterdir()}
+    assert (modes[".so"], modes[".sha256"]) == (0o644, 0o644)
+
+
+def test_kernel_that_cannot_be_read_is_none(cache, compiler, monkeypatch, capfd):
+    """Nor is it called damaged, nor does it end the search."""
+    path, count = compiler
+    monkeypatch.setenv("CXX", str(path))
+    build._kernel()
+    of_path = Path.read_bytes
+
+    def closed(self):
+        if self.suffix == ".so" and self.is_relative_to(cache):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return of_path(self)
+
+    def denied(*_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "read_bytes", closed)
+    monkeypatch.setattr(Path, "exists", lambda self: denied(self) if self.suffix == ".so" else os.path.exists(self))
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(os, "replace", denied)
+    capfd.readouterr()
+    monkeypatch.setattr(
+        build, "_compile", lambda *given: of_path(place(cache)) and given[-1].write_bytes(of_path(place(cache)))
+    )
+    assert build._kernel().library[next(iter(build.SYMBOLS.values()))]
+    said = capfd.readouterr().err
+    assert "damaged" not in said
+    assert "for this process alone" in said
+    assert count() == 1
+
+
+@pytest.mark.parametrize("forbidden", ["temporary files", "the cache"])
+def test_a_place_that_nothing_may_be_run_from(cache, compiler, tmp_path, monkeypatch, forbidden):
+    """Mounted noexec: the kernel is loaded from the other place."""
+    path, count = compiler
+    monkeypatch.setenv("CXX", str(path))
+    private = tmp_path / "tmp"
+    private.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(private))
+    noexec = private if forbidden == "temporary files" else cache
+    load = ctypes.CDLL
+
+    def mapped(name, *given, **options):
+        if Path(name).is_relative_to(noexec):
+            raise OSError(f"{name}: failed to map segment from shared object")
+        return load(name, *given, **options)
+
+    monkeypatch.setattr(ctypes, "CDLL", mapped)
+    assert not Path(build._kernel().library._name).is_relative_to(noexec)
+    assert count() == 1

@@ -177,16 +177,12 @@ def _compile(source: Source, compiler: list[str], flags: list[str], target: Path
 
 
 def _folder() -> Path:
-    """Where built kernels live, beside the package's other caches.
-
-    Raises:
-      OSError: this user has no home.
-    """
+    """Where built kernels live, beside the package's other caches; for a user without a home, temporary files."""
     named = os.environ.get("SEQMNIST_CACHE_DIR")
     try:
         return (Path(named) if named else platformdirs.user_cache_path("seqmnist_jax")) / "native"
-    except (RuntimeError, KeyError) as error:
-        raise FileNotFoundError(f"there is no cache folder ({error})") from error
+    except (RuntimeError, KeyError):
+        return Path(tempfile.gettempdir()) / f"seqmnist_jax-{os.geteuid()}" / "native"
 
 
 def _cpu() -> str:
@@ -274,7 +270,7 @@ def _locked(path: Path) -> Iterator[None]:
             end, waits = time.monotonic() + LOCK_SECONDS, False
             while time.monotonic() < end:
                 try:
-                    # A record lock: a process that is forked off meanwhile does not hold it too.
+                    # Not `flock`, which a process that is forked off meanwhile would hold too.
                     fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 except (BlockingIOError, PermissionError):
@@ -358,13 +354,7 @@ def library(source: Source) -> Kernel:
     """
     if sys.platform not in ("linux", "darwin"):
         raise CannotBuildError(f"the kernel is for Linux and macOS, not {sys.platform}")
-    flags = _flags()
-    try:
-        folder = _folder()
-    except OSError as error:
-        _say(f"The {source.name} kernel is built for this process alone: {error}.")
-        compiler = _compiler()
-        return Kernel(_build(source, compiler, flags, None), f"built by {shlex.join(compiler)}")
+    folder, flags = _folder(), _flags()
     key = _key(source, flags)
     try:
         return _built(source, folder, key, flags)
@@ -382,7 +372,7 @@ def _kernel() -> Kernel:
 
 
 def kept(name: str, make: Callable[[], bytes]) -> bytes:
-    """What `make` made of a name that says all it depends on: from the cache, or made now and kept where that can be."""
+    """What `make` makes of a name that says all it depends on: from the cache, or made now and kept where it can be."""
     try:
         path = _folder() / name
         _make(path.parent)
@@ -399,15 +389,8 @@ def kept(name: str, make: Callable[[], bytes]) -> bytes:
 
 
 _one_at_a_time = threading.Lock()
-
-
-def _unlock() -> None:
-    """In a process that was forked off: the thread that held the lock stayed behind."""
-    global _one_at_a_time
-    _one_at_a_time = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_unlock)
+# In a process that is forked off, the thread that held the lock has stayed behind.
+os.register_at_fork(after_in_child=lambda: globals().update(_one_at_a_time=threading.Lock()))
 
 
 @functools.cache
@@ -446,14 +429,14 @@ def is_loaded() -> bool:
     return _outcome.cache_info().currsize > 0 and problem() is None
 
 
-_warned: list[bool] = []
+_not_said = ["that there is no kernel"]
 
 
 def warn_once() -> None:
-    """Says, once in a process, that there is no kernel and why; once too where warnings are errors."""
-    if _warned:
+    """Says, once in a process (also where warnings are errors), that there is no kernel and why."""
+    if not _not_said:
         return
-    _warned.append(True)
+    _not_said.clear()
     warnings.warn(
         f"seqmnist_jax.rnn has no native kernel here and takes the slower 'fused' backend: {problem()}.",
         RuntimeWarning,

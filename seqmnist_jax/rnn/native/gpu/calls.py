@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seqmnist_jax.rnn.native.gpu import load, nvrtc
-from seqmnist_jax.rnn.native.gpu.source import Shape, groups, misfit, piece_words, shared_bytes
+from seqmnist_jax.rnn.native.gpu.source import Shape, blocks, groups, misfit, piece_words, shared_bytes, source
 from seqmnist_jax.rnn.stages import Operands, Options, Stages
 
 Array = jax.Array
@@ -22,7 +22,8 @@ class Kept(NamedTuple):
     Attributes:
       carry: after the last step, [carries, batch, units].
       pieces: in the order of the threads.
-      sources: of each group of products, [batch, time, sources * units] in 16 bits, units in the threads' order.
+      sources: of each group of products, [batch, time, sources * units] in 16 bits; units stand in one block's order of
+        threads, in a cluster in their own.
     """
 
     carry: Array
@@ -38,9 +39,11 @@ def _call(stages: Stages, shape: Shape, name: str, results: Any, arguments: tupl
     integers = {
         "kernel": load.kernel(stages, shape, name, shared),
         "few_kernel": load.kernel(stages, few, name, few_shared),
-        # So many sequences fill the device with blocks of 4.
-        "few": 4 * load.device().multiprocessors,
+        # So many sequences, 4 to a block or cluster, run at once. Clusters leave a quarter of the device idle at worst:
+        # a part of it that has no whole cluster left takes none.
+        "few": 4 * (load.device().multiprocessors * (3 if shape.blocks > 1 else 4) // (4 * shape.blocks)),
         "tiles": -(-batch // 8),
+        "blocks": shape.blocks,
         "threads": shape.threads,
         "shared": shared,
         "few_shared": few_shared,
@@ -58,7 +61,7 @@ def _floats(*shape: int) -> jax.ShapeDtypeStruct:
 def _shape(stages: Stages, options: Options, operands: Operands, save: bool) -> Shape:
     masked = operands.lengths is not None or operands.carry.shape[1] % 8 != 0
     half = options.precision == "tensorfloat32"
-    return Shape(stages.division.hidden, 8, options.outputs, save, masked, options.reverse, half)
+    return Shape(stages.division.hidden, blocks(stages), 8, options.outputs, save, masked, options.reverse, half)
 
 
 def _dtype(shape: Shape) -> Any:
@@ -99,7 +102,8 @@ def unfit(stages: Stages, options: Options) -> str | None:
     trouble = misfit(stages, load.device().capability)
     if trouble is not None:
         return trouble
-    shape = Shape(d.hidden, 4, options.outputs, True, True, options.reverse, options.precision == "tensorfloat32")
+    half = options.precision == "tensorfloat32"
+    shape = Shape(d.hidden, blocks(stages), 4, options.outputs, True, True, options.reverse, half)
     try:
         load.kernel(stages, shape, load.BACKWARD, shared_bytes(stages, shape)[1])
     except (load.CannotLoadError, nvrtc.CannotCompileError) as error:
@@ -107,12 +111,18 @@ def unfit(stages: Stages, options: Options) -> str | None:
     return None
 
 
+def text(stages: Stages, precision: str) -> str:
+    """The source that is generated for a cell, for whole sequences in training."""
+    d, half = stages.division, precision == "tensorfloat32"
+    return source(stages, Shape(d.hidden, blocks(stages), 8, "all", True, False, False, half))
+
+
 def forward(stages: Stages, options: Options, operands: Operands, save: bool) -> tuple[Array, Array | None, Kept]:
     """The carry after the last step, the outputs, and what is kept."""
     d, shape = stages.division, _shape(stages, options, operands, save)
     units, (batch, time, _) = shape.units, operands.x.shape
     sizes = {"none": (0,), "all": (batch, time, d.outputs, units), "last": (batch, d.outputs, units)}
-    words = piece_words(stages, shape._replace(sequences=4)) * shape.threads if save else 0
+    words = piece_words(stages, shape._replace(sequences=4)) * shape.threads * shape.blocks if save else 0
     saved = [(batch if save else 0, time, len(sources) * units) for sources, _ in groups(stages)]
     end, outputs, pieces, *sources = _call(
         stages,
@@ -160,19 +170,20 @@ def backward(
             *kept.sources,
         ),
     )
-    blocks: dict[tuple[int, int], Array] = {}
-    for (sources, results), source, result in zip(joined, kept.sources, d_results, strict=True):
+    in_order = _in_order if shape.blocks == 1 else lambda array, axis: array
+    of_pairs: dict[tuple[int, int], Array] = {}
+    for (sources, results), of_sources, of_results in zip(joined, kept.sources, d_results, strict=True):
         rows = batch * time
         product = jax.lax.dot_general(
-            source.reshape(rows, source.shape[-1]),
-            result.reshape(rows, result.shape[-1]),
+            of_sources.reshape(rows, of_sources.shape[-1]),
+            of_results.reshape(rows, of_results.shape[-1]),
             (((0,), (0,)), ((), ())),
             preferred_element_type=jnp.float32,
         )
-        product = _in_order(_in_order(product / scale, 0), 1).reshape(len(sources), units, len(results), units)
-        blocks |= {(s, r): product[i, :, j] for i, s in enumerate(sources) for j, r in enumerate(results)}
+        product = in_order(in_order(product / scale, 0), 1).reshape(len(sources), units, len(results), units)
+        of_pairs |= {(s, r): product[i, :, j] for i, s in enumerate(sources) for j, r in enumerate(results)}
     total, hidden = sums.sum(0), d.hidden
-    weights = [blocks[p.source, p.result][:hidden, :hidden] for p in d.products]
+    weights = [of_pairs[p.source, p.result][:hidden, :hidden] for p in d.products]
     vectors = [jnp.zeros(hidden) if place is None else total[place, :hidden] for place in stages.sum_of]
     return Operands(
         jnp.stack(weights) if weights else operands.weights,

@@ -64,7 +64,7 @@ struct Failure : std::string {
 };
 
 ffi::Error launch(Stream stream, ffi::RemainingArgs args, ffi::RemainingRets rets, int64_t kernel, int64_t few_kernel,
-                  int64_t few, int64_t tiles, int64_t threads, int64_t shared, int64_t few_shared, int64_t batch,
+                  int64_t few, int64_t tiles, int64_t blocks, int64_t threads, int64_t shared, int64_t few_shared, int64_t batch,
                   int64_t time) {
   if (args.size() + rets.size() > kMostPointers) return ffi::Error::Internal("the recurrence has too many arrays");
   Pointers pointers{};
@@ -85,7 +85,7 @@ ffi::Error launch(Stream stream, ffi::RemainingArgs args, ffi::RemainingRets ret
   if (!found) return ffi::Error::Internal("a kernel of the recurrence is not loaded in this process");
   int sizes[3] = {static_cast<int>(batch), static_cast<int>(time), static_cast<int>(is_few ? 2 * tiles : tiles)};
   void* parameters[] = {&pointers, &sizes[0], &sizes[1], &sizes[2]};
-  const int code = driver().launch(found, replicas * sizes[2], 1, 1, threads, 1, 1, is_few ? few_shared : shared, stream,
+  const int code = driver().launch(found, replicas * sizes[2] * blocks, 1, 1, threads, 1, 1, is_few ? few_shared : shared, stream,
                                    parameters, nullptr);
   return code ? ffi::Error::Internal(Failure("cuLaunchKernel", code)) : ffi::Error::Success();
 }
@@ -121,6 +121,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(seqmnist_gpu_launch, launch,
                                   .Attr<int64_t>("few_kernel")
                                   .Attr<int64_t>("few")
                                   .Attr<int64_t>("tiles")
+                                  .Attr<int64_t>("blocks")
                                   .Attr<int64_t>("threads")
                                   .Attr<int64_t>("shared")
                                   .Attr<int64_t>("few_shared")

@@ -1,8 +1,9 @@
-"""What a GPU kernel needs of this process: a device, the launcher, and the compiled kernel, kept by all it depends on."""
+"""What a GPU kernel needs of this process: a device, the launcher, the compiled kernel, kept by what it depends on."""
 
 import ctypes
 import functools
 import hashlib
+import threading
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,9 +52,17 @@ def device() -> Device:
     return Device(capability, found.core_count)
 
 
-@functools.cache
+_one_at_a_time = threading.Lock()
+
+
 def _launcher() -> Any:
     """The library that starts kernels, registered with XLA."""
+    with _one_at_a_time:
+        return _registered()
+
+
+@functools.cache
+def _registered() -> Any:
     library = build.library(LAUNCHER).library
     library.seqmnist_gpu_load.restype = ctypes.c_char_p
     library.seqmnist_gpu_load.argtypes = [ctypes.c_int64, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int]

@@ -57,6 +57,57 @@ DEVICE void store_matrices_turned(u32 address, u32 v0, u32 v1) {
   }
 #endif
 }
+// One of them, turned in its registers.
+DEVICE u32 turn_matrix(u32 v) {
+  u32 r;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0,%1;" : "=r"(r) : "r"(v));
+  return r;
+}
+DEVICE void put_word(u32 address, u32 v) { asm volatile("st.shared.u32 [%0],%1;" ::"r"(address), "r"(v) : "memory"); }
+DEVICE u32 bits(float x) { return __float_as_uint(x); }
+// For two warps that follow each other.
+DEVICE void pair_barrier(int pair) { asm volatile("bar.sync %0,64;" ::"r"(1 + pair) : "memory"); }
+
+// Clusters of blocks. An address in another block's shared memory: as far from the first as in one's own.
+DEVICE u32 at_rank(u32 address, u32 rank) {
+  u32 r;
+  asm("mapa.shared::cluster.u32 %0,%1,%2;" : "=r"(r) : "r"(address), "r"(rank));
+  return r;
+}
+// For all threads, who then see each block's barriers as they were made.
+DEVICE void cluster_barrier() {
+  asm volatile(
+      "fence.mbarrier_init.release.cluster;\n"
+      "barrier.cluster.arrive.release.aligned;\n"
+      "barrier.cluster.wait.acquire.aligned;" ::
+          : "memory");
+}
+// A barrier in shared memory is passed once its block has said how many bytes it expects, and they are there.
+DEVICE void barrier_init(u32 barrier) { asm volatile("mbarrier.init.shared::cta.b64 [%0],1;" ::"r"(barrier) : "memory"); }
+DEVICE void barrier_expect(u32 barrier, u32 bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _,[%0],%1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+// `turn` counts how often it was passed before, as an odd or even number.
+DEVICE void barrier_wait(u32 barrier, u32 turn) {
+  asm volatile(
+      "{.reg .pred passed;\n"
+      "again: mbarrier.try_wait.parity.shared::cta.b64 passed,[%0],%1;\n"
+      "@!passed bra again;}" ::"r"(barrier),
+      "r"(turn)
+      : "memory");
+}
+// Words to another block, counted by a barrier of that block.
+template <int N>
+DEVICE void put_far(u32 to, const u32 (&v)[N], u32 barrier) {
+  if constexpr (N == 4)
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0],{%1,%2,%3,%4},[%5];" ::"r"(to), "r"(v[0]),
+                 "r"(v[1]), "r"(v[2]), "r"(v[3]), "r"(barrier)
+                 : "memory");
+  else
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0],{%1,%2},[%3];" ::"r"(to), "r"(v[0]),
+                 "r"(v[1]), "r"(barrier)
+                 : "memory");
+}
 DEVICE float ex2(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0,%1;" : "=f"(y) : "f"(x));

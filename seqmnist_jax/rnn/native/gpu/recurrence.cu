@@ -6,6 +6,16 @@
 // weights stay in registers in 16 bits; only the sources cross shared memory, twice buffered, one barrier a product.
 // With 4 sequences every other column is left out: half the scalar work a thread, for batches that leave blocks idle.
 //
+// Units that one multiprocessor's registers can't hold are shared by a cluster of 4 blocks. A block owns a quarter of them, two
+// warps to 16 units, and nobody waits for the whole cluster: what crosses to another block is counted by a barrier there.
+// - Forward every block needs the sources of all units: each warp sends its own to all four. The two warps multiply half
+//   of the sources each, exchange half of the sums, and each thread goes on with one unit.
+// - Backward a block multiplies the cotangents of its own results, for the sources of all units, and sends each owner its
+//   part of the sums: two 16-byte words a thread and source, where the cotangents themselves would be twice as many.
+// Two buffers are enough. A block sends what step t + 2 needs once it has all that it needs of step t + 1; that was sent, by every
+// block, after all its warps that the buffer concerns had read what stood there at step t. No block ends while something
+// is sent to it, for it waits for all of that.
+//
 // Arrays are [replica, ..., batch, time, ...] outside. What is kept for the way back stands in the order of the threads.
 
 struct Pointers {
@@ -20,12 +30,18 @@ DEVICE void each(F&& f) {
   }
 }
 
-constexpr int kWarps = kUnits / 16, kThreads = 32 * kWarps, kTiles = kUnits / 16;
-constexpr int kPairs = kSequences / 2, kColumns = kSequences / 4;  // of a thread
+constexpr int kOwned = kUnits / kBlocks, kOwnedTiles = kOwned / 16;  // units of a block
+constexpr int kSplit = kBlocks > 1 ? 2 : 1;                         // warps that share 16 of them
+constexpr int kWarps = kOwnedTiles * kSplit, kThreads = 32 * kWarps;
+constexpr int kTiles = kUnits / 16 / kSplit;                              // of a warp's weights, of each product
+constexpr int kFar = kBlocks / kSplit;                                    // backward, those of one row of tiles
+constexpr int kRows = 2 / kSplit, kColumns = kSequences / 4, kPairs = kRows * kColumns;  // of a thread
 // The way back in float16 is as exact as TF32, and needs its cotangents scaled; in bfloat16 it has float32's range.
 DEVICE u32 pack_back(float a, float b) { return kHalf ? pack_half(a, b) : pack_bfloat(a, b); }
 constexpr int kRow = kUnits + 8, kTile = 8 * kRow * 2;             // a source in shared memory, padded against conflicts
-constexpr int kKeptWords = Cell::kKept * kPairs / 2, kPiece = kThreads * 4 * kKeptWords;
+constexpr int kRowBack = kOwned + 8, kTileBack = 8 * kRowBack * 2;  // a result's cotangent
+constexpr int kParts = kUnits * kSequences * 4;                     // what a block is sent of a source's cotangent
+constexpr int kKeptWords = (Cell::kKept * kPairs + 1) / 2, kPiece = kThreads * 4 * kKeptWords;
 constexpr int kRecalledBytes = kThreads * 4 * kColumns * Cell::kRecalled;  // carries read back from the sources
 constexpr int kStages = 6, kStage = kPiece + kRecalledBytes;
 constexpr int kScalarsAhead = 2;
@@ -37,15 +53,29 @@ DEVICE void mma_back(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     mma_bfloat(c, a, b0, b1);
 }
 
-// Where a thread stands.
+constexpr int sources_of(int round) {
+  int n = 0;
+  for (int k = 0; k < Cell::kSources; k++) n += Cell::source_round(k) == round;
+  return n;
+}
+
+// One unit's values of a thread.
+struct alignas(4 * kColumns) Columns {
+  float v[kColumns];
+};
+
+// Where a thread stands: `tile` is its warp's 16 units, `row` the first of its own.
 struct Place {
-  int tid, lane, warp, row, quad, replica, block, batch, time;
+  int tid, lane, warp, rank, tile, half, row, quad, replica, block, batch, time;
   int sequence[kColumns];
   bool inside[kColumns];
 
   DEVICE Place(int batch, int time, int tiles) : batch(batch), time(time) {
-    tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, row = 16 * warp + (lane >> 2), quad = lane & 3;
-    replica = blockIdx.x / tiles, block = blockIdx.x % tiles;
+    tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, quad = lane & 3;
+    rank = blockIdx.x % kBlocks, tile = kOwnedTiles * rank + warp / kSplit, half = warp % kSplit;
+    row = 16 * tile + 8 * half + (lane >> 2);
+    const int group = blockIdx.x / kBlocks;
+    replica = group / tiles, block = group % tiles;
     for (int c = 0; c < kColumns; c++) {
       sequence[c] = block * kSequences + kColumns * quad + c;
       inside[c] = !kMasked || sequence[c] < batch;
@@ -53,9 +83,11 @@ struct Place {
   }
   DEVICE int unit(int pair) const { return row + 8 * (pair / kColumns); }
   DEVICE int column(int pair) const { return pair % kColumns; }
-  // Of an accumulator of a product.
-  DEVICE static int sum(int pair) { return kColumns == 2 ? pair : 2 * pair; }
+  // Of a warp's sums of a product.
+  DEVICE static int sum(int pair) { return 2 * (pair / kColumns) + pair % kColumns; }
   DEVICE u64 index(int c) const { return (u64)replica * batch + (kMasked && !inside[c] ? 0 : sequence[c]); }
+  // Of the word in a row of 16-bit numbers that is its: units g and g + 8, or in a cluster two neighbours.
+  DEVICE int word() const { return kSplit == 1 ? 16 * warp + 2 * (lane >> 2) : row & ~1; }
   DEVICE bool is_unit(int pair) const { return kHidden == kUnits || unit(pair) < kHidden; }
 };
 
@@ -70,26 +102,74 @@ DEVICE void put(u32 to, const float (&v)[kPairs]) {
     store_matrices_turned(to, pack(v[0], 0.f), pack(v[1], 0.f));
 }
 
+// Where a thread reads or writes in an array [batch, time, width], for each of its sequences; it walks with the steps, which
+// costs a sum where an index costs a product.
+template <class T>
+struct Walk {
+  T* at[kColumns];
+  int stride;
+
+  DEVICE void start(const Place& here, T* array, int width, int t, int offset, bool backward = false) {
+    stride = kReverse != backward ? -width : width;
+    for (int c = 0; c < kColumns; c++) at[c] = array + (here.index(c) * here.time + t) * width + offset;
+  }
+  DEVICE void advance() {
+#pragma unroll
+    for (int c = 0; c < kColumns; c++) at[c] += stride;
+  }
+};
+
 // The same to global memory: rows of a matrix whose columns are units in the order g, g + 8.
 template <u32 (*pack)(float, float)>
-DEVICE void put_rows(const Place& here, u16* array, int width, int first, int t, const float (&v)[kPairs]) {
+DEVICE void put_rows(const Place& here, const Walk<u16>& to, int first, const float (&v)[kPairs]) {
 #pragma unroll
   for (int c = 0; c < kColumns; c++) {
     const u32 word = pack(v[c], v[c + kColumns]);
-    if (!kMasked || here.inside[c])
-      store_words<1>(array + (here.index(c) * here.time + t) * width + first + 16 * here.warp + 2 * (here.lane >> 2),
-                     &word);
+    if (!kMasked || here.inside[c]) store_words<1>(to.at[c] + first, &word);
   }
+}
+
+// Where a thread of a cluster stands once its warp's matrix is turned: it has two neighbouring units of one sequence.
+struct Turned {
+  int row, unit;
+  bool is_row, inside;  // With 4 sequences every other row is empty, and nobody reads it.
+  u64 index;
+
+  DEVICE Turned(const Place& here) {
+    const int sequence = here.block * kSequences + (here.lane >> 2) * kColumns / 2;
+    row = here.lane >> 2, unit = 16 * here.tile + 8 * here.half + 2 * here.quad;
+    is_row = kColumns == 2 || row % 2 == 0, inside = is_row && (!kMasked || sequence < here.batch);
+    index = (u64)here.replica * here.batch + (inside ? sequence : 0);
+  }
+  template <u32 (*pack)(float, float)>
+  DEVICE static u32 word(const float (&v)[kPairs]) {
+    return turn_matrix(pack(v[0], kColumns == 2 ? v[kPairs - 1] : 0.f));
+  }
+  // To global memory: rows of a matrix whose columns are units in their order.
+  DEVICE void start(Walk<u16>& walk, u16* array, int width, int time, int t) const {
+    for (auto& at : walk.at) at = array + (index * time + t) * width + unit;
+  }
+  DEVICE void put_row(const Walk<u16>& to, int first, u32 word) const {
+    if (inside) store_words<1>(to.at[0] + first, &word);
+  }
+};
+
+// A round's barrier for what other blocks send, one for either buffer.
+DEVICE u32 arrivals(u32 barriers, int round, int step) { return barriers + 8 * (2 * (round - 1) + (step & 1)); }
+DEVICE void start_cluster(const Place& here, u32 barriers) {
+  if (here.tid == 0)
+    for (int i = 0; i < 2 * Cell::kRounds; i++) barrier_init(barriers + 8 * i);
+  cluster_barrier();
 }
 
 template <u32 (*pack)(float, float), class At>
 DEVICE void load_weights(u32 (&a)[kTiles][4], At&& at) {
 #pragma unroll
   for (int k = 0; k < kTiles; k++) {
-    a[k][0] = pack(at(0, 16 * k), at(0, 16 * k + 1));
-    a[k][1] = pack(at(8, 16 * k), at(8, 16 * k + 1));
-    a[k][2] = pack(at(0, 16 * k + 8), at(0, 16 * k + 9));
-    a[k][3] = pack(at(8, 16 * k + 8), at(8, 16 * k + 9));
+    a[k][0] = pack(at(k, 0, 0), at(k, 0, 1));
+    a[k][1] = pack(at(k, 8, 0), at(k, 8, 1));
+    a[k][2] = pack(at(k, 0, 8), at(k, 0, 9));
+    a[k][3] = pack(at(k, 8, 8), at(k, 8, 9));
   }
 }
 
@@ -126,20 +206,21 @@ DEVICE void recall(const char* stage, int tid, u32* words) {
 template <bool kBackward>
 struct Scalars {
   static constexpr int kCount = at_least_one(Cell::kScalars);
-  const float* from[kColumns];
+  Walk<const float> from;
   float ahead[kScalarsAhead][kCount][kColumns];
 
-  DEVICE Scalars(const Place& here, const float* x, int step) {
-    for (int c = 0; c < kColumns; c++) from[c] = x + here.index(c) * here.time * Cell::kScalars;
-    for (int i = 0; i < kScalarsAhead; i++) read(here, step + i, ahead[i]);
+  DEVICE Scalars(const Place& here, const float* x) {
+    from.start(here, x, Cell::kScalars, when(kBackward ? here.time - 1 : 0, here.time), 0, kBackward);
+    for (int i = 0; i < kScalarsAhead; i++) read(here, i, ahead[i]);
   }
+  // Those of a step, the one after that which was read last.
   DEVICE void read(const Place& here, int step, float (&to)[kCount][kColumns]) {
     if (Cell::kScalars == 0) return;
-    const int last = here.time - 1, near = step < last ? step : last, t = when(kBackward ? last - near : near, here.time);
 #pragma unroll
     for (int f = 0; f < Cell::kScalars; f++)
 #pragma unroll
-      for (int c = 0; c < kColumns; c++) to[f][c] = read_once(from[c] + (u64)t * Cell::kScalars + f);
+      for (int c = 0; c < kColumns; c++) to[f][c] = read_once(from.at[c] + f);
+    if (step + 1 < here.time) from.advance();
   }
 };
 
@@ -163,7 +244,7 @@ struct Inputs {
 
 // ---- Forward -----------------------------------------------------------------------------
 
-extern "C" __global__ void __launch_bounds__(kThreads, 1) recurrence_forward(Pointers p, int batch, int time, int tiles) {
+extern "C" __global__ void CLUSTER __launch_bounds__(kThreads, 1) recurrence_forward(Pointers p, int batch, int time, int tiles) {
   using Unit = Cell::Forward;
   SHARED(shared);
   const Place here(batch, time, tiles);
@@ -173,13 +254,14 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) recurrence_forward(Poi
   const int* lengths = (const int*)p.at[5] + (u64)here.replica * batch;
   float* carry_end = (float*)p.at[6] + (u64)here.replica * Cell::kCarries * batch * kUnits;
   float* outputs = (float*)p.at[7];
-  char* kept = (char*)p.at[8] + (u64)blockIdx.x * time * kPiece;
+  char* piece = (char*)p.at[8] + ((u64)blockIdx.x * time + when(0, time)) * kPiece;
 
   u32 a[at_least_one(Cell::kProducts)][kTiles][4];
 #pragma unroll
   for (int q = 0; q < Cell::kProducts; q++) {
-    const float* w = weights + (u64)q * kUnits * kUnits + here.row + 2 * here.quad * kUnits;
-    load_weights<pack_half>(a[q], [&](int row, int k) { return w[k * kUnits + row]; });
+    const float* w = weights + (u64)q * kUnits * kUnits + 16 * here.tile + (here.lane >> 2) +
+                     (16 * kTiles * here.half + 2 * here.quad) * kUnits;
+    load_weights<pack_half>(a[q], [&](int tile, int row, int k) { return w[(16 * tile + k) * kUnits + row]; });
   }
   Unit u[kPairs];
   int length[kColumns];
@@ -196,13 +278,30 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) recurrence_forward(Poi
     for (int j = 0; j < Cell::kOutputs; j++) u[i].y[j] = 0.f;
   }
   for (int c = 0; c < kColumns; c++) length[c] = !kMasked ? time : here.inside[c] ? lengths[here.sequence[c]] : 0;
-  Scalars<false> scalars(here, (const float*)p.at[3], 0);
+  Scalars<false> scalars(here, (const float*)p.at[3]);
   Inputs<Cell::kInputs> inputs(here, (const float*)p.at[2]);
   inputs.read(here, when(0, time));
   const u32 base = shared_address(shared);
-  const u32 from = base + 2 * ((here.lane & 7) * kRow + (here.lane >> 3) * 8);
+  const u32 from = base + 2 * ((here.lane & 7) * kRow + 16 * kTiles * here.half + (here.lane >> 3) * 8);
   const u32 to = base + 2 * ((here.lane & 7) * kRow + 16 * here.warp + ((here.lane >> 3) & 1) * 8);
   u32 words[at_least_one(kKeptWords)];
+  // Of a cluster: each lane sends 8 units of one sequence to one block.
+  constexpr int kSwap = 2 * Cell::kSources * kTile, kArrivals = kSwap + Cell::kResults * kThreads * 4 * kColumns;
+  const Turned turned(here);
+  const u32 far = kBlocks > 1 ? at_rank(base, here.quad) : 0;
+  const u32 far_row = far + 2 * (turned.row * kRow + 16 * here.tile + 8 * here.half);
+  Columns* const swap = (Columns*)(shared + kSwap) + here.tid;
+  if constexpr (kBlocks > 1) start_cluster(here, base + kArrivals);
+
+  Walk<u16> saved[at_least_one(Cell::kGroups)];
+#pragma unroll
+  for (int i = 0; i < Cell::kGroups; i++) {
+    const int width = Cell::group_sources(i) * kUnits;
+    saved[i].start(here, (u16*)p.at[9 + i], width, when(0, time), here.word());
+    if (kBlocks > 1) turned.start(saved[i], (u16*)p.at[9 + i], width, time, when(0, time));
+  }
+  Walk<float> out;
+  out.start(here, outputs, Cell::kOutputs * kUnits, when(0, time), 0);
 
   for (int step = 0; step < time; step++) {
     const int t = when(step, time);
@@ -219,20 +318,50 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) recurrence_forward(Poi
       for (int j = 0; j < Cell::kOutputs; j++) last[j][i] = u[i].y[j];
       Cell::forward(Int<0>{}, u[i]);
     }
+    // While others work or the products run: what the step before left to store, what a later one will need.
+    auto meanwhile = [&] {
+      if (kSave && step > 0) {
+        keep<kKeptWords>(piece, here.tid, words);
+        piece += kReverse ? -kPiece : kPiece;
+      }
+#pragma unroll
+      for (int i = 0; i + 1 < kScalarsAhead; i++)
+#pragma unroll
+        for (int f = 0; f < Cell::kScalars; f++)
+#pragma unroll
+          for (int c = 0; c < kColumns; c++) scalars.ahead[i][f][c] = scalars.ahead[i + 1][f][c];
+      scalars.read(here, step + kScalarsAhead, scalars.ahead[kScalarsAhead - 1]);
+      inputs.read(here, when(step + 1 < time ? step + 1 : step, time));
+    };
     each<1, Cell::kRounds + 1>([&](auto round) {
       constexpr int kRound = round.value;
+      if (kBlocks > 1 && here.tid == 0)
+        barrier_expect(arrivals(base + kArrivals, kRound, step), sources_of(kRound) * kUnits * kSequences * 2);
 #pragma unroll
       for (int k = 0; k < Cell::kSources; k++)
         if (Cell::source_round(k) == kRound) {
           float v[kPairs];
 #pragma unroll
           for (int i = 0; i < kPairs; i++) v[i] = here.is_unit(i) ? u[i].source[k] : 0.f;
-          put<pack_half>(to + buffer + k * kTile, v);
-          const int group = Cell::source_group(k), width = Cell::group_sources(group) * kUnits;
-          if (kSave)
-            put_rows<pack_back>(here, (u16*)p.at[9 + group], width, Cell::source_place(k) * kUnits, t, v);
+          const int group = Cell::source_group(k), first = Cell::source_place(k) * kUnits;
+          if constexpr (kBlocks == 1) {
+            put<pack_half>(to + buffer + k * kTile, v);
+            if (kSave) put_rows<pack_back>(here, saved[group], first, v);
+          } else {
+            const u32 word = Turned::word<pack_half>(v);
+            u32 row[4];
+#pragma unroll
+            for (int i = 0; i < 4; i++) row[i] = __shfl_sync(~0u, word, (here.lane & ~3) + i);
+            if (turned.is_row) put_far(far_row + buffer + k * kTile, row, arrivals(far + kArrivals, kRound, step));
+            if (kSave) turned.put_row(saved[group], first, kHalf ? word : Turned::word<pack_back>(v));
+          }
         }
-      __syncthreads();
+      if constexpr (kBlocks == 1) {
+        __syncthreads();
+      } else {
+        if (kRound == 1) meanwhile();
+        barrier_wait(arrivals(base + kArrivals, kRound, step), step >> 1 & 1);
+      }
 #pragma unroll
       for (int k = 0; k < Cell::kSources; k++)
         if (Cell::source_round(k) == kRound)
@@ -247,17 +376,29 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) recurrence_forward(Poi
                 if (Cell::product_source(q) == k)
                   mma_half(m[Cell::product_result(q)], a[q][2 * k2 + half], b[2 * half], b[2 * half + 1]);
           }
-      // While the products run: what the step before left to store, what a later one will need.
-      if (kRound == 1) {
-        if (kSave && step > 0) keep<kKeptWords>(kept + (u64)when(step - 1, time) * kPiece, here.tid, words);
+      if (kBlocks == 1 && kRound == 1) meanwhile();
+      // A warp's half of the sums over units is worth something with the other's. It gives away the row that is not its own;
+      // the place is free again when the other has sent its next sources, without which nobody comes here.
+      if constexpr (kSplit == 2) {
 #pragma unroll
-        for (int i = 0; i + 1 < kScalarsAhead; i++)
+        for (int j = 0; j < Cell::kResults; j++)
+          if (Cell::result_round(j) == kRound) {
+            Columns given;
 #pragma unroll
-          for (int f = 0; f < Cell::kScalars; f++)
+            for (int c = 0; c < kColumns; c++) {
+              given.v[c] = here.half ? m[j][c] : m[j][2 + c];
+              m[j][c] = here.half ? m[j][2 + c] : m[j][c];
+            }
+            swap[j * kThreads] = given;
+          }
+        pair_barrier(here.warp / 2);
 #pragma unroll
-            for (int c = 0; c < kColumns; c++) scalars.ahead[i][f][c] = scalars.ahead[i + 1][f][c];
-        scalars.read(here, step + kScalarsAhead, scalars.ahead[kScalarsAhead - 1]);
-        inputs.read(here, when(step + 1 < time ? step + 1 : step, time));
+        for (int j = 0; j < Cell::kResults; j++)
+          if (Cell::result_round(j) == kRound) {
+            const Columns taken = swap[j * kThreads + (here.half ? -32 : 32)];
+#pragma unroll
+            for (int c = 0; c < kColumns; c++) m[j][c] += taken.v[c];
+          }
       }
 #pragma unroll
       for (int i = 0; i < kPairs; i++) {
@@ -268,18 +409,16 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) recurrence_forward(Poi
       }
     });
     if (kSave) {
-      float k[at_least_one(Cell::kKept)][kPairs];
+      float k[2 * at_least_one(kKeptWords)] = {};
 #pragma unroll
       for (int i = 0; i < kPairs; i++) {
         float one[at_least_one(Cell::kKept)];
         Cell::keep(u[i], one);
 #pragma unroll
-        for (int j = 0; j < Cell::kKept; j++) k[j][i] = one[j];
+        for (int j = 0; j < Cell::kKept; j++) k[j * kPairs + i] = one[j];
       }
 #pragma unroll
-      for (int j = 0; j < Cell::kKept; j++)
-#pragma unroll
-        for (int h = 0; h < kPairs / 2; h++) words[j * kPairs / 2 + h] = pack_half(k[j][2 * h], k[j][2 * h + 1]);
+      for (int w = 0; w < kKeptWords; w++) words[w] = pack_half(k[2 * w], k[2 * w + 1]);
     }
 #pragma unroll
     for (int i = 0; i < kPairs; i++) {
@@ -289,13 +428,17 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) recurrence_forward(Poi
 #pragma unroll
       for (int j = 0; j < Cell::kOutputs; j++) {
         if (kOutputs == kAll && here.inside[here.column(i)])
-          outputs[((here.index(here.column(i)) * time + t) * Cell::kOutputs + j) * kUnits + here.unit(i)] =
+          out.at[here.column(i)][j * kUnits + here.unit(i)] =
               running ? u[i].y[j] : 0.f;
         u[i].y[j] = running ? u[i].y[j] : last[j][i];
       }
     }
+#pragma unroll
+    for (int i = 0; i < Cell::kGroups; i++)
+      if (kSave) saved[i].advance();
+    if (kOutputs == kAll) out.advance();
   }
-  if (kSave) keep<kKeptWords>(kept + (u64)when(time - 1, time) * kPiece, here.tid, words);
+  if (kSave) keep<kKeptWords>(piece, here.tid, words);
 #pragma unroll
   for (int i = 0; i < kPairs; i++) {
     const int c = here.column(i);
@@ -311,7 +454,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) recurrence_forward(Poi
 
 // ---- Backward ----------------------------------------------------------------------------
 
-extern "C" __global__ void __launch_bounds__(kThreads, 1) recurrence_backward(Pointers p, int batch, int time, int tiles) {
+extern "C" __global__ void CLUSTER __launch_bounds__(kThreads, 1) recurrence_backward(Pointers p, int batch, int time, int tiles) {
   using Unit = Cell::Backward;
   SHARED(shared);
   const Place here(batch, time, tiles);
@@ -319,44 +462,52 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) recurrence_backward(Po
   const float* vectors = (const float*)p.at[1] + (u64)here.replica * Cell::kVectors * kUnits;
   const float* carry_end = (const float*)p.at[4] + (u64)here.replica * Cell::kCarries * batch * kUnits;
   const int* lengths = (const int*)p.at[5] + (u64)here.replica * batch;
-  const char* kept = (const char*)p.at[6] + (u64)blockIdx.x * time * kPiece;
+  const char* piece = (const char*)p.at[6] + ((u64)blockIdx.x * time + when(time - 1, time)) * kPiece;
   const float* d_end = (const float*)p.at[7] + (u64)here.replica * Cell::kCarries * batch * kUnits;
   const float* d_outputs = (const float*)p.at[8];
   const float scale = ((const float*)p.at[9])[here.replica], unscale = 1.f / scale;
   float* d_start = (float*)p.at[10 + Cell::kGroups] + (u64)here.replica * Cell::kCarries * batch * kUnits;
   float* d_inputs = (float*)p.at[11 + Cell::kGroups];
   // As many rows as there are blocks of 4 sequences: where a block has 8, its second row is zero.
-  float* sums = (float*)p.at[12 + Cell::kGroups] + (u64)blockIdx.x * kColumns * Cell::kSums * kUnits;
+  float* sums = (float*)p.at[12 + Cell::kGroups] + (u64)(blockIdx.x / kBlocks) * kColumns * Cell::kSums * kUnits;
 
   const u32 ring = shared_address(shared);
-  auto get = [&](int step) {
+  Walk<const u16> recalled[at_least_one(Cell::kRecalled)];
+#pragma unroll
+  for (int r = 0; r < Cell::kRecalled; r++) {
+    const int k = Cell::recalled_source(r), group = Cell::source_group(k);
+    recalled[r].start(here, (const u16*)p.at[10 + group], Cell::group_sources(group) * kUnits, when(time - 1, time),
+                      Cell::source_place(k) * kUnits + here.word(), true);
+  }
+  // Fetches what was kept of a step, the one after that which was fetched last.
+  auto get = [&](int step, u32 slot) {
     if (step < time) {
-      const int t = when(time - 1 - step, time);
-      const u32 stage = ring + step % kStages * kStage;
-      fetch<kKeptWords>(stage, kept + (u64)t * kPiece, here.tid);
+      const u32 stage = ring + slot * kStage;
+      fetch<kKeptWords>(stage, piece, here.tid);
+      piece -= kReverse ? -kPiece : kPiece;
 #pragma unroll
-      for (int r = 0; r < Cell::kRecalled; r++)
+      for (int r = 0; r < Cell::kRecalled; r++) {
 #pragma unroll
-        for (int c = 0; c < kColumns; c++) {
-          const int k = Cell::recalled_source(r), group = Cell::source_group(k);
-          const u16* rows = (const u16*)p.at[10 + group];
-          fetch_words<1>(stage + kPiece + 4 * ((r * kColumns + c) * kThreads + here.tid),
-                         rows + (here.index(c) * time + t) * Cell::group_sources(group) * kUnits +
-                             Cell::source_place(k) * kUnits + 16 * here.warp + 2 * (here.lane >> 2));
-        }
+        for (int c = 0; c < kColumns; c++)
+          fetch_words<1>(stage + kPiece + 4 * ((r * kColumns + c) * kThreads + here.tid), recalled[r].at[c]);
+        recalled[r].advance();
+      }
     }
     fetch_commit();
   };
 #pragma unroll
-  for (int i = 0; i < kStages - 1; i++) get(i);
+  for (int i = 0; i < kStages - 1; i++) get(i, i);
   u32 a[at_least_one(Cell::kProducts)][kTiles][4];
 #pragma unroll
   for (int q = 0; q < Cell::kProducts; q++) {
-    const float* w = weights + (u64)q * kUnits * kUnits + here.row * kUnits + 2 * here.quad;
-    load_weights<pack_back>(a[q], [&](int row, int k) { return w[row * kUnits + k]; });
+    const float* w = weights + (u64)q * kUnits * kUnits + (16 * kFar * here.warp + (here.lane >> 2)) * kUnits +
+                     kOwned * here.rank + 2 * here.quad;
+    load_weights<pack_back>(a[q], [&](int tile, int row, int k) {
+      return w[(16 * (tile / kOwnedTiles) + row) * kUnits + 16 * (tile % kOwnedTiles) + k];
+    });
   }
   Unit u[kPairs];
-  float total[at_least_one(Cell::kSums)][2] = {};
+  float total[at_least_one(Cell::kSums)][kRows] = {};
   int length[kColumns];
 #pragma unroll
   for (int i = 0; i < kPairs; i++) {
@@ -373,38 +524,63 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) recurrence_backward(Po
     for (int j = 0; j < Cell::kOutputs; j++) u[i].dy[j] = 0.f;
   }
   for (int c = 0; c < kColumns; c++) length[c] = !kMasked ? time : here.inside[c] ? lengths[here.sequence[c]] : 0;
-  Scalars<true> scalars(here, (const float*)p.at[3], 0);
+  Scalars<true> scalars(here, (const float*)p.at[3]);
   const u32 base = ring + kStages * kStage;
-  const u32 from = base + 2 * ((here.lane & 7) * kRow + (here.lane >> 3) * 8);
-  const u32 to = base + 2 * ((here.lane & 7) * kRow + 16 * here.warp + ((here.lane >> 3) & 1) * 8);
+  const u32 from = base + 2 * ((here.lane & 7) * kRowBack + (here.lane >> 3) * 8);
+  const u32 to = base + 2 * ((here.lane & 7) * kRowBack + 16 * here.warp + ((here.lane >> 3) & 1) * 8);
+  // Of a cluster: parts of the sums stand in the order of tiles and lanes, those of one block behind another's.
+  constexpr int kPart = kStages * kStage + 2 * Cell::kResults * kTileBack, kArrivals = kPart + 2 * Cell::kSources * kParts;
+  constexpr int kLane = 8 * kColumns;
+  const Turned turned(here);
+  const u32 to_word = base + 2 * (turned.row * kRowBack + turned.unit - kOwned * here.rank);
+  u32 far[kFar];
+#pragma unroll
+  for (int i = 0; i < kFar; i++) far[i] = kBlocks > 1 ? at_rank(ring, (kFar * here.warp + i) / kOwnedTiles) : 0;
+  const char* parts = shared + kPart + (32 * (here.tile % kOwnedTiles) + here.lane) * kLane + 4 * kColumns * here.half;
+  if constexpr (kBlocks > 1) start_cluster(here, ring + kArrivals);
   Inputs<Cell::kInputsBack> inputs(here, (const float*)p.at[2]);
   Inputs<kOutputs == kAll ? Cell::kOutputs : 0> bars(here, d_outputs);
   inputs.read(here, when(time - 1, time));
   bars.read(here, when(time - 1, time));
 
-  for (int step = 0; step < time; step++) {
+  Walk<u16> d_results[at_least_one(Cell::kGroups)];
+#pragma unroll
+  for (int i = 0; i < Cell::kGroups; i++) {
+    u16* const rows = (u16*)p.at[13 + Cell::kGroups + i];
+    const int width = Cell::group_results(i) * kUnits, t = when(time - 1, time);
+    d_results[i].start(here, rows, width, t, here.word(), true);
+    if (kBlocks > 1) turned.start(d_results[i], rows, width, time, t);
+  }
+  Walk<float> dx;
+  dx.start(here, d_inputs, Cell::kInputs * kUnits, when(time - 1, time), 0, true);
+
+  u32 slot = 0;
+  for (int step = 0; step < time; step++, slot = slot == kStages - 1 ? 0 : slot + 1) {
     const int t = when(time - 1 - step, time);
-    const u32 buffer = (step & 1) * Cell::kResults * kTile;
+    const u32 buffer = (step & 1) * Cell::kResults * kTileBack;
     u32 words[at_least_one(kKeptWords)];
     fetch_wait<kStages - 2>();
-    const char* stage = shared + step % kStages * kStage;
+    const char* stage = shared + slot * kStage;
     recall<kKeptWords>(stage, here.tid, words);
 #pragma unroll
     for (int r = 0; r < Cell::kRecalled; r++)
 #pragma unroll
       for (int c = 0; c < kColumns; c++) {
         const float2 v = unpack_half(((const u32*)(stage + kPiece))[(r * kColumns + c) * kThreads + here.tid]);
-        u[c].c[Cell::recalled_carry(r)] = v.x, u[c + kColumns].c[Cell::recalled_carry(r)] = v.y;
+        if constexpr (kRows == 2)
+          u[c].c[Cell::recalled_carry(r)] = v.x, u[c + kColumns].c[Cell::recalled_carry(r)] = v.y;
+        else
+          u[c].c[Cell::recalled_carry(r)] = here.row & 1 ? v.y : v.x;
       }
-    get(step + kStages - 1);
+    get(step + kStages - 1, slot == 0 ? kStages - 1 : slot - 1);
     bool running[kColumns];
     for (int c = 0; c < kColumns; c++) running[c] = !kMasked || t < length[c];
 #pragma unroll
     for (int j = 0; j < Cell::kKept; j++)
 #pragma unroll
-      for (int h = 0; h < kPairs / 2; h++) {
-        const float2 v = unpack_half(words[j * kPairs / 2 + h]);
-        u[2 * h].k[j] = v.x, u[2 * h + 1].k[j] = v.y;
+      for (int i = 0; i < kPairs; i++) {
+        const float2 v = unpack_half(words[(j * kPairs + i) / 2]);
+        u[i].k[j] = (j * kPairs + i) % 2 ? v.y : v.x;
       }
 #pragma unroll
     for (int i = 0; i < kPairs; i++) {
@@ -426,52 +602,104 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) recurrence_backward(Po
       for (int k = 0; k < Cell::kSources; k++) u[i].ds[k] = 0.f;
       Cell::backward(Int<0>{}, u[i]);
     }
+    auto meanwhile = [&] {
+#pragma unroll
+      for (int i = 0; i + 1 < kScalarsAhead; i++)
+#pragma unroll
+        for (int f = 0; f < Cell::kScalars; f++)
+#pragma unroll
+          for (int c = 0; c < kColumns; c++) scalars.ahead[i][f][c] = scalars.ahead[i + 1][f][c];
+      scalars.read(here, step + kScalarsAhead, scalars.ahead[kScalarsAhead - 1]);
+      const int next = when(step + 1 < time ? time - 2 - step : 0, time);
+      inputs.read(here, next);
+      bars.read(here, next);
+    };
     each<0, Cell::kRounds>([&](auto waited) {
       constexpr int kRound = Cell::kRounds - waited.value;
+      if (kBlocks > 1 && here.tid == 0)
+        barrier_expect(arrivals(ring + kArrivals, kRound, step), sources_of(kRound) * kParts);
 #pragma unroll
       for (int j = 0; j < Cell::kResults; j++)
         if (Cell::result_round(j) == kRound) {
           float v[kPairs];
 #pragma unroll
           for (int i = 0; i < kPairs; i++) v[i] = running[here.column(i)] && here.is_unit(i) ? u[i].dm[j] : 0.f;
-          put<pack_back>(to + buffer + j * kTile, v);
-          const int group = Cell::result_group(j), width = Cell::group_results(group) * kUnits;
-          put_rows<pack_back>(here, (u16*)p.at[13 + Cell::kGroups + group], width, Cell::result_place(j) * kUnits, t, v);
+          const int group = Cell::result_group(j), first = Cell::result_place(j) * kUnits;
+          if constexpr (kBlocks == 1) {
+            put<pack_back>(to + buffer + j * kTileBack, v);
+            put_rows<pack_back>(here, d_results[group], first, v);
+          } else {
+            const u32 word = Turned::word<pack_back>(v);
+            if (turned.is_row) put_word(to_word + buffer + j * kTileBack, word);
+            turned.put_row(d_results[group], first, word);
+          }
         }
       __syncthreads();
-      float d[at_least_one(Cell::kProducts)][4] = {};
+      float d[at_least_one(Cell::kProducts)][kFar][4] = {};
 #pragma unroll
       for (int j = 0; j < Cell::kResults; j++)
         if (Cell::result_round(j) == kRound)
 #pragma unroll
-          for (int k2 = 0; k2 < kTiles / 2; k2++) {
-            u32 b[4];
-            load_matrices(b, from + buffer + j * kTile + k2 * 64);
+          for (int k2 = 0; k2 < (kOwnedTiles + 1) / 2; k2++) {
+            u32 b[4];  // Of an odd number of tiles the last two matrices are anything, and not used.
+            load_matrices(b, from + buffer + j * kTileBack + k2 * 64);
 #pragma unroll
             for (int q = 0; q < Cell::kProducts; q++)
-              if (Cell::product_result(q) == j) {
-                mma_back(d[q], a[q][2 * k2], b[0], b[1]);
-                mma_back(d[q], a[q][2 * k2 + 1], b[2], b[3]);
-              }
+              if (Cell::product_result(q) == j)
+#pragma unroll
+                for (int i = 0; i < kFar; i++) {
+                  const int tile = i * kOwnedTiles + 2 * k2;
+                  mma_back(d[q][i], a[q][tile], b[0], b[1]);
+                  if (2 * k2 + 1 < kOwnedTiles) mma_back(d[q][i], a[q][tile + 1], b[2], b[3]);
+                }
           }
-      if (waited.value == 0) {
+      if (kBlocks == 1 && waited.value == 0) meanwhile();
+      if constexpr (kBlocks > 1) {
+        const u32 there = kPart + (step & 1) * Cell::kSources * kParts + here.rank * (kParts / kBlocks) + here.lane * kLane;
 #pragma unroll
-        for (int i = 0; i + 1 < kScalarsAhead; i++)
+        for (int k = 0; k < Cell::kSources; k++)
+          if (Cell::source_round(k) == kRound)
 #pragma unroll
-          for (int f = 0; f < Cell::kScalars; f++)
+            for (int i = 0; i < kFar; i++) {
+              u32 part[2 * kColumns];
 #pragma unroll
-            for (int c = 0; c < kColumns; c++) scalars.ahead[i][f][c] = scalars.ahead[i + 1][f][c];
-        scalars.read(here, step + kScalarsAhead, scalars.ahead[kScalarsAhead - 1]);
-        const int next = when(step + 1 < time ? time - 2 - step : 0, time);
-        inputs.read(here, next);
-        bars.read(here, next);
+              for (int n = 0; n < 2 * kColumns; n++) {
+                float sum = 0.f;
+#pragma unroll
+                for (int q = 0; q < Cell::kProducts; q++)
+                  if (Cell::product_source(q) == k) sum += d[q][i][Place::sum(n)];
+                part[n] = bits(sum);
+              }
+              put_far(far[i] + there + k * kParts + 32 * kLane * ((kFar * here.warp + i) % kOwnedTiles), part,
+                      arrivals(far[i] + kArrivals, kRound, step));
+            }
+        if (waited.value == 0) meanwhile();
+        barrier_wait(arrivals(ring + kArrivals, kRound, step), step >> 1 & 1);
+#pragma unroll
+        for (int k = 0; k < Cell::kSources; k++)
+          if (Cell::source_round(k) == kRound)
+#pragma unroll
+            for (int block = 0; block < kBlocks; block++) {
+              const int at = ((step & 1) * Cell::kSources + k) * kParts + block * (kParts / kBlocks);
+              const Columns part = *(const Columns*)(parts + at);
+#pragma unroll
+              for (int i = 0; i < kPairs; i++) u[i].ds[k] += part.v[here.column(i)];
+            }
       }
 #pragma unroll
       for (int i = 0; i < kPairs; i++) {
+        if (kBlocks == 1)
 #pragma unroll
-        for (int q = 0; q < Cell::kProducts; q++)
-          if (Cell::source_round(Cell::product_source(q)) == kRound)
-            u[i].ds[Cell::product_source(q)] += d[q][Place::sum(i)];
+          for (int k = 0; k < Cell::kSources; k++)
+            if (Cell::source_round(k) == kRound) {
+              int terms = 0;
+#pragma unroll
+              for (int q = 0; q < Cell::kProducts; q++)
+                if (Cell::product_source(q) == k) {
+                  const float term = d[q][0][Place::sum(i)];
+                  u[i].ds[k] = terms++ ? u[i].ds[k] + term : term;
+                }
+            }
         Cell::backward(Int<waited.value + 1>{}, u[i]);
       }
     });
@@ -485,7 +713,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) recurrence_backward(Po
 #pragma unroll
       for (int j = 0; j < Cell::kInputs; j++)
         if (here.inside[c])
-          d_inputs[((here.index(c) * time + t) * Cell::kInputs + j) * kUnits + here.unit(i)] =
+          dx.at[c][j * kUnits + here.unit(i)] =
               running[c] ? u[i].dx[j] * unscale : 0.f;
 #pragma unroll
       for (int j = 0; j < Cell::kCarries; j++) {
@@ -493,6 +721,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) recurrence_backward(Po
         u[i].after[j] = u[i].c[j];
       }
     }
+#pragma unroll
+    for (int i = 0; i < Cell::kGroups; i++)
+      d_results[i].advance();
+    if (Cell::kInputs > 0) dx.advance();
   }
 #pragma unroll
   for (int i = 0; i < kPairs; i++)
@@ -503,7 +735,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) recurrence_backward(Po
 #pragma unroll
   for (int j = 0; j < Cell::kSums; j++)
 #pragma unroll
-    for (int h = 0; h < 2; h++) {
+    for (int h = 0; h < kRows; h++) {
       float v = total[j][h];
       v += __shfl_xor_sync(~0u, v, 1);
       v += __shfl_xor_sync(~0u, v, 2);

@@ -1,14 +1,25 @@
-"""The kernel's source for one cell and shape: the skeleton `recurrence.cu`, and what is generated of the cell's stages."""
+"""The kernel's source for one cell and shape: the skeleton `recurrence.cu`, and what is generated of the stages."""
 
 import functools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from seqmnist_jax.rnn.stages import Output, Stages, Statement, crossing
+from seqmnist_jax.rnn.stages import Output, Stages, Statement, crossing, substitute
 
 FOLDER = Path(__file__).parent
 OUTPUTS = ("none", "all", "last")
+# Of a cluster. The registers of one multiprocessor hold 128 units with five products, those of four 256.
+BLOCKS = 4
+MOST_UNITS, MOST_UNITS_OF_BLOCK = 256, 128
+# Registers of a thread that weights may take, of 255: with five products in place of four a dozen bytes are spilled.
+MOST_WEIGHTS = 160
+# Steps that the way back fetches ahead, as in `recurrence.cu`; arrays of a call, as there and in `launch.cc`.
+STAGES = 6
+MOST_ARRAYS = 24
+# Of a block, in KB, by compute capability; another has at least the smallest.
+SHARED_MEMORY = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 120: 99}
 
 
 class Shape(NamedTuple):
@@ -16,7 +27,8 @@ class Shape(NamedTuple):
 
     Attributes:
       hidden: units.
-      sequences: of a block, 8 or 4.
+      blocks: that share them, 1 or a cluster of `BLOCKS`.
+      sequences: of a block or cluster, 8 or 4.
       outputs: a name in `OUTPUTS`.
       save: whether the forward pass keeps what the way back needs.
       masked: sequences of different lengths, or a batch that does not fill the last block.
@@ -25,6 +37,7 @@ class Shape(NamedTuple):
     """
 
     hidden: int
+    blocks: int
     sequences: int
     outputs: str
     save: bool
@@ -35,12 +48,57 @@ class Shape(NamedTuple):
     @property
     def units(self) -> int:
         """Hidden in whole tiles of the products."""
-        return -(-self.hidden // 32) * 32
+        tile = 32 if self.blocks == 1 else 64
+        return -(-self.hidden // tile) * tile
+
+    @property
+    def split(self) -> int:
+        """Warps that share 16 units."""
+        return 1 if self.blocks == 1 else 2
 
     @property
     def threads(self) -> int:
         """Of a block."""
-        return 2 * self.units
+        return 2 * self.units * self.split // self.blocks
+
+    @property
+    def pairs(self) -> int:
+        """Of a unit and a sequence, of a thread."""
+        return self.sequences // 2 // self.split
+
+
+def blocks(stages: Stages) -> int:
+    """How many blocks share the units: 1 where one multiprocessor's registers hold the weights."""
+    one = Shape(stages.division.hidden, 1, 8, "all", save=True, masked=True, reverse=False, half=True)
+    return 1 if one.units <= MOST_UNITS_OF_BLOCK and _weights(stages, one) <= MOST_WEIGHTS else BLOCKS
+
+
+def _weights(stages: Stages, shape: Shape) -> int:
+    """Registers of a thread that hold weights."""
+    return len(stages.division.products) * shape.units // 16 // shape.split * 4
+
+
+def misfit(stages: Stages, capability: int) -> str | None:
+    """Why no kernel for these stages fits a GPU of this capability (90 for 9.0), in words, or None."""
+    d = stages.division
+    gpu = "a GPU of compute capability {}.{}".format(*divmod(capability, 10))
+    if not d.products:
+        return "it has no product of the state"
+    shape = Shape(d.hidden, blocks(stages), 8, "all", save=True, masked=True, reverse=False, half=False)
+    what = f"{len(d.products)} product{'s' * (len(d.products) > 1)} of {d.hidden} units"
+    if shape.units > MOST_UNITS:
+        return f"it has {d.hidden} units; the GPU kernel has at most {MOST_UNITS}"
+    if (weights := _weights(stages, shape)) > MOST_WEIGHTS:
+        return f"the weights of {what} take {weights} registers of a thread, where {MOST_WEIGHTS} are free for them"
+    if shape.blocks > 1 and capability < 90:
+        return f"{what} need a cluster of blocks, which {gpu} does not have"
+    if (arrays := 13 + 2 * len(groups(stages))) > MOST_ARRAYS:
+        return f"it has {arrays} arrays; the GPU kernel has at most {MOST_ARRAYS}"
+    there = SHARED_MEMORY.get(capability, min(SHARED_MEMORY.values()))
+    kilobytes = max(*shared_bytes(stages, shape), *shared_bytes(stages, shape._replace(half=True))) / 1024
+    if kilobytes > there:
+        return f"{what} need {kilobytes:.0f} KB of shared memory in a block, where {gpu} has {there}"
+    return None
 
 
 def groups(stages: Stages) -> list[tuple[list[int], list[int]]]:
@@ -74,7 +132,7 @@ def _stage_functions(
 
     def known(text: str) -> str:
         for n in sorted(cross, key=len, reverse=True):
-            text = _substitute(text, n, f"u.{n}")
+            text = substitute(text, n, f"u.{n}")
         return text
 
     lines = []
@@ -95,17 +153,6 @@ def _stage_functions(
     return [*fields, "<functions>", *lines]
 
 
-def _substitute(text: str, name: str, by: str) -> str:
-    out, word = "", ""
-    for c in text + " ":
-        if c.isalnum() or c in "._[]":
-            word += c
-        else:
-            out += (by if word == name else word) + c
-            word = ""
-    return out[:-1]
-
-
 def recalled(stages: Stages, shape: Shape) -> list[tuple[int, int]]:
     """Carries that are a source as they are, and this source: in float16 they need not be kept a second time."""
     places = {out.text: i for i, out in reversed(list(enumerate(stages.sources)))}
@@ -113,9 +160,15 @@ def recalled(stages: Stages, shape: Shape) -> list[tuple[int, int]]:
     return [(i, places[f"u.c[{i}]"]) for i in kept if f"u.c[{i}]" in places]
 
 
+def spares(shape: Shape) -> bool:
+    """Whether less is kept and more made again: with 8 sequences to a block memory is what takes the time."""
+    return shape.sequences == 8
+
+
 def kept_apart(stages: Stages, shape: Shape) -> list[int]:
     """The places in `Stages.kept` of what is kept beside the sources."""
     again = {("c", i) for i, _ in recalled(stages, shape)}
+    again |= {("t", i) for i in stages.spared} if spares(shape) else set()
     return [place for place, what in enumerate(stages.kept) if what not in again]
 
 
@@ -170,7 +223,9 @@ def cell(stages: Stages, shape: Shape) -> str:
     # `keep` is a function of its own, so all that it reads crosses.
     beyond = [(to, out, d.rounds + 1) for to, out, _ in keeps]
     forward = _stage_functions("forward", "Forward", stages.forward, writes + beyond, d.rounds)
-    back = [*stages.recall(apart), *stages.backward]
+    back = [*stages.recall(apart, spares(shape)), *stages.backward]
+    if shape.outputs == "none":  # Zeros that the compiler would add, for what they do to a negative zero.
+        back = [s._replace(text=re.sub(r" \+ u\.dy\[\d+\]$", "", s.text)) for s in back]
     back_writes = [(f"u.dm[{i}]", out, d.rounds - d.results[i][0]) for i, out in enumerate(stages.d_results)]
     back_writes += [(f"u.dx[{i}]", out, d.rounds) for i, out in enumerate(stages.d_inputs)]
     ends = [(f"sum[{i}]", out, d.rounds + 1) for i, out in enumerate(stages.sums)]
@@ -203,7 +258,8 @@ def cell(stages: Stages, shape: Shape) -> str:
             "  struct Backward {",
             f"    {raw}",
             f"    float k[{at(len(apart))}], after[{at(len(d.carries))}], ds[{at(len(d.sources))}];",
-            f"    float dn[{at(len(d.carries))}], dy[{at(d.outputs)}], dm[{at(len(d.results))}], dx[{at(d.count('x'))}];",
+            f"    float dn[{at(len(d.carries))}], dy[{at(d.outputs)}], dm[{at(len(d.results))}];",
+            f"    float dx[{at(d.count('x'))}];",
             *back_fields,
             "  };",
             *back_functions,
@@ -219,10 +275,11 @@ def cell(stages: Stages, shape: Shape) -> str:
 def constants(shape: Shape) -> str:
     """What the skeleton is told of the shape."""
     flags = {"kSave": shape.save, "kMasked": shape.masked, "kReverse": shape.reverse, "kHalf": shape.half}
-    sizes = {"kHidden": shape.hidden, "kUnits": shape.units, "kSequences": shape.sequences}
+    sizes = {"kHidden": shape.hidden, "kUnits": shape.units, "kBlocks": shape.blocks, "kSequences": shape.sequences}
     sizes |= {"kAll": 1, "kLast": 2, "kOutputs": OUTPUTS.index(shape.outputs)}
+    cluster = f" __cluster_dims__({shape.blocks}, 1, 1)" if shape.blocks > 1 else ""
     return "\n".join(
-        [f"constexpr int {', '.join(f'{k} = {v}' for k, v in sizes.items())};"]
+        [f"#define CLUSTER{cluster}", f"constexpr int {', '.join(f'{k} = {v}' for k, v in sizes.items())};"]
         + [f"constexpr bool {k} = {str(v).lower()};" for k, v in flags.items()]
     )
 
@@ -246,31 +303,17 @@ def source(stages: Stages, shape: Shape, machine: str | None = None) -> str:
 
 def piece_words(stages: Stages, shape: Shape) -> int:
     """32-bit words that a thread keeps of a step, beside the sources."""
-    return len(kept_apart(stages, shape)) * shape.sequences // 4
+    return (len(kept_apart(stages, shape)) * shape.pairs + 1) // 2
 
 
 def shared_bytes(stages: Stages, shape: Shape) -> tuple[int, int]:
     """The shared memory of a block, forward and backward."""
     d = stages.division
-    tile = 8 * (shape.units + 8) * 2
+    tile, tile_back = (8 * (units + 8) * 2 for units in (shape.units, shape.units // shape.blocks))
     words = piece_words(stages, shape) + len(recalled(stages, shape)) * shape.sequences // 4
-    return 2 * len(d.sources) * tile, 6 * 4 * shape.threads * words + 2 * len(d.results) * tile
-
-
-# Words of weights in a thread's registers, beside which the rest finds its place.
-MOST_WEIGHT_WORDS = 160
-MOST_UNITS = 128
-
-
-def misfit(stages: Stages, capability: int) -> str | None:
-    """Why no kernel for these stages fits a GPU of this capability (90 for 9.0), or None."""
-    d = stages.division
-    if d.hidden > MOST_UNITS:
-        return f"it has {d.hidden} units; the GPU kernel has at most {MOST_UNITS}"
-    units = -(-d.hidden // 32) * 32
-    words = len(d.products) * units // 4
-    if words > MOST_WEIGHT_WORDS:
-        return f"the weights of {len(d.products)} products of {d.hidden} units don't fit into a block's registers"
-    if d.products == []:
-        return "it has no product of the state"
-    return None
+    forward, back = 2 * len(d.sources) * tile, STAGES * 4 * shape.threads * words + 2 * len(d.results) * tile_back
+    if shape.blocks > 1:
+        barriers = 2 * 8 * d.rounds
+        forward += len(d.results) * shape.threads * shape.sequences + barriers
+        back += 2 * len(d.sources) * shape.units * shape.sequences * 4 + barriers
+    return forward, back

@@ -1,0 +1,393 @@
+"""The GPU kernel's source on a CPU, a fibre a thread (`emulated_gpu.h`), against `lax.scan` in float64; and by NVRTC.
+
+The kernel runs as on a GPU, through `recurrence` and the calls in `native/gpu`: only what starts it is replaced.
+"""
+
+import ctypes
+import functools
+import hashlib
+import itertools
+import math
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from seqmnist_jax.rnn import cells, recurrence
+from seqmnist_jax.rnn.native.gpu import calls, load, nvrtc, source
+from seqmnist_jax.rnn.native.gpu.source import Shape
+from seqmnist_jax.rnn.recurrence import Call, Given, plain
+from seqmnist_jax.rnn.stages import Options
+
+MACHINE = Path(__file__).with_name("emulated_gpu.h")
+COMPILER = shutil.which("g++")
+emulated_only = pytest.mark.skipif(COMPILER is None, reason="the emulation needs g++")
+
+MAIN = """
+#define RUN(NAME)                                                                                             \\
+  extern "C" const char* NAME(int blocks, int bytes, int out, void** at, int batch, int time, int tiles) {    \\
+    Pointers p;                                                                                               \\
+    for (int i = 0; i < 24; i++) p.at[i] = at[i];                                                             \\
+    without = out;                                                                                            \\
+    return emulated::launch(blocks, kThreads, kBlocks, bytes, [=] { recurrence_##NAME(p, batch, time, tiles); }); \\
+  }
+RUN(forward)
+RUN(backward)
+extern "C" unsigned barriers_passed() { return passed; }
+"""
+BARRIER = re.compile(r"^( +)((?:__syncthreads|pair_barrier|cluster_barrier|barrier_wait|fetch_wait<.*>)\()", re.M)
+
+
+# `without` is the number of the barrier that is left out, in the source's order; `passed` are those reached, as bits.
+COUNT = """
+static int without;
+static unsigned passed;
+inline bool stands(int barrier) {
+  passed |= 1u << barrier;
+  return barrier != without;
+}
+"""
+
+
+def numbered(text):
+    """The source, in which each barrier has a number, and the number of them."""
+    at = text.index("constexpr int kOwned")  # where the skeleton begins
+    count = itertools.count()
+    skeleton = BARRIER.sub(lambda found: f"{found[1]}if (stands({next(count)})) {found[2]}", text[at:])
+    return text[:at] + COUNT + skeleton + MAIN, next(count)
+
+
+# ---- Steps ---------------------------------------------------------------------------------
+
+
+def lem_step(params, carry, x):
+    """Two products one after the other."""
+    y, z = carry
+    i = x @ params["W"] + params["b"]
+    a, b, c = jnp.split(i[:, : -y.shape[1]] + y @ params["U"], 3, axis=1)
+    a, b = 0.6 * jax.nn.sigmoid(a), 0.6 * jax.nn.sigmoid(b)
+    z = (1 - a) * z + a * jnp.tanh(c)
+    y = (1 - b) * y + b * jnp.tanh(z @ params["V"] + i[:, -y.shape[1] :])
+    return (y, z), y
+
+
+def cornn_step(params, carry, x):
+    """Two products with two sources, side by side."""
+    y, z = carry
+    force = jnp.tanh(y @ params["U"] + z @ params["V"] + x @ params["W"] + params["b"])
+    z = z + 0.1 * (force - 1.2 * y - 0.7 * z)
+    y = y + 0.1 * z
+    return (y, z), y
+
+
+def reset_before_step(params, h, x):
+    """A GRU whose reset gate stands before its product."""
+    i, n = x @ params["W"] + params["b"], h.shape[1]
+    r, z = jnp.split(jax.nn.sigmoid(i[:, : 2 * n] + h @ params["U"]), 2, axis=1)
+    h = z * h + (1 - z) * jnp.tanh(i[:, 2 * n :] + (r * h) @ params["V"])
+    return h, h
+
+
+# The step, blocks of the matrices W and U, whether there is a V, and parts of the carry.
+STEPS = {
+    "gru": (cells.gru_step, None, None, 1),
+    "lstm": (cells.lstm_step, None, None, 2),
+    "lem": (lem_step, 4, 3, 2),
+    "cornn": (cornn_step, 1, 1, 2),
+    "reset before": (reset_before_step, 3, 2, 1),
+}
+
+
+def drawn(cell, hidden, features, batch, time, seed=0):
+    """(step, params, x, carry) in float32."""
+    rng = np.random.default_rng(seed)
+    step, wide, recurrent, parts = STEPS[cell]
+
+    def normal(*shape, scale=1.0):
+        return jnp.asarray(scale * rng.standard_normal(shape), jnp.float32)
+
+    if wide is None:
+        init = {"gru": cells.init_gru, "lstm": cells.init_lstm}[cell]
+        shapes = jax.eval_shape(lambda key: init(key, features, hidden), jax.random.key(0))
+    else:
+        shapes = {"W": (features, wide * hidden), "U": (hidden, recurrent * hidden), "V": (hidden, hidden)}
+        shapes = {k: jax.ShapeDtypeStruct(s, jnp.float32) for k, s in (shapes | {"b": (wide * hidden,)}).items()}
+    params = jax.tree.map(lambda s: normal(*s.shape, scale=s.shape[0] ** -0.5 if len(s.shape) > 1 else 0.3), shapes)
+    carry = tuple(normal(batch, hidden, scale=0.5) for _ in range(parts))
+    return step, params, normal(batch, time, features), carry if parts > 1 else carry[0]
+
+
+# ---- Emulation ---------------------------------------------------------------------------
+
+
+class Emulator:
+    """What stands in for the launcher.
+
+    Attributes:
+      sequences: of a block or cluster.
+      without: the barrier that is left out.
+      trouble: what the emulation had to say.
+      barriers: of the kernel that ran last, the number of them, and the set of those that were reached.
+    """
+
+    def __init__(self, folder):
+        self.folder, self.libraries = folder, {}
+        self.sequences, self.without, self.trouble = 8, -1, []
+        self.barriers: Any = None
+
+    def library(self, stages, shape):
+        text, count = numbered(source.source(stages, shape, MACHINE.read_text()))
+        name = hashlib.sha256(text.encode()).hexdigest()[:16]
+        if name not in self.libraries:
+            path = self.folder / f"{name}.cc"
+            path.write_text(text)
+            made = path.with_suffix(".so")
+            flags = ["-O1", "-std=c++17", "-w", "-shared", "-fPIC"]
+            subprocess.run([COMPILER, *flags, "-o", str(made), str(path)], check=True)
+            self.libraries[name] = ctypes.CDLL(str(made))
+        return self.libraries[name], count
+
+    def call(self, stages, shape, name, results, arguments):
+        """In place of `calls._call`."""
+        name = name.removeprefix("recurrence_")
+        batch, time, _ = arguments[3].shape
+        shape = shape._replace(sequences=self.sequences)
+
+        def run(*arrays):
+            arrays = [np.ascontiguousarray(a) for a in arrays]
+            lead = arrays[3].shape[:-3]
+            # What is not written is no number.
+            out = [np.full((*lead, *r.shape), -1, np.dtype(f"i{r.dtype.itemsize}")).view(r.dtype) for r in results]
+            at = (ctypes.c_void_p * 24)(*(a.ctypes.data for a in (*arrays, *out)))
+            library, barriers = self.library(stages, shape)
+            function = getattr(library, name)
+            function.restype = ctypes.c_char_p
+            tiles = -(-batch // 8) * (8 // self.sequences)
+            blocks = math.prod(lead) * tiles * shape.blocks
+            shared = source.shared_bytes(stages, shape)[name == "backward"]
+            trouble = function(blocks, shared, self.without, at, batch, time, tiles)
+            self.barriers = barriers, {n for n in range(barriers) if library.barriers_passed() >> n & 1}
+            self.trouble += [trouble.decode()] if trouble else []
+            return tuple(out)
+
+        return jax.pure_callback(run, tuple(results), *arguments, vmap_method="broadcast_all")
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    return Emulator(tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.fixture
+def emulator(compiled, monkeypatch):
+    compiled.sequences, compiled.without, compiled.trouble = 8, -1, []
+    monkeypatch.setattr(calls, "_call", compiled.call)
+    monkeypatch.setitem(recurrence.KERNELS, "cpu", calls)
+    return compiled
+
+
+class Case(NamedTuple):
+    """A call and its kernel."""
+
+    cell: str
+    hidden: int = 32
+    blocks: int = 1
+    sequences: int = 8
+    outputs: str = "all"
+    lengths: bool = False
+    reverse: bool = False
+    precision: str = "tensorfloat32"
+    batch: int = 8
+    features: int = 1
+    wants_dx: bool = False
+    time: int = 6
+
+
+def double(tree):
+    return jax.tree.map(lambda a: jnp.asarray(a, jnp.float64 if a.dtype == jnp.float32 else a.dtype), tree)
+
+
+def worst(got, want):
+    """The largest relative error of the leaves, by the norm; of what is zero the largest value."""
+
+    def error(a, b):
+        a, b = np.asarray(a, np.float64), np.asarray(b)
+        return float(np.linalg.norm(a - b) / (np.linalg.norm(b) or 1))
+
+    return max(jax.tree.leaves(jax.tree.map(error, got, want)), key=lambda e: math.inf if math.isnan(e) else e)
+
+
+class Work(NamedTuple):
+    """A function of the case's arrays that gives gradients and results, the arrays, and what `lax.scan` makes."""
+
+    run: Any
+    arrays: Any
+    want: Any
+
+
+@functools.cache
+def work(case):
+    step, *arrays = drawn(case.cell, case.hidden, case.features, case.batch, case.time)
+    lengths = None
+    if case.lengths:
+        lengths = jnp.asarray([case.time * i // (case.batch - 1) for i in range(case.batch)], jnp.int32)
+    call = Call(step, Options(case.outputs, case.reverse, case.precision), "cpu")
+    rng = np.random.default_rng(1)
+    shapes = jax.eval_shape(lambda *a: plain(call, Given(*a, lengths)), *arrays)
+    factors = jax.tree.map(lambda s: jnp.asarray(rng.standard_normal(s.shape), jnp.float32), shapes)
+
+    def of(function, factors):
+        def total(*arrays):
+            results = function(call, Given(*arrays, lengths))
+            products = jax.tree.map(lambda a, b: (a * b).sum(), results, factors)
+            return sum(jax.tree.leaves(products)), results
+
+        return jax.jit(jax.grad(total, (0, 2, 1) if case.wants_dx else (0, 2), has_aux=True))
+
+    with jax.enable_x64(True):
+        want = jax.tree.map(np.asarray, of(plain, double(factors))(*double(arrays)))
+    return Work(of(recurrence.recurrence, factors), arrays, want)
+
+
+@pytest.fixture
+def errors(emulator, monkeypatch):
+    """A function that gives a case's worst errors of gradients and of results."""
+
+    def of(case):
+        monkeypatch.setattr(calls, "blocks", lambda _: case.blocks)
+        emulator.sequences = case.sequences
+        run, arrays, want = work(case)
+        got = jax.block_until_ready(run(*arrays))
+        return worst(got[0], want[0]), worst(got[1], want[1])
+
+    return of
+
+
+CASES = {
+    "gru": Case("gru", precision="bfloat16"),
+    "gru, 4 sequences, lengths": Case("gru", sequences=4, lengths=True, batch=6, precision="bfloat16"),
+    "gru, reversed, last": Case("gru", lengths=True, reverse=True, outputs="last", batch=6),
+    "gru, 17 units, 4 sequences": Case("gru", 17, sequences=4, lengths=True, batch=7),
+    "gru, x has a gradient": Case("gru", features=3, wants_dx=True, batch=4),
+    "lstm, last": Case("lstm", lengths=True, outputs="last", batch=5, precision="bfloat16"),
+    "lstm, x has a gradient": Case("lstm", sequences=4, features=6, wants_dx=True, reverse=True),
+    "lem": Case("lem", 64, batch=4, lengths=True),
+    "cornn": Case("cornn", 64, sequences=4, outputs="none", batch=4),
+    "reset before": Case("reset before", precision="bfloat16"),
+    "cluster, gru": Case("gru", 64, 4, lengths=True, batch=6, precision="bfloat16"),
+    "cluster, gru, 4 sequences": Case("gru", 50, 4, sequences=4, outputs="last", reverse=True, time=5),
+    "cluster, lem": Case("lem", 64, 4, batch=7, features=2, wants_dx=True),
+    "cluster, cornn, 4 sequences": Case("cornn", 64, 4, sequences=4, batch=3, precision="bfloat16"),
+    "cluster, lstm, 192 units": Case("lstm", 192, 4, batch=4, lengths=True, time=3),
+    "cluster, gru, 256 units": Case("gru", 256, 4, batch=4, sequences=4, time=3),
+}
+SLOW = {
+    "lstm, 128 units": Case("lstm", 128, time=20),
+    "cluster, lstm, 256 units": Case("lstm", 256, 4, lengths=True, batch=6, time=20),
+    "cluster, gru, 150 units": Case("gru", 150, 4, outputs="last", precision="bfloat16", time=20),
+    "cluster, reset before, 256 units": Case("reset before", 256, 4, sequences=4, reverse=True, time=20),
+}
+
+
+@emulated_only
+@pytest.mark.parametrize("name", [*CASES, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+def test_against_scan_in_float64(name, emulator, errors):
+    case = (CASES | SLOW)[name]
+    gradients, results = errors(case)
+    print(f"{name}: gradients {gradients:.1e}, results {results:.1e}")
+    assert emulator.trouble == []
+    assert results < 5e-4
+    assert gradients < (1.5e-3 if case.precision == "tensorfloat32" else 5e-3)
+
+
+@emulated_only
+@pytest.mark.parametrize("name", ["gru", "cluster, gru"])
+def test_replicas(name, emulator, errors):
+    """Replicas are more blocks of one launch, each with parameters of its own."""
+    errors(CASES[name])
+    run, (params, x, carry), _ = work(CASES[name])
+    replicas = jax.tree.map(lambda p: jnp.stack([p, 0.5 * p]), params)
+    one_by_one = [run(jax.tree.map(lambda p, i=i: p[i], replicas), x, carry) for i in range(2)]
+    together = jax.vmap(run, (0, None, None))(replicas, x, carry)
+    assert emulator.trouble == []
+    for i, alone in enumerate(one_by_one):
+        jax.tree.map(lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-6), together, alone)
+
+
+@emulated_only
+@pytest.mark.parametrize("reverse", [False, True], ids=["warps in order", "warps in reverse"])
+def test_each_barrier_is_needed(reverse, emulator, errors, monkeypatch):
+    if reverse:
+        monkeypatch.setenv("EMULATE_REVERSE", "1")
+    reached = set()
+    for case in (CASES["gru"], CASES["cluster, gru"]):
+        emulator.without = -1
+        assert max(errors(case)) < 5e-3
+        assert emulator.trouble == []
+        count, of_case = emulator.barriers
+        for number in of_case:
+            emulator.without = number
+            noticed = not max(errors(case)) < 5e-3
+            assert noticed or emulator.trouble, f"barrier {number}"
+            emulator.trouble = []
+        reached |= of_case
+    assert reached == set(range(count))
+
+
+# ---- What needs no emulation -------------------------------------------------------------
+
+
+def stages_of(cell, hidden):
+    step, params, x, carry = drawn(cell, hidden, 1, 4, 2)
+    return recurrence.stages_of(step, params, x, carry, inline=True)
+
+
+@pytest.fixture
+def compiler():
+    try:
+        nvrtc.version()
+    except nvrtc.CannotCompileError as error:
+        pytest.skip(str(error))
+
+
+KERNELS = [(cell, 128, capability) for cell in ("gru", "lstm", "lem") for capability in (80, 90)]
+KERNELS += [("gru", 256, 90), ("lstm", 256, 90)]
+
+
+@pytest.mark.parametrize(("cell", "hidden", "capability"), KERNELS)
+def test_machine_code_without_spills(cell, hidden, capability, compiler):
+    stages = stages_of(cell, hidden)
+    assert source.misfit(stages, capability) is None
+    shape = Shape(hidden, source.blocks(stages), 8, "last", save=True, masked=False, reverse=False, half=True)
+    options = (f"--gpu-architecture=sm_{capability}", *load.OPTIONS, "--ptxas-options=-v")
+    _, log = nvrtc.compile(source.source(stages, shape), options)
+    found = re.findall(r"(\d+) bytes spill stores", log)
+    print(re.findall(r"Used (\d+) registers", log))
+    assert found == ["0", "0"]
+
+
+def test_what_fits_where():
+    assert source.blocks(stages_of("lstm", 128)) == 1
+    assert source.blocks(stages_of("lstm", 129)) == 4
+    assert source.misfit(stages_of("gru", 256), 90) is None
+    assert "need a cluster of blocks" in source.misfit(stages_of("gru", 129), 80)
+    assert "at most 256" in source.misfit(stages_of("cornn", 257), 90)
+
+    def wide(params, h, x):
+        h = sum(jnp.tanh(x @ params["x"] + h @ weight) for weight in params["h"])
+        return h, h
+
+    def many(products, hidden):
+        weights = [jnp.zeros((hidden, hidden))] * products
+        given = {"h": weights, "x": jnp.zeros((1, hidden))}, jnp.zeros((1, 1, 1)), jnp.zeros((1, hidden))
+        return recurrence.stages_of(wide, *given, inline=True)
+
+    assert source.blocks(many(5, 128)) == 1
+    assert source.blocks(many(6, 128)) == 4
+    assert "take 192 registers" in source.misfit(many(6, 256), 90)
