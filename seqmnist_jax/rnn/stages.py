@@ -218,10 +218,10 @@ class Stages:
         parameter has (None: zero).
       spared: results of tanh that need not be kept, and how they are made of the rest of what is kept.
       memory: the logistics that hold the state, kept as the smaller one of s and 1 - s, negative where it is that.
-      remade: the sources made again of what is kept; none unless `remake` asks for them.
+      sources_again: the sources, made again of what is kept; none unless `with_sources`.
     """
 
-    def __init__(self, division: Division, remake: bool = False):
+    def __init__(self, division: Division, with_sources: bool = False):
         self.division = d = division
         n, n_sources, n_carries = len(d.raws), len(d.sources), len(d.carries)
         names, stages, counts = [], [], dict.fromkeys("cmxsp", 0)
@@ -250,7 +250,7 @@ class Stages:
         def backward(*given: Any) -> Any:
             raws, results, bars = given[:n], given[n : n + len(kept)], given[n + len(kept) :]
             values, pull = jax.vjp(lambda *r: tuple(d.scalars(r, results)[0]), *raws)
-            sources = values[:n_sources] if remake else ()
+            sources = values[:n_sources] if with_sources else ()
             return [*(b for raw, b in zip(d.raws, pull(tuple(bars)), strict=True) if raw.kind != "s"), *sources]
 
         back_names = [*names, *(f"t{i}" for i in range(len(kept)))]
@@ -260,7 +260,7 @@ class Stages:
         back_stages = [0] * (n + len(kept)) + waits + [0] * (n_carries + d.outputs)
         self.backward, bars = _statements(_trace(backward, len(back_names), d.dtype), back_names, back_stages)
         read = " ".join([*(s.text for s in self.backward), *(bar.text for bar in bars)])
-        bars, self.remade = bars[: n - counts["s"]], bars[n - counts["s"] :]
+        bars, self.sources_again = bars[: n - counts["s"]], bars[n - counts["s"] :]
         used = {name for name in back_names if name in words(read)}
         recalled = [i for i in range(len(kept)) if f"t{i}" in used]
         self.after = {i: carry for i, carry in self.after.items() if i in recalled}
@@ -336,7 +336,7 @@ class Stages:
 @functools.cache
 def remaking(stages: Stages) -> Stages:
     """The same, with the sources made again on the way back in place of being kept beside the rest."""
-    return Stages(stages.division, remake=True)
+    return Stages(stages.division, with_sources=True)
 
 
 def words(text: str) -> frozenset[str]:

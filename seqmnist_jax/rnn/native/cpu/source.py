@@ -338,7 +338,7 @@ def _backward(stages: Stages) -> Body:
     waits = {f"u.ds[{k}]": d.rounds - round + 1 for k, (round, _) in enumerate(d.sources)}
     before_at = [out.stage for out in stages.d_carry]
     while True:
-        writes = [Write(out.stage, f"at.remade({k}, {{}})", out.text) for k, out in enumerate(stages.remade)]
+        writes = [Write(out.stage, f"at.remade({k}, {{}})", out.text) for k, out in enumerate(stages.sources_again)]
         writes += [
             Write(d.rounds - d.results[i][0], f"at.dm({i}, {{}})", out.text) for i, out in enumerate(stages.d_results)
         ]
@@ -415,7 +415,7 @@ def cell(stages: Stages) -> str:
         _table("int", "product_result", [p.result for p in d.products]),
         _table("Origin", "source_origin", [origin for origin, _ in forward.origins]),
         _table("int", "source_index", [i for _, i in forward.origins]),
-        _table("int", "source_stage", [out.stage for out in stages.remade]),
+        _table("int", "source_stage", [out.stage for out in stages.sources_again]),
         _table("int", "result_stage", [d.rounds - round for round, _ in d.results]),
         _table(
             "bool",
