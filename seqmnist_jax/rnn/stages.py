@@ -1,7 +1,8 @@
 """A division's scalar function and its gradient, as statements of C: what a kernel does between two products.
 
-A stage is what can be computed once the products of its round are known. The way back needs no division of its own: it is
-`jax.vjp` of the scalar function, its equations sorted by the same rule, waiting here for the sources' cotangents. What
+A stage is what can be computed once the products of its round are known. The way back needs no division of its own:
+it is `jax.vjp` of the scalar function, its equations sorted by the same rule, waiting here for the sources'
+cotangents. What
 the forward pass keeps for it: the results of tanh, logistic and exp, from which their gradients are made, and those
 raw values that are left in it.
 """
@@ -15,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 
-from seqmnist_jax.rnn.divide import KEPT, Division, NotDivisibleError, evaluate
+from seqmnist_jax.rnn.divide import Division
+from seqmnist_jax.rnn.jaxprs import KEPT, NotDivisibleError, alive, evaluate
 
 # In C, of arguments {0}, {1}, ...; what is no operator is a function that each kernel's header has.
 OPERATIONS = {
@@ -119,16 +121,6 @@ def _literal(value: Any) -> str:
     return f"{number!r}f" if number >= 0 else f"({number!r}f)"
 
 
-def _alive(jaxpr: Any) -> list[Any]:
-    needed = {v for v in jaxpr.outvars if not isinstance(v, jex.Literal)}
-    alive = []
-    for e in reversed(jaxpr.eqns):
-        if needed.intersection(e.outvars):
-            alive.append(e)
-            needed.update(v for v in e.invars if not isinstance(v, jex.Literal))
-    return alive[::-1]
-
-
 def _trace(function: Callable[..., Any], count: int, dtype: Any) -> Any:
     """The jaxpr of a function of so many scalars, its calls laid flat."""
     scalars = [jnp.zeros((), dtype)] * count
@@ -156,7 +148,7 @@ def _statements(
     def read(v: Any) -> Output:
         return Output(_literal(v.val), 0) if isinstance(v, jex.Literal) else known[v]
 
-    for e in _alive(closed.jaxpr):
+    for e in alive(closed.jaxpr):
         name, given = e.primitive.name, [read(v) for v in e.invars]
         stage = max((g.stage for g in given), default=0)
         texts = [g.text for g in given]
@@ -189,8 +181,10 @@ def _statements(
 
 
 def _memories(closed: Any, carries: int, made: Sequence[Any]) -> frozenset[int]:
-    """Which of the logistics multiply the state: they decide over hundreds of steps, so their distance from 0 and from
-    1 must keep its last bits."""
+    """Which of the logistics multiply the state.
+
+    They decide over hundreds of steps, so their distance from 0 and from 1 must keep its last bits.
+    """
     place = {v: i for i, v in enumerate(made)}
     gates: dict[Any, frozenset[int]] = {}
     state: dict[Any, bool] = dict.fromkeys(closed.jaxpr.invars[:carries], True)
@@ -216,14 +210,14 @@ class Stages:
     Attributes:
       forward, backward: statements; in them the raw scalars are ``u.c[0]``, ``u.m[0]``, ...
       sources, carry, outputs: results forward.
-      kept: what the forward pass keeps, ('c', i) a carry before the step, ('t', i) the result number i of a tanh, logistic
-        or exp, ('m', i) a product's result; `texts` has each one's name.
+      kept: what the forward pass keeps, ('c', i) a carry before the step, ('t', i) the result number i of a tanh,
+        logistic or exp, ('m', i) a product's result; `texts` has each one's name.
       after: results that are a new carry, which is not kept twice: result -> carry.
       d_carry, d_results, d_inputs, sums: results backward: cotangents of the carry before, of the products'
         results, of the 'x' values; `sums` the cotangents of parameters that differ, and `sum_of` which of them each
         parameter has (None: zero).
-      remade: results of tanh that can be made again from the rest of what is kept, and how.
-      memory: the logistics that hold the state, kept as the smaller one of s and 1 - s, negative where it is the second.
+      spared: results of tanh that need not be kept, and how they are made of the rest of what is kept.
+      memory: the logistics that hold the state, kept as the smaller one of s and 1 - s, negative where it is that.
       sources_again: the sources, made again of what is kept; none unless `with_sources`.
     """
 
@@ -243,7 +237,7 @@ class Stages:
 
         closed = _trace(forward, n, d.dtype)
         made = closed.jaxpr.outvars[len(closed.jaxpr.outvars) - len(made_kinds) :]
-        order = [e.outvars[0] for e in _alive(closed.jaxpr) if e.primitive.name in KEPT]
+        order = [e.outvars[0] for e in alive(closed.jaxpr) if e.primitive.name in KEPT]
         memory = _memories(closed, n_carries, made)
         self.forward, results = _statements(closed, names, stages, frozenset(order.index(made[i]) for i in memory))
         cuts = (n_sources, n_sources + n_carries, n_sources + n_carries + d.outputs)
@@ -283,7 +277,7 @@ class Stages:
             else kept[i].text
             for kind, i in self.kept
         ]
-        self.remade = self._find_remade(kept, recalled)
+        self.spared = self._find_spared(kept, recalled)
         by_kind: dict[str, list[Output]] = {kind: [] for kind in "cmxsp"}
         for raw, bar in zip((raw for raw in d.raws if raw.kind != "s"), bars, strict=True):
             by_kind[raw.kind].append(bar)
@@ -292,8 +286,8 @@ class Stages:
         self.sums = different
         self.sum_of = [different.index(bar) if bar in different else None for bar in by_kind["p"]]
 
-    def _find_remade(self, results: Sequence[Output], recalled: Sequence[int]) -> dict[int, list[Statement]]:
-        """See `remade`: a tanh of what is kept too costs the way back less than its two bytes cost the memory."""
+    def _find_spared(self, results: Sequence[Output], recalled: Sequence[int]) -> dict[int, list[Statement]]:
+        """See `spared`: a tanh of what is kept too costs the way back less than its two bytes cost the memory."""
         made = {s.name: s for s in self.forward}
         raws = {f"u.{kind}[{i}]" for kind, i in self.kept if kind != "t"}
         found: dict[int, list[Statement]] = {}
@@ -321,12 +315,12 @@ class Stages:
                 found[i] = [*statements.values(), Statement(0, "float", f"t{i}", text)]
         return found
 
-    def recall(self, apart: Sequence[int], remake: bool = False) -> list[Statement]:
+    def recall(self, apart: Sequence[int], spare: bool = False) -> list[Statement]:
         """What the way back reads: those of `kept` that stand in ``u.k``, by place, and the carries after the step.
 
         Args:
           apart: the places.
-          remake: whether the others are made again (`remade`).
+          spare: whether the others are made of them (`spared`).
         """
         out = [Statement(0, "float", f"t{i}", f"u.after[{carry}]") for i, carry in self.after.items()]
         for i, place in enumerate(apart):
@@ -336,7 +330,7 @@ class Stages:
                 out.append(Statement(0, "float", f"t{which}", f"opened_({text})" if which in self.memory else text))
             else:
                 out.append(Statement(0, "float", f"u.{kind}[{which}]", f"u.k[{i}]"))
-        return out + ([s for statements in self.remade.values() for s in statements] if remake else [])
+        return out + ([s for statements in self.spared.values() for s in statements] if spare else [])
 
 
 @functools.cache

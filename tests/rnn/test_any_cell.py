@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
 from seqmnist_jax.rnn import recurrence
-from seqmnist_jax.rnn.divide import NotDivisibleError
+from seqmnist_jax.rnn.jaxprs import NotDivisibleError
 from seqmnist_jax.rnn.native import build, cpu
 from seqmnist_jax.rnn.stages import Options
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seqmnist_jax.rnn.divide import NotDivisibleError
+from seqmnist_jax.rnn.jaxprs import NotDivisibleError
 from seqmnist_jax.rnn.native import build
 from seqmnist_jax.rnn.native.build import CannotBuildError
 from seqmnist_jax.rnn.native.cpu.source import FOLDER, source
@@ -68,7 +68,7 @@ def _number(text: str) -> int:
 @functools.cache
 def text(stages: Stages, precision: str) -> str:
     """The source that is generated for a cell."""
-    return source(remaking(stages), precision)
+    return source(remaking(stages), "bfloat16" if precision == "bfloat16" else "float32")
 
 
 @functools.cache
