@@ -1,26 +1,28 @@
 """The direction of imports: one list of all modules, in which each may import those before it."""
 
 import ast
+import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.launching import QUICK, ROOT
+
 PACKAGE = ROOT / "seqmnist_jax"
 
 # The order of the house: each module may import those before it, between packages and inside each.
 ORDER = """
 errors
-rnn        checks initializers cells eager scan spec divide stages derived native fused recurrence any_cell layers remat min_gru stack convert
+rnn        checks initializers cells eager scan spec jaxprs divide stages derived native fused recurrence \
+           any_cell layers remat min_gru stack convert
 data       idx cache embedded registry sources protocols views batches task
 devices    trees mesh memory processes profiling
 models     reading classifier tcn build
-workdir    files lock provenance config checkpoints graph pictures metrics tensorboard recorder
-training   scores optimizers state step run clock programs records replicas start finish train jobs sweep
+workdir    files caveats lock provenance config checkpoints graph pictures metrics tensorboard recorder
+training   signals scores optimizers state step run clock programs records replicas start finish train jobs sweep
 analysis   recorded trained evaluate rerun compare table export report
-cli        output process signals terminal flags commands describe text modes
+cli        output process terminal flags commands describe text modes
 """
 # Inside the packages of packages.
 REPORT = ["runs", "summary", "gradients", "reading", "comparison", "page", "build"]
@@ -112,7 +114,10 @@ def test_training_from_files_imports_neither_tensorflow_nor_torch_nor_tfds(tmp_p
         f"train(build_run(c), pathlib.Path({str(tmp_path / 'run')!r}), watch=QUIET);"
         "print(*(set(sys.modules) & {'tensorflow', 'tensorflow_datasets', 'torch', 'scipy.stats'}))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    environment = {**os.environ, **QUICK}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == ""
 
 

@@ -146,9 +146,9 @@ def test_another_seed_gives_another_run(whole, tmp_path):
     assert events(tmp_path) != events(whole[0])
 
 
-@pytest.mark.parametrize("dispatch_seconds", [1e-9, 100.0])
-def test_the_length_of_a_dispatch_changes_nothing(whole, tmp_path, dispatch_seconds):
-    run_in(tmp_path, **{"runtime.dispatch_seconds": dispatch_seconds})
+def test_the_length_of_a_dispatch_changes_nothing(whole, tmp_path):
+    """Here the longest; the shortest, of a step each, are those of runs that stop."""
+    run_in(tmp_path, **{"runtime.dispatch_seconds": 100.0})
     assert events(tmp_path) == events(whole[0])
     assert_same_state(final_state(tmp_path), final_state(whole[0]))
 
@@ -269,9 +269,8 @@ def test_selection_last(tmp_path):
 )
 def test_every_cell_optimizer_and_schedule_runs(tmp_path, cell, optimizer, schedule):
     changes = {"model.cell": cell, "optimizer.name": optimizer, "optimizer.schedule": schedule}
-    summary = run_in(
-        tmp_path, **changes, **{"optimizer.warmup_steps": 2, "train.steps": 6, "model.gate_bias": "log_uniform"}
-    )
+    changes |= {} if schedule == "constant" else {"optimizer.warmup_steps": 2}
+    summary = run_in(tmp_path, **changes, **{"train.steps": 6, "model.gate_bias": "log_uniform"})
     assert np.isfinite(summary["test_loss"])
 
 

@@ -110,7 +110,8 @@ def _run(
         trouble = _problem(call, params, x, carry, unroll)
         if trouble is None:
             x, lengths = without_padding(x, lengths)
-            return recurrence.recurrence(call, Given(*jax.tree.map(jnp.asarray, (params, x, carry)), lengths))
+            params, x, carry = jax.tree.map(jnp.asarray, (params, x, carry))
+            return recurrence.recurrence(call, Given(params, x, carry, lengths))
         if backend == "native":
             raise ValueError(f"backend is 'native', but {trouble}; 'scan' runs everywhere")
     with jax.default_matmul_precision("highest" if precision == "float32" else None):
@@ -134,4 +135,5 @@ def explain_step(
     kernel = recurrence.KERNELS[call.platform]
     if not source:
         return f"native: {kernel.describe()}"
-    return str(kernel.text(recurrence.stages_of(step, *_shapes(params, x, carry), inline=True), precision))
+    params, x, carry = _shapes(params, x, carry)
+    return str(kernel.text(recurrence.stages_of(step, params, x, carry, inline=True), precision))

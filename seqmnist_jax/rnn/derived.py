@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.extend import core as jex
 
 from seqmnist_jax.rnn import cells
-from seqmnist_jax.rnn.divide import apply, evaluate
+from seqmnist_jax.rnn.jaxprs import apply, evaluate
 from seqmnist_jax.rnn.scan import running_tm
 from seqmnist_jax.rnn.stages import Operands, Options, Stages, remaking
 

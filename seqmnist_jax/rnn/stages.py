@@ -1,7 +1,8 @@
 """A division's scalar function and its gradient, as statements of C: what a kernel does between two products.
 
-A stage is what can be computed once the products of its round are known. The way back needs no division of its own: it is
-`jax.vjp` of the scalar function, its equations sorted by the same rule, waiting here for the sources' cotangents. What
+A stage is what can be computed once the products of its round are known. The way back needs no division of its own:
+it is `jax.vjp` of the scalar function, its equations sorted by the same rule, waiting here for the sources'
+cotangents. What
 the forward pass keeps for it: the results of tanh, logistic and exp, from which their gradients are made, and those
 raw values that are left in it.
 """
@@ -15,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 
-from seqmnist_jax.rnn.divide import KEPT, Division, NotDivisibleError, evaluate
+from seqmnist_jax.rnn.divide import Division
+from seqmnist_jax.rnn.jaxprs import KEPT, NotDivisibleError, alive, evaluate
 
 # In C, of arguments {0}, {1}, ...; what is no operator is a function that each kernel's header has.
 OPERATIONS = {
@@ -119,16 +121,6 @@ def _literal(value: Any) -> str:
     return f"{number!r}f" if number >= 0 else f"({number!r}f)"
 
 
-def _alive(jaxpr: Any) -> list[Any]:
-    needed = {v for v in jaxpr.outvars if not isinstance(v, jex.Literal)}
-    alive = []
-    for e in reversed(jaxpr.eqns):
-        if needed.intersection(e.outvars):
-            alive.append(e)
-            needed.update(v for v in e.invars if not isinstance(v, jex.Literal))
-    return alive[::-1]
-
-
 def _trace(function: Callable[..., Any], count: int, dtype: Any) -> Any:
     """The jaxpr of a function of so many scalars, its calls laid flat."""
     scalars = [jnp.zeros((), dtype)] * count
@@ -156,7 +148,7 @@ def _statements(
     def read(v: Any) -> Output:
         return Output(_literal(v.val), 0) if isinstance(v, jex.Literal) else known[v]
 
-    for e in _alive(closed.jaxpr):
+    for e in alive(closed.jaxpr):
         name, given = e.primitive.name, [read(v) for v in e.invars]
         stage = max((g.stage for g in given), default=0)
         texts = [g.text for g in given]
@@ -189,8 +181,10 @@ def _statements(
 
 
 def _memories(closed: Any, carries: int, made: Sequence[Any]) -> frozenset[int]:
-    """Which of the logistics multiply the state: they decide over hundreds of steps, so their distance from 0 and from
-    1 must keep its last bits."""
+    """Which of the logistics multiply the state.
+
+    They decide over hundreds of steps, so their distance from 0 and from 1 must keep its last bits.
+    """
     place = {v: i for i, v in enumerate(made)}
     gates: dict[Any, frozenset[int]] = {}
     state: dict[Any, bool] = dict.fromkeys(closed.jaxpr.invars[:carries], True)
@@ -216,18 +210,18 @@ class Stages:
     Attributes:
       forward, backward: statements; in them the raw scalars are ``u.c[0]``, ``u.m[0]``, ...
       sources, carry, outputs: results forward.
-      kept: what the forward pass keeps, ('c', i) a carry before the step, ('t', i) the result number i of a tanh, logistic
-        or exp, ('m', i) a product's result; `texts` has each one's name.
+      kept: what the forward pass keeps, ('c', i) a carry before the step, ('t', i) the result number i of a tanh,
+        logistic or exp, ('m', i) a product's result; `texts` has each one's name.
       after: results that are a new carry, which is not kept twice: result -> carry.
       d_carry, d_results, d_inputs, sums: results backward: cotangents of the carry before, of the products'
         results, of the 'x' values; `sums` the cotangents of parameters that differ, and `sum_of` which of them each
         parameter has (None: zero).
       spared: results of tanh that need not be kept, and how they are made of the rest of what is kept.
-      memory: the logistics that hold the state, kept as the smaller one of s and 1 - s, negative where it is the second.
-      remade: the sources made again of what is kept; none unless `remake` asks for them.
+      memory: the logistics that hold the state, kept as the smaller one of s and 1 - s, negative where it is that.
+      sources_again: the sources, made again of what is kept; none unless `with_sources`.
     """
 
-    def __init__(self, division: Division, remake: bool = False):
+    def __init__(self, division: Division, with_sources: bool = False):
         self.division = d = division
         n, n_sources, n_carries = len(d.raws), len(d.sources), len(d.carries)
         names, stages, counts = [], [], dict.fromkeys("cmxsp", 0)
@@ -243,7 +237,7 @@ class Stages:
 
         closed = _trace(forward, n, d.dtype)
         made = closed.jaxpr.outvars[len(closed.jaxpr.outvars) - len(made_kinds) :]
-        order = [e.outvars[0] for e in _alive(closed.jaxpr) if e.primitive.name in KEPT]
+        order = [e.outvars[0] for e in alive(closed.jaxpr) if e.primitive.name in KEPT]
         memory = _memories(closed, n_carries, made)
         self.forward, results = _statements(closed, names, stages, frozenset(order.index(made[i]) for i in memory))
         cuts = (n_sources, n_sources + n_carries, n_sources + n_carries + d.outputs)
@@ -256,7 +250,7 @@ class Stages:
         def backward(*given: Any) -> Any:
             raws, results, bars = given[:n], given[n : n + len(kept)], given[n + len(kept) :]
             values, pull = jax.vjp(lambda *r: tuple(d.scalars(r, results)[0]), *raws)
-            sources = values[:n_sources] if remake else ()
+            sources = values[:n_sources] if with_sources else ()
             return [*(b for raw, b in zip(d.raws, pull(tuple(bars)), strict=True) if raw.kind != "s"), *sources]
 
         back_names = [*names, *(f"t{i}" for i in range(len(kept)))]
@@ -266,7 +260,7 @@ class Stages:
         back_stages = [0] * (n + len(kept)) + waits + [0] * (n_carries + d.outputs)
         self.backward, bars = _statements(_trace(backward, len(back_names), d.dtype), back_names, back_stages)
         read = " ".join([*(s.text for s in self.backward), *(bar.text for bar in bars)])
-        bars, self.remade = bars[: n - counts["s"]], bars[n - counts["s"] :]
+        bars, self.sources_again = bars[: n - counts["s"]], bars[n - counts["s"] :]
         used = {name for name in back_names if name in words(read)}
         recalled = [i for i in range(len(kept)) if f"t{i}" in used]
         self.after = {i: carry for i, carry in self.after.items() if i in recalled}
@@ -342,7 +336,7 @@ class Stages:
 @functools.cache
 def remaking(stages: Stages) -> Stages:
     """The same, with the sources made again on the way back in place of being kept beside the rest."""
-    return Stages(stages.division, remake=True)
+    return Stages(stages.division, with_sources=True)
 
 
 def words(text: str) -> frozenset[str]:

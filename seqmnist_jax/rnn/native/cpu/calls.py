@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seqmnist_jax.rnn.divide import NotDivisibleError
+from seqmnist_jax.rnn.jaxprs import NotDivisibleError
 from seqmnist_jax.rnn.native import build
 from seqmnist_jax.rnn.native.build import CannotBuildError
 from seqmnist_jax.rnn.native.cpu.source import FOLDER, source
@@ -167,7 +167,7 @@ def backward(
         ),
         (*_arguments(operands, kept.carry), kept.values, d_carry, d_outputs),
     )
-    vectors = [jnp.zeros(d.hidden) if place is None else sums[place] for place in stages.sum_of]
+    vectors = [jnp.zeros(d.hidden, jnp.float32) if place is None else sums[place] for place in stages.sum_of]
     return Operands(
         weights,
         jnp.stack(vectors) if vectors else operands.vectors,

@@ -172,11 +172,11 @@ def backward(
     )
     in_order = _in_order if shape.blocks == 1 else lambda array, axis: array
     of_pairs: dict[tuple[int, int], Array] = {}
-    for (sources, results), source, result in zip(joined, kept.sources, d_results, strict=True):
+    for (sources, results), of_sources, of_results in zip(joined, kept.sources, d_results, strict=True):
         rows = batch * time
         product = jax.lax.dot_general(
-            source.reshape(rows, source.shape[-1]),
-            result.reshape(rows, result.shape[-1]),
+            of_sources.reshape(rows, of_sources.shape[-1]),
+            of_results.reshape(rows, of_results.shape[-1]),
             (((0,), (0,)), ((), ())),
             preferred_element_type=jnp.float32,
         )

@@ -1,4 +1,4 @@
-"""The kernel's source for one cell and shape: the skeleton `recurrence.cu`, and what is generated of the cell's stages."""
+"""The kernel's source for one cell and shape: the skeleton `recurrence.cu`, and what is generated of the stages."""
 
 import functools
 import re
@@ -161,7 +161,7 @@ def recalled(stages: Stages, shape: Shape) -> list[tuple[int, int]]:
 
 
 def spares(shape: Shape) -> bool:
-    """Whether less is kept, and more made again on the way back: with 8 sequences to a block memory is what takes the time."""
+    """Whether less is kept and more made again: with 8 sequences to a block memory is what takes the time."""
     return shape.sequences == 8
 
 
@@ -258,7 +258,8 @@ def cell(stages: Stages, shape: Shape) -> str:
             "  struct Backward {",
             f"    {raw}",
             f"    float k[{at(len(apart))}], after[{at(len(d.carries))}], ds[{at(len(d.sources))}];",
-            f"    float dn[{at(len(d.carries))}], dy[{at(d.outputs)}], dm[{at(len(d.results))}], dx[{at(d.count('x'))}];",
+            f"    float dn[{at(len(d.carries))}], dy[{at(d.outputs)}], dm[{at(len(d.results))}];",
+            f"    float dx[{at(d.count('x'))}];",
             *back_fields,
             "  };",
             *back_functions,
