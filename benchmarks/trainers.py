@@ -83,7 +83,7 @@ def _check(config: ml_collections.ConfigDict) -> None:
     model, optimizer = config.model, config.optimizer
     supported = {
         "model.cell": (model.cell, tuple(peers.CELLS)),
-        "model.precision": (model.get("precision", "float32"), ("float32",)),
+        "model.precision": (model.get("precision", "float32"), ("float32", "auto")),  # the same on a CPU
         "model.num_layers": (model.num_layers, (1,)),
         "model.bidirectional": (model.bidirectional, (False,)),
         "model.norm": (model.norm, ("none", "frozen")),

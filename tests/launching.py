@@ -18,19 +18,10 @@ from typing import NamedTuple
 from unittest import mock
 
 ROOT = Path(__file__).parent.parent
-MODULES = (
-    "analysis.compare",
-    "analysis.evaluate",
-    "analysis.table",
-    "cli.describe",
-    "cli.process",
-    "cli.terminal",
-    "cli.text",
-    "devices.processes",
-    "training.signals",
-    "training.sweep",
-    "training.train",
-)
+PACKAGES = ("analysis", "cli", "training")
+MODULES = [
+    f"seqmnist_jax.{name}.{path.stem}" for name in PACKAGES for path in ROOT.glob(f"seqmnist_jax/{name}/[a-z]*.py")
+]
 PATIENCE = 300
 QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
@@ -48,7 +39,7 @@ def launch(
 ) -> Done:
     """What the shell would do: runs launch.py on the CPU in a folder, with this environment and memory limit."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["launch", *(f"seqmnist_jax.{name}" for name in MODULES)])
+    context.set_forkserver_preload(["launch", *MODULES])
     # JAX reads these where it is imported, and modules are found from the folder where the server starts.
     with mock.patch.dict(os.environ, JAX_PLATFORMS="cpu", **QUICK), contextlib.chdir(ROOT):
         forkserver.ensure_running()

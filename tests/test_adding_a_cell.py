@@ -13,6 +13,8 @@ from seqmnist_jax import rnn
 from seqmnist_jax.models import build
 from seqmnist_jax.training.run import build_run
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 PAGE = (Path(__file__).parent.parent / "docs" / "adding-a-cell.md").read_text()
 
 

@@ -1,13 +1,14 @@
 """The direction of imports: one list of all modules, in which each may import those before it."""
 
 import ast
+import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.launching import QUICK, ROOT
+
 PACKAGE = ROOT / "seqmnist_jax"
 
 # The order of the house: each module may import those before it, between packages and inside each.
@@ -113,7 +114,10 @@ def test_training_from_files_imports_neither_tensorflow_nor_torch_nor_tfds(tmp_p
         f"train(build_run(c), pathlib.Path({str(tmp_path / 'run')!r}), watch=QUIET);"
         "print(*(set(sys.modules) & {'tensorflow', 'tensorflow_datasets', 'torch', 'scipy.stats'}))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    environment = {**os.environ, **QUICK}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == ""
 
 

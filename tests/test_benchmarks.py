@@ -13,6 +13,8 @@ import pytest
 from benchmarks import end_to_end, floor, peers, recurrence, scaling, time_to_accuracy, timing, trainers
 from configs import pixel_gru, row_lstm
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 ROOT = Path(__file__).parent.parent
 RATE = floor.Rate(1e10, (1, 1, 1))
 CASE = peers.Case("gru", hidden=4, features=1, steps=6, batch=2)

@@ -11,12 +11,12 @@ import pytest
 from seqmnist_jax.training.run import build_run
 from seqmnist_jax.training.state import restore_state
 from seqmnist_jax.workdir.checkpoints import CheckpointError, Checkpoints
-from tests.test_train import small_config
+from tests import tiny
 
 
 @pytest.fixture(scope="module")
 def learner(cache_dir):
-    return build_run(small_config()).learner
+    return build_run(tiny.config()).learner
 
 
 @pytest.fixture(scope="module")

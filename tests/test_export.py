@@ -1,6 +1,7 @@
 """What is exported runs without this package, says all one must know, and is bit for bit what was trained."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -17,9 +18,12 @@ from seqmnist_jax.models.build import CELLS
 from seqmnist_jax.workdir import files
 from seqmnist_jax.workdir.checkpoints import CheckpointError
 from seqmnist_jax.workdir.files import WorkdirError
+from tests.launching import QUICK
 from tests.untrained import HEIGHT, WIDTH, random_images, write_run
 
 safetensors = pytest.importorskip("safetensors.numpy", reason="safetensors is not installed")
+
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 IMAGES = random_images(5, seed=9)
 MODELS = {
@@ -69,7 +73,9 @@ def test_the_program_runs_without_this_package(exported, tmp_path):
     for name in MODELS:
         np.save(exported / name / "images.npy", IMAGES)
     folders = [str(exported / name) for name in MODELS]
-    subprocess.run([sys.executable, "-c", READER, *folders], cwd=tmp_path, check=True, timeout=300)
+    subprocess.run(
+        [sys.executable, "-c", READER, *folders], cwd=tmp_path, env={**os.environ, **QUICK}, check=True, timeout=300
+    )
     for name in MODELS:
         logits = np.load(exported / name / "export" / "logits.npy")
         # Rounded to bfloat16, two nearly equal numbers may become two that are not.

@@ -16,6 +16,8 @@ from seqmnist_jax.training.replicas import QUIET
 from seqmnist_jax.training.run import build_run
 from seqmnist_jax.training.train import train
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 ROOT = Path(__file__).parent.parent
 DONE = gpu.Done(0, 5.0, "")
 
@@ -28,7 +30,13 @@ def reference(tmp_path_factory):
     return np.load(path)
 
 
-@pytest.mark.parametrize("layer", ["gru:8:32", "lstm:8:16", "gru:8:32:2", "lem:8:16"])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        "lem:8:16",
+        *(pytest.param(layer, marks=pytest.mark.slow) for layer in ("gru:8:32", "lstm:8:16", "gru:8:32:2")),
+    ],
+)
 def test_layers_are_measured_and_right(layer, reference):
     rows = gpu_layers.measure(gpu_layers.parse(layer, 28), lambda: reference, rounds=2, seconds=1e-4)
     found = {row["contender"]: row for row in rows}
@@ -62,11 +70,11 @@ def test_what_fails_is_a_row(reference, monkeypatch):
     failing = {"bfloat16": {}, "float32": {"precision": "none", "backend": "scan"}}
     monkeypatch.setattr(gpu_layers, "OURS", failing)
     monkeypatch.setattr(gpu_layers, "CUDNN", {})
-    rows = gpu_layers.measure(gpu_layers.parse("gru:8:32", 28), lambda: reference, rounds=1, seconds=1e-4)
+    rows = gpu_layers.measure(gpu_layers.parse("gru:8:32:2", 28), lambda: reference, rounds=1, seconds=1e-4)
     found = {row["contender"]: row for row in rows}
     assert "precision is 'none'" in found["float32"]["problem"]
     assert found["bfloat16"]["both"]["milliseconds"] > 0
-    assert "gru 8, batch 32, float32: ValueError" in gpu_layers.table(rows)
+    assert "gru 8, batch 32 x 2, float32: ValueError" in gpu_layers.table(rows)
 
 
 @pytest.mark.parametrize("name", list(steps.CELLS))

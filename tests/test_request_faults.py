@@ -175,7 +175,7 @@ def test_paths_are_one_thing_through_all_flags(parsed, tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="--workdir is empty"):
         cli_flags.given_path("workdir")
     parsed("--mode=report", "--workdir=r\udcff")
-    with pytest.raises(UsageError, match="--workdir is .* no UTF-8"):
+    with pytest.raises(UsageError, match=r"--workdir is .* no UTF-8"):
         modes.report()
     parsed("--config", CONFIG, "--config.runtime.data_dir=~nobody-of-this-name/x")
     with pytest.raises(UsageError, match=r"runtime\.data_dir"):
@@ -303,7 +303,7 @@ def test_seeds_that_diverged_are_told(chosen_on_test, tmp_path):
     assert (row["seeds"], row["diverged_seeds"]) == ([0, 1], [7])
     assert "1 of 3 runs diverged, and are in no mean." in row["warnings"]
     assert "| 0, 1, 7 diverged |" in table.as_markdown([row])
-    with pytest.raises(UsageError, match="all runs found diverged: .*lost"):
+    with pytest.raises(UsageError, match=r"all runs found diverged: .*lost"):
         table.rows(table.find([str(lost)]))
     config["optimizer"]["learning_rate"] = 1e30
     files.write_json(lost / "config.json", config)
@@ -425,7 +425,8 @@ def test_a_sweep_by_an_executor_stops_and_goes_on(tmp_path):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM, errors
     assert "Stopped 1 jobs; what they have done is saved." in errors
-    assert "To go on:\n  " in errors and f"--workdir={tmp_path / 'sweep'}" in errors
+    assert "To go on:\n  " in errors
+    assert f"--workdir={tmp_path / 'sweep'}" in errors
     # The folder is nobody's any more, and holds where the job stood.
     done = max(int(path.name) for path in folder.iterdir() if path.name.isdigit())
     config = config_of(**{"train.steps": done + 10})

@@ -22,6 +22,8 @@ from seqmnist_jax.training.train import Stopped, train, train_replicas
 from seqmnist_jax.workdir import graph, pictures
 from tests.test_writers import tensorboard_events
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 TENSORS = (
     "dense/bias",
     "dense/kernel",

@@ -146,9 +146,9 @@ def test_another_seed_gives_another_run(whole, tmp_path):
     assert events(tmp_path) != events(whole[0])
 
 
-@pytest.mark.parametrize("dispatch_seconds", [1e-9, 100.0])
-def test_the_length_of_a_dispatch_changes_nothing(whole, tmp_path, dispatch_seconds):
-    run_in(tmp_path, **{"runtime.dispatch_seconds": dispatch_seconds})
+def test_the_length_of_a_dispatch_changes_nothing(whole, tmp_path):
+    """Here the longest; the shortest, of a step each, are those of runs that stop."""
+    run_in(tmp_path, **{"runtime.dispatch_seconds": 100.0})
     assert events(tmp_path) == events(whole[0])
     assert_same_state(final_state(tmp_path), final_state(whole[0]))
 

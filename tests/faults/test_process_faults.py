@@ -10,7 +10,7 @@ def assert_nothing_is_lost(outcomes):
         assert outcome.lost == 0, f"{outcome.fault}: {outcome.note}"
 
 
-def test_damaged_checkpoints_are_noticed_or_harmless():
+def test_damaged_checkpoints_are_noticed_or_harmless(quick_compiler):
     assert_nothing_is_lost(checkpoints.campaign(tries=6, seed=1))
 
 

@@ -162,7 +162,7 @@ def check_drawn(cell, drawn, bound, **options):
 
 
 @cells
-@few(max_examples=20)
+@few(max_examples=10)
 @given(drawn=cases())
 def test_native_at_any_shape(need_native, cell, drawn):
     need_native()
@@ -170,7 +170,7 @@ def test_native_at_any_shape(need_native, cell, drawn):
 
 
 @cells
-@few(max_examples=20)
+@few(max_examples=6)
 @given(drawn=cases(some_units))
 def test_native_at_any_shape_in_bfloat16(need_native, cell, drawn):
     need_native()
@@ -178,7 +178,7 @@ def test_native_at_any_shape_in_bfloat16(need_native, cell, drawn):
 
 
 @cells
-@few(max_examples=6)
+@few(max_examples=5)
 @given(drawn=cases())
 def test_fused_at_any_shape(cell, drawn):
     check_drawn(cell, drawn, BOUNDS["float32"], backend="fused")
@@ -192,7 +192,7 @@ def test_scan_at_any_shape(cell, drawn):
 
 
 @cells
-@few(max_examples=3)
+@few(max_examples=2)
 @given(drawn=cases(some_units))
 def test_fused_at_any_shape_in_bfloat16(cell, drawn):
     check_drawn(cell, drawn, BOUNDS["bfloat16"], backend="fused", precision="bfloat16")
@@ -208,25 +208,44 @@ def test_scan_at_any_shape_in_bfloat16(cell, drawn):
 # ---- Named cases -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("saves", [True, False], ids=["saved", "anew"])
-@pytest.mark.parametrize("precision", BOUNDS)
+NAMED = {
+    "slices": ((130, 6, 3, 20), True, True),
+    "wide": ((5, 100, 28, 128), False, False),
+    "one": ((1, 3, 1, 1), False, False),
+}
+
+
 @pytest.mark.parametrize(
-    ("shape", "ragged", "reverse"),
-    [((130, 6, 3, 20), True, True), ((5, 100, 28, 128), False, False), ((1, 3, 1, 1), False, False)],
-    ids=["slices", "wide", "one"],
+    ("name", "precision", "saves"),
+    [
+        ("slices", "float32", True),
+        ("slices", "float32", False),
+        ("slices", "bfloat16", False),
+        ("wide", "float32", True),
+        ("wide", "bfloat16", False),
+        ("one", "float32", True),
+        ("one", "bfloat16", True),
+    ],
 )
 @cells
-def test_native_at_named_shapes(need_native, monkeypatch, cell, shape, ragged, reverse, precision, saves):
+def test_native_at_named_shapes(need_native, monkeypatch, cell, name, precision, saves):
     need_native()
+    shape, ragged, reverse = NAMED[name]
     if not saves:
         monkeypatch.setattr(layers, "MOST_SAVED_BYTES", 0)
     case = draw_case(cell, *shape, ragged=ragged)
     check(cell, case, BOUNDS[precision], reverse=reverse, precision=precision, backend="native")
 
 
-@pytest.mark.parametrize("precision", BOUNDS)
-@pytest.mark.parametrize("backend", ["scan", "fused"])
-@cells
+@pytest.mark.parametrize(
+    ("backend", "cell", "precision"),
+    [
+        ("scan", "lstm", "float32"),
+        ("scan", "gru", "bfloat16"),
+        ("fused", "lstm", "bfloat16"),
+        ("fused", "gru", "float32"),
+    ],
+)
 def test_wide_and_long(cell, backend, precision):
     check(cell, draw_case(cell, 5, 100, 28, 128, ragged=True), BOUNDS[precision], precision=precision, backend=backend)
 
@@ -237,7 +256,7 @@ def test_thousands_of_steps_keep_the_accuracy(backend, cell):
     check(cell, case, BOUNDS["float32"], backend=backend)
 
 
-@cells
+@some_pairs
 def test_saturated_gates_stay_finite(backend, cell):
     """Gates driven to their ends, where exponentials would overflow."""
     case = draw_case(cell, 4, 50, 3, 9)
@@ -310,8 +329,18 @@ def run_torch(torch, cell, case):
     return {name: (value.mT if name.endswith("kernel") else value).detach().numpy() for name, value in results.items()}
 
 
-@pytest.mark.parametrize("time", [28, 784])
-@cells
+@pytest.mark.parametrize(
+    ("backend", "cell", "time"),
+    [
+        ("scan", "lstm", 28),
+        ("fused", "gru", 28),
+        ("native", "lstm", 784),
+        ("native", "gru", 784),
+        pytest.param("scan", "lstm", 784, marks=pytest.mark.slow),
+        pytest.param("fused", "gru", 784, marks=pytest.mark.slow),
+    ],
+    indirect=["backend"],
+)
 def test_nearly_closed_gates_cost_no_more_than_in_torch(torch, backend, cell, time):
     case = closed_case(cell, time)
     theirs = reference(cell, case)
@@ -330,10 +359,19 @@ def stacked(cases):
     return jax.tree.map(lambda *leaves: np.stack(leaves), *cases)
 
 
-@pytest.mark.parametrize("axes", REPLICAS.values(), ids=REPLICAS)
-@some_pairs
-def test_replicas_by_vmap(backend, cell, axes):
+@pytest.mark.parametrize(
+    ("backend", "cell", "mapped"),
+    [
+        ("scan", "lstm", "params and x"),  # which is JAX's own to map
+        *(("fused", "gru", mapped) for mapped in REPLICAS),
+        *(("native", "lstm", mapped) for mapped in REPLICAS),
+        ("native", "gru", "params"),
+    ],
+    indirect=["backend"],
+)
+def test_replicas_by_vmap(backend, cell, mapped):
     """Each replica has its own cotangents, lengths and carry; a shared argument's gradient is each replica's own."""
+    axes = REPLICAS[mapped]
     several = [draw_case(cell, 5, 4, 3, 9, seed=seed, ragged=True) for seed in range(3)]
     shared = several[0]
     several = [
@@ -344,12 +382,12 @@ def test_replicas_by_vmap(backend, cell, axes):
         for case in several
     ]
     run = bound_layer(cell, Options(backend=backend, reverse=True))
-    mapped = jax.vmap(functools.partial(everything, run, cell, BOTH, ALL, 0), in_axes=(*axes, 0, 0, 0, 0))
+    several_at_once = jax.vmap(functools.partial(everything, run, cell, BOTH, ALL, 0), in_axes=(*axes, 0, 0, 0, 0))
     arguments = list(arrays(cell, stacked(several)))
     for place, axis in enumerate(axes):
         if axis is None:
             arguments[place] = arrays(cell, shared)[place]
-    got = mapped(*arguments)
+    got = several_at_once(*arguments)
     for i, case in enumerate(several):
         found = errors({name: value[i] for name, value in got.items()}, reference(cell, case, reverse=True))
         assert max(found.values()) <= BOUNDS["float32"], found

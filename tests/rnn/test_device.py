@@ -100,8 +100,8 @@ def cases(*choices, every):
     return list(itertools.product(*choices))[:: every if jax.default_backend() == "cpu" else 1]
 
 
-# So many that each layer has another precision or other options.
-@pytest.mark.parametrize(("name", "options", "precision"), cases(LAYERS, OPTIONS, TOLERANCE, every=10))
+# One out of so many that each of those has other options.
+@pytest.mark.parametrize(("name", "options", "precision"), cases(LAYERS, OPTIONS, TOLERANCE, every=16))
 def test_layer(name, options, precision):
     given, expected = in_float64(name, 3 if options == "last" else 1, 64, options)
     found = results(LAYERS[name].run, given, precision=precision, **OPTIONS[options])
@@ -111,13 +111,15 @@ def test_layer(name, options, precision):
 SHORT = ["tensorfloat32", "bfloat16"]
 
 
-@pytest.mark.parametrize(("name", "hidden", "precision"), cases(["gru", "lstm", "lem"], [40, 128, 256], SHORT, every=7))
+@pytest.mark.parametrize(
+    ("name", "hidden", "precision"), cases(["gru", "lstm", "lem"], [40, 128, 256], SHORT, every=18)
+)
 def test_sizes(name, hidden, precision):
     given, expected = in_float64(name, 1, hidden)
     check(results(LAYERS[name].run, given, precision=precision), expected, TOLERANCE[precision])
 
 
-@pytest.mark.parametrize(("name", "precision"), cases(["gru", "lstm", "lem"], SHORT, every=5))
+@pytest.mark.parametrize(("name", "precision"), cases(["gru", "lstm", "lem"], SHORT, every=6))
 def test_replicas(name, precision):
     replicated = jax.vmap(lambda *one: LAYERS[name].run(*one, precision=precision))
     found = results(replicated, draw(LAYERS[name], 1, 64, replicas=3))

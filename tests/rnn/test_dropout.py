@@ -122,18 +122,19 @@ ONE = {"inputs": (0.5, None, None), "outputs": (None, 0.5, None), "state": (None
 
 
 @pytest.mark.parametrize(
-    ("num_layers", "bidirectional", "lengths", "sequences", "unroll", "place"),
+    ("cell", "num_layers", "bidirectional", "lengths", "sequences", "unroll", "place"),
     [
-        (1, False, None, True, 1, "inputs"),
-        (1, False, None, True, 1, "outputs"),
-        (1, False, None, True, 1, "state"),
-        (1, False, None, False, TIME, "outputs"),
-        (1, False, (2, 5, 0), False, 1, "state"),
-        (2, True, (2, 5, 0), True, 2, "all"),
-        (2, True, (4, 1, 5), False, 1, "all"),
+        ("lstm", 1, False, None, True, 1, "inputs"),
+        ("gru", 1, False, None, True, 1, "outputs"),
+        ("lstm", 1, False, None, True, 1, "state"),
+        ("gru", 1, False, None, True, 1, "state"),
+        ("lstm", 1, False, None, False, TIME, "outputs"),
+        ("lstm", 1, False, (2, 5, 0), False, 1, "state"),
+        ("gru", 1, False, (2, 5, 0), False, 1, "state"),
+        ("lstm", 2, True, (2, 5, 0), True, 2, "all"),
+        ("gru", 2, True, (4, 1, 5), False, 1, "all"),
     ],
 )
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_masks_act_where_they_should(cell, num_layers, bidirectional, lengths, sequences, unroll, place):
     params, x, masks = stack_case(cell, num_layers, bidirectional, ONE[place])
     ends = None if lengths is None else jnp.asarray(lengths)

@@ -7,10 +7,24 @@ from seqmnist_jax import rnn
 
 LENGTHS = np.array([4, 7, 0])
 
+OPTIONS = {
+    "whole": (None, False, True),
+    "ragged last": (LENGTHS, False, False),
+    "ragged reverse": (LENGTHS, True, True),
+}
+# Each backend with each of these and with both cells, yet not all together.
+PAIRS = {
+    "lstm-scan": ["whole", "ragged reverse"],
+    "gru-scan": ["ragged last"],
+    "lstm-fused": ["ragged last"],
+    "gru-fused": ["whole", "ragged reverse"],
+    "lstm-native": ["ragged reverse", "ragged last"],
+    "gru-native": ["whole"],
+}
 options = pytest.mark.parametrize(
-    ("lengths", "reverse", "return_sequences"),
-    [(None, False, True), (LENGTHS, False, False), (LENGTHS, True, True)],
-    ids=["whole", "ragged last", "ragged reverse"],
+    ("layer", "lengths", "reverse", "return_sequences"),
+    [pytest.param(layer, *OPTIONS[name], id=f"{layer}, {name}") for layer, names in PAIRS.items() for name in names],
+    indirect=["layer"],
 )
 
 
@@ -76,7 +90,11 @@ def scalar_of(run):
     return scalar
 
 
-@pytest.mark.parametrize("return_sequences", [True, False], ids=["all", "last"])
+@pytest.mark.parametrize(
+    ("layer", "return_sequences"),
+    [("lstm-scan", True), ("gru-scan", False), ("lstm-fused", False), ("gru-fused", True)],
+    indirect=["layer"],
+)
 def test_gradient_is_the_slope(layer, draw, return_sequences):
     def run(*arguments):
         return layer.run(*arguments, lengths=LENGTHS, return_sequences=return_sequences)
@@ -102,6 +120,7 @@ def test_gradient_is_the_slope(layer, draw, return_sequences):
     np.testing.assert_allclose(forward, backward, rtol=1e-12)
 
 
+@pytest.mark.parametrize("layer", ["lstm-scan", "gru-fused", "lstm-native"], indirect=True)
 def test_checkpoint_of_the_layer(layer, draw):
     def run(*arguments):
         return layer.run(*arguments, lengths=LENGTHS)
