@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from seqmnist_jax.rnn import derived
-from seqmnist_jax.rnn.divide import Division, Hoisted, divide
+from seqmnist_jax.rnn.divide import divide
+from seqmnist_jax.rnn.division import Division, Hoisted
 from seqmnist_jax.rnn.jaxprs import NotDivisibleError
 from seqmnist_jax.rnn.native import cpu, gpu
 from seqmnist_jax.rnn.scan import Step, loop

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 
-from seqmnist_jax.rnn.divide import Division
+from seqmnist_jax.rnn.division import Division
 from seqmnist_jax.rnn.jaxprs import KEPT, NotDivisibleError, alive, evaluate
 
 # In C, of arguments {0}, {1}, ...; what is no operator is a function that each kernel's header has.
