@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from tests.launching import QUICK, ROOT, launch
+from tests.launching import ROOT, launch
+from tests.tiny import QUICK
 
 SMALL = ("--config.model.hidden_size=4", "--config.train.batch_size=8", "--config.train.eval_every=50")
 
