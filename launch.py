@@ -18,7 +18,7 @@ from ml_collections import config_flags
 
 from seqmnist_jax.cli import modes
 from seqmnist_jax.cli.flags import FLAGS, parse, refuse_unused
-from seqmnist_jax.cli.output import show, show_error
+from seqmnist_jax.cli.output import Unprinted, show, show_error
 from seqmnist_jax.errors import SeqMnistError
 
 # Each mode, and the flags beside --mode, --debug and absl's own that it reads.
@@ -64,9 +64,14 @@ def main(argv: list[str]) -> None:
     """Runs one mode; a failure that the user can mend is one message and an exit code."""
     # JAX and orbax report by absl what no user of a launcher asked for; errors are said in our own words.
     logging.set_verbosity(logging.INFO if FLAGS.debug else logging.FATAL)
+    for stream in (sys.stdout, sys.stderr):  # which may have no sign for all that is said
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
         refuse_unused({mode: names for mode, (_, names) in MODES.items()})
         show(MODES[FLAGS.mode][0](), as_json=FLAGS.json)
+    except Unprinted:
+        # What a run made is in its folder; of other modes it is lost.
+        sys.exit(0 if FLAGS.mode == "train" else SeqMnistError.exit_code)
     except (SeqMnistError, OSError) as e:
         if FLAGS.debug:
             traceback.print_exc()

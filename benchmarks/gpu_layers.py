@@ -354,7 +354,7 @@ def explained(case: Case, problem: Problem, options: Mapping[str, str]) -> str:
     if case.cell in peers.CELLS:
         return str(rnn.explain(params, x, **options))  # type: ignore[arg-type]
     cell = steps.CELLS[case.cell]
-    return rnn.explain_step(cell.step, params, x, cell.zero_carry(case.batch, case.hidden), **options)
+    return rnn.explain_step(cell.step, params, x, cell.zero_carry(case.batch, case.hidden), **options)  # type: ignore[arg-type]
 
 
 def _repeated(call: Callable[[], Any], wait: Callable[[Any], Any]) -> timing.Program:

@@ -1,4 +1,4 @@
-"""The two ways in which a user's request can fail, each one readable message.
+"""The ways in which a user's request can fail, each one readable message.
 
 Code raises these with a text that says what is wrong, where, what was expected
 and how to mend it; ``launch.py`` prints that text and leaves with the class's
@@ -16,6 +16,10 @@ class SeqMnistError(Exception):
     """A failure that the user can mend: bad data, a foreign work directory, divergence."""
 
     exit_code = 1
+
+
+class Interrupted(SeqMnistError):
+    """An end before the end, after which the same command goes on from what was saved."""
 
 
 class UsageError(SeqMnistError):

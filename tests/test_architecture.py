@@ -15,15 +15,15 @@ PACKAGE = ROOT / "seqmnist_jax"
 # The order of the house: each module may import those before it, between packages and inside each.
 ORDER = """
 errors
-rnn        checks initializers cells eager scan spec divide stages native fused recurrence any_cell layers remat \
-           min_gru stack convert
+rnn        checks initializers cells eager scan spec jaxprs divide stages derived native fused recurrence \
+           any_cell layers remat min_gru stack convert
 data       idx cache embedded registry sources protocols views batches task
 devices    trees mesh memory processes profiling
 models     reading classifier tcn build
-workdir    files lock provenance config checkpoints graph pictures metrics tensorboard recorder
-training   scores optimizers state step run clock programs records replicas start finish train jobs sweep
+workdir    files caveats lock provenance config checkpoints graph pictures metrics tensorboard recorder
+training   signals scores optimizers state step run clock programs records replicas start finish train jobs sweep
 analysis   recorded trained evaluate rerun compare table export report
-cli        output process signals terminal flags commands describe text modes
+cli        output process terminal flags commands describe text modes
 """
 # Inside the packages of packages.
 REPORT = ["runs", "summary", "gradients", "reading", "comparison", "page", "build"]

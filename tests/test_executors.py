@@ -1,7 +1,6 @@
 """Groups of a sweep as jobs of submitit's local executor: results, restarts, failures with their logs, bad requests."""
 
 import json
-import shutil
 
 import pytest
 
@@ -9,6 +8,7 @@ from configs import row_lstm
 from seqmnist_jax.errors import UsageError
 from seqmnist_jax.training import jobs, sweep
 from seqmnist_jax.training.replicas import QUIET, Watch
+from seqmnist_jax.workdir.lock import owned
 
 
 def build(**changes):
@@ -36,15 +36,14 @@ def run_local(folder, built):
 
 def test_groups_run_as_jobs_and_failed_ones_again(tmp_path):
     built = build()
-    # The folder of one run holds another run, so its group fails.
+    # The folder of one run is in use, so its group fails.
     broken = tmp_path / "replicas" / "seed=1,hidden_size=5"
     broken.mkdir(parents=True)
-    (broken / "config.json").write_text("{}")
-    with pytest.raises(jobs.JobsFailed, match=r"1 of 2 jobs failed.*\n  .*hidden_size=5.*\n    log: .*\.err"):
+    failed = pytest.raises(jobs.JobsFailed, match=r"1 of 2 jobs failed.*\n  .*hidden_size=5.*\n    log: .*\.err")
+    with owned(broken), failed:
         run_local(tmp_path, built)
     assert (tmp_path / "replicas" / "seed=2,hidden_size=4" / "summary.json").exists()
 
-    shutil.rmtree(broken)
     summary, lines = run_local(tmp_path, built)
     assert any("1 of 2 groups go to the executor" in line for line in lines)
     assert sorted(entry["changes"]["model.hidden_size"] for entry in summary["ranking"]) == [4, 5]

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from seqmnist_jax.cli import signals
+from seqmnist_jax.training import signals
 from seqmnist_jax.workdir.lock import InUse, owned
 
 HOLD = """
@@ -21,7 +21,7 @@ with owned(Path(sys.argv[1])):
 """
 STOP = """
 import signal, sys, time
-from seqmnist_jax.cli import signals
+from seqmnist_jax.training import signals
 signals.GRACE_SECONDS = 0.5
 with signals.StopOnSignal() as stop:
     print("ready", flush=True)

@@ -131,7 +131,7 @@ def test_a_run_selected_on_test_images_is_marked(copy):
         json.dumps({**facts, "selection": "test:128", "caveats": ["selects on the test set"]})
     )
     run = build.gather([copy])["run"]
-    assert "selected on test images (test:128)" in run["warnings"][0]
+    assert "chosen on test images (test:128)" in run["warnings"][0]
     protocol = next(part["pairs"] for part in run["sections"] if part["title"] == "Protocol")
     assert ["Caveats", "selects on the test set"] in map(list, protocol)
 

@@ -10,7 +10,7 @@ from seqmnist_jax.analysis import rerun
 from seqmnist_jax.analysis.recorded import Answers, read_answers, task_differences
 from seqmnist_jax.errors import UsageError
 from seqmnist_jax.training import scores
-from seqmnist_jax.workdir import files
+from seqmnist_jax.workdir import caveats, files
 
 Json = dict[str, Any]
 
@@ -60,7 +60,7 @@ def compare(first: Path, second: Path) -> Json:
       WorkdirError: one is no work directory, is not finished, or has a damaged file.
       UsageError: they were not measured on the same test images.
     """
-    a, b = _read(Path(first)), _read(Path(second))
+    a, b = _read(Path(first).expanduser()), _read(Path(second).expanduser())
     if a.facts["content_hash"] != b.facts["content_hash"] or not np.array_equal(a.answers.labels, b.answers.labels):
         differ = "data sets" if a.facts["content_hash"] != b.facts["content_hash"] else f"labels in {files.PREDICTIONS}"
         raise UsageError(
@@ -134,15 +134,13 @@ def _verdict(a: Measured, b: Measured, test: Json) -> str:
 
 def _warnings(a: Measured, b: Measured) -> list[str]:
     """What must be said with a comparison of these two, each thing once."""
-    warnings = [run.facts["warning"] for run in (a, b) if run.facts.get("warning")]
+    warnings = []
+    for run in (a, b):
+        told = caveats.warnings(run.facts, run.summary)
+        # What is said of the data is said once.
+        warnings += [one if one == run.facts.get("warning") else f"{run.workdir}: {one}" for one in told]
     if a.workdir.resolve() == b.workdir.resolve():
         warnings.append(f"{a.workdir} is compared with itself.")
-    warnings += [
-        f"The checkpoint of {run.workdir} was chosen on test images ({run.summary['selected_on']}): "
-        "its accuracy can't be compared with an honest one."
-        for run in (a, b)
-        if str(run.summary["selected_on"]).startswith("test")
-    ]
     differing = task_differences(a.facts, b.facts)
     if "permutation" in differing and "permutation_indices" in differing:
         differing.remove("permutation_indices")  # the name says it

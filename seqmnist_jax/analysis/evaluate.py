@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import scipy.special
 
+from seqmnist_jax.analysis.recorded import warnings
 from seqmnist_jax.analysis.trained import TrainedModel, load
 from seqmnist_jax.data.sources import Dataset, Images, build_dataset_of_run, build_request, find_data_dir, load_dataset
 from seqmnist_jax.data.task import SPLITS, split_part
-from seqmnist_jax.errors import UsageError
+from seqmnist_jax.errors import SeqMnistError, UsageError
 from seqmnist_jax.training.scores import score
 
 Json = dict[str, Any]
@@ -34,6 +35,7 @@ def evaluate(workdir: Path, *, split: str = "test", data_dir: str = "", allow_ot
     """
     if split not in SPLITS:
         raise UsageError(f"--split is {split!r}; expected one of: {', '.join(SPLITS)}.")
+    workdir = Path(workdir).expanduser()
     model = load(workdir)
     facts = model.facts
     if data_dir:
@@ -55,7 +57,10 @@ def evaluate(workdir: Path, *, split: str = "test", data_dir: str = "", allow_ot
     part = split_part(dataset, facts["split"], split)
     if not len(part):
         raise UsageError(f"The {split} split of these data is empty (split {facts['split']}).")
-    scores = score(model.logits(part.images), part.labels)
+    logits = model.logits(part.images)
+    if not np.isfinite(logits).all():
+        raise SeqMnistError(f"{workdir}, checkpoint {model.step}: its logits on the {split} images are not finite.")
+    scores = score(logits, part.labels)
     return {
         "workdir": str(workdir),
         "checkpoint_step": model.step,
@@ -67,7 +72,7 @@ def evaluate(workdir: Path, *, split: str = "test", data_dir: str = "", allow_ot
         "source": dataset.source,
         "content_hash": dataset.content_hash,
         "data_of_the_run": same,
-        "warnings": _warnings(facts, dataset),
+        "warnings": [*warnings(workdir, facts, model.step), *_other_data(facts, dataset)],
     }
 
 
@@ -87,12 +92,11 @@ def _anytime(model: TrainedModel, part: Images) -> Json:
     return {"accuracy": (accuracy / len(part)).tolist(), "entropy": (entropy / len(part)).tolist()}
 
 
-def _warnings(facts: Json, dataset: Dataset) -> list[str]:
-    """What must be said with a result of a model with these facts on this data set."""
-    warnings = [facts["warning"]] if facts["warning"] else []
-    if dataset.content_hash != facts["content_hash"]:
-        seen = ""
-        if dataset.source == "embedded" and facts["name"] == "mnist":
-            seen = " They are 500 of MNIST's training images, most of which the model has been trained on."
-        warnings.append(f"Measured on other data ({dataset.name}) than the run's own test set ({facts['name']}).{seen}")
-    return warnings
+def _other_data(facts: Json, dataset: Dataset) -> list[str]:
+    """What must be said of a data set that is not that of the model's facts."""
+    if dataset.content_hash == facts["content_hash"]:
+        return []
+    seen = ""
+    if dataset.source == "embedded" and facts["name"] == "mnist":
+        seen = " They are 500 of MNIST's training images, most of which the model has been trained on."
+    return [f"Measured on other data ({dataset.name}) than the run's own test set ({facts['name']}).{seen}"]

@@ -14,6 +14,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
+from seqmnist_jax.analysis.recorded import warnings
 from seqmnist_jax.analysis.trained import TrainedModel, load
 from seqmnist_jax.data.protocols import SCALINGS
 from seqmnist_jax.errors import UsageError
@@ -66,7 +67,7 @@ def export(workdir: str | Path) -> Json:
       WorkdirError, CheckpointError: as `load`; or the folder can't be written.
     """
     _check_installed()
-    workdir = Path(workdir)
+    workdir = Path(workdir).expanduser()
     model = load(workdir)
     description = _describe(model, workdir)
     contents = {PROGRAM: _program(model), PARAMETERS: _parameters(model, description)}
@@ -139,14 +140,15 @@ def _describe(model: TrainedModel, workdir: Path) -> Json:
     """All that one must know to use the program, or to write it anew around the parameters."""
     facts, view = model.facts, model.learner.view
     summary = files.read_json(workdir / files.SUMMARY) if (workdir / files.SUMMARY).exists() else {}
+    is_its_result = summary.get("best_step", model.step) == model.step
     tensors = _tensors(model)
     # Where and how the run was executed is no part of the model, and may name a machine's folders.
     config = {name: value for name, value in configs.to_json(model.config).items() if name != "runtime"}
     return {
         "checkpoint_step": model.step,
-        "test_accuracy": summary.get("test_accuracy"),
+        "test_accuracy": summary.get("test_accuracy") if is_its_result else None,
         "selected_on": summary.get("selected_on"),
-        "warnings": _warnings(model, workdir),
+        "warnings": [*warnings(workdir, facts, model.step), *facts.get("caveats", [])],
         "input": {"dtype": "uint8", "shape": ["batch", *view.image_shape], "values": "0 to 255, as in the data set"},
         "output": {
             "dtype": "float32",
@@ -182,18 +184,6 @@ def _describe(model: TrainedModel, workdir: Path) -> Json:
         "versions": provenance.versions(),
         "git_commit": provenance.git_commit(),
     }
-
-
-def _warnings(model: TrainedModel, workdir: Path) -> list[str]:
-    """What must be said with the exported model."""
-    facts = model.facts
-    warnings = [facts["warning"]] if facts["warning"] else []
-    warnings += facts.get("caveats", [])
-    if (workdir / files.DIVERGED).exists():
-        warnings.append(f"The run diverged. This is checkpoint {model.step}, from before.")
-    elif not (workdir / files.SUMMARY).exists():
-        warnings.append(f"The run has not ended. This is the best checkpoint so far, of step {model.step}.")
-    return warnings
 
 
 def _network(model: TrainedModel) -> Json:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from seqmnist_jax.training import scores
-from seqmnist_jax.workdir import files
+from seqmnist_jax.workdir import caveats, files
 
 Json = dict[str, Any]
 # What of the data decides whether two results can be compared, in the names of data.json.
@@ -52,6 +52,12 @@ def read_answers(workdir: Path) -> Answers:
     except Exception as e:  # a damaged archive fails in too many ways to name
         raise files.WorkdirError(f"{path} is damaged ({type(e).__name__}: {str(e).strip()}).") from e
     return answers
+
+
+def warnings(workdir: Path, facts: Json, step: int | None = None) -> list[str]:
+    """What must be said with the result of a run's checkpoint, that of its summary or of this step."""
+    summary = files.read_json(workdir / files.SUMMARY) if (workdir / files.SUMMARY).exists() else None
+    return caveats.warnings(facts, summary, diverged=(workdir / files.DIVERGED).exists(), step=step)
 
 
 def task_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from seqmnist_jax.analysis.recorded import read_answers
 from seqmnist_jax.workdir import files
-from seqmnist_jax.workdir.checkpoints import Checkpoints
+from seqmnist_jax.workdir.checkpoints import Checkpoints, read_saved
 
 Json = Any
 # What differs between any two runs.
@@ -76,8 +76,7 @@ def _arrays(a: Path, b: Path) -> Iterator[Difference]:
         folder = workdir / files.CHECKPOINTS
         if not folder.is_dir():
             return  # a run of which only the results were kept
-        with Checkpoints(folder, read_only=True) as checkpoints:
-            found.append({step: checkpoints.metadata(step).get("checksums", {}) for step in checkpoints.steps()})
+        found.append(read_saved(folder, _checksums))
     for step in sorted(found[0].keys() & found[1].keys()):
         for part in found[0][step].keys() & found[1][step].keys():
             first, second = found[0][step][part], found[1][step][part]
@@ -85,6 +84,10 @@ def _arrays(a: Path, b: Path) -> Iterator[Difference]:
                 if first.get(name) != second.get(name):
                     digests = (str(one.get(name))[:12] for one in (first, second))
                     yield Difference(step, f"the SHA-256 of the checkpoint's {part} array {name}", *digests)
+
+
+def _checksums(saved: Checkpoints) -> dict[int, Json]:
+    return {step: saved.metadata(step).get("checksums", {}) for step in saved.steps()}
 
 
 def _logits(a: Path, b: Path) -> Iterator[Difference]:

@@ -4,7 +4,6 @@ Only summary.json and, where it is, metrics.jsonl are read, so that a result can
 """
 
 import csv
-import glob
 import re
 import statistics
 from collections.abc import Sequence
@@ -15,8 +14,8 @@ from seqmnist_jax.data.protocols import FIELDS
 from seqmnist_jax.errors import UsageError
 from seqmnist_jax.models.build import cell_title
 from seqmnist_jax.training.scores import in_percent, over_seeds
+from seqmnist_jax.workdir import caveats, files
 from seqmnist_jax.workdir import config as configs
-from seqmnist_jax.workdir import files
 from seqmnist_jax.workdir.metrics import read_events
 
 Json = dict[str, Any]
@@ -26,12 +25,18 @@ SEED = "seed"
 TARGETS = (90, 95, 98, 99)
 
 
+# What of a summary must be there, and of which kind.
+NUMBER = (int, float)
+NEEDED: dict[str, Any] = {"test_accuracy": NUMBER, "train_seconds": NUMBER, "device": str, "selected_on": str}
+NEEDED |= {"steps": int, "seed": int, "parameters": int, "dataset": dict}
+
+
 class Result(NamedTuple):
-    """The result of one finished run.
+    """The result of one run that has ended.
 
     Attributes:
       folder: its work directory.
-      summary: its summary.json.
+      summary: its summary.json; of one that diverged the seed alone.
       recipe: its identity without the seed, and the number of steps.
       validated: seconds of training and accuracy of each evaluation on the validation images, in order.
     """
@@ -43,10 +48,10 @@ class Result(NamedTuple):
 
 
 def find(patterns: Sequence[str]) -> list[Result]:
-    """The results of all runs in and under the folders that match.
+    """The results of all runs in and under the folders that match, and those that diverged.
 
     Args:
-      patterns: folders, as in a shell: 'runs/*'.
+      patterns: folders, or patterns of a shell for such: 'runs/*'.
 
     Raises:
       UsageError: a pattern matches no run, or a run is not finished; the message names them.
@@ -54,12 +59,14 @@ def find(patterns: Sequence[str]) -> list[Result]:
     """
     summaries: set[Path] = set()
     unfinished: set[Path] = set()
+    diverged: set[Path] = set()
     for pattern in patterns:
-        roots = [Path(name) for name in glob.glob(str(Path(pattern).expanduser()))]
+        roots = files.matching(pattern)
         found = {path for root in roots for path in root.rglob(files.SUMMARY)}
-        started = {path.parent for root in roots for path in root.rglob(files.CONFIG)}
-        started -= {path.parent for root in roots for path in root.rglob(files.DIVERGED)}
-        if not found and not started:
+        lost = {path.parent for root in roots for path in root.rglob(files.DIVERGED)} - {path.parent for path in found}
+        started = {path.parent for root in roots for path in root.rglob(files.CONFIG)} - lost
+        diverged |= lost
+        if not found and not started and not lost:
             raise UsageError(f"--workdirs: {pattern!r} matches no folder with a run, that is, with a {files.SUMMARY}.")
         summaries |= found
         unfinished |= started - {path.parent for path in found}
@@ -69,15 +76,27 @@ def find(patterns: Sequence[str]) -> list[Result]:
             + "\n  ".join(map(str, sorted(unfinished)))
         )
     # A sweep's own summary is beside those of its runs, not one of them.
-    return [_read(path) for path in sorted(summaries) if not (path.parent / files.SWEEP).exists()]
+    results = [_read(path) for path in sorted(summaries) if not (path.parent / files.SWEEP).exists()]
+    return results + [_read_diverged(folder) for folder in sorted(diverged)]
+
+
+def _read_diverged(folder: Path) -> Result:
+    config, identity = files.read_config(folder), _identity_of_config(folder)
+    recipe = {name: value for name, value in identity.items() if name != SEED}
+    return Result(folder, {SEED: config[SEED]}, recipe | {"train.steps": config["train"]["steps"]}, [])
 
 
 def _read(path: Path) -> Result:
-    summary = files.read_json(path, needed=("test_accuracy", "steps", "seed", "dataset", "device"))
+    summary = files.read_json(path, needed=tuple(NEEDED))
+    for name, kind in NEEDED.items():
+        if not isinstance(summary[name], kind):
+            raise files.WorkdirError(f"{path} is damaged: its {name} is {summary[name]!r}.")
     identity = summary.get("identity") or _identity_of_config(path.parent)
     recipe = {name: value for name, value in identity.items() if name != SEED} | {"train.steps": summary["steps"]}
     events = [event for event in read_events(path.parent) if event["split"] == "validation"]
-    validated = [(event["seconds"], event["accuracy"]) for event in events if {"seconds", "accuracy"} <= event.keys()]
+    times, scores = ([event.get(name) for event in events] for name in ("seconds", "accuracy"))
+    pairs = zip(times, scores, strict=True)
+    validated = [(t, a) for t, a in pairs if isinstance(t, NUMBER) and isinstance(a, NUMBER)]
     return Result(path.parent, summary, recipe, validated)
 
 
@@ -90,17 +109,35 @@ def _identity_of_config(folder: Path) -> configs.FlatConfig:
 def rows(results: Sequence[Result]) -> list[Json]:
     """One row, as JSON values, for each recipe: means over seeds, and times in seconds.
 
-    Times are those of the runs on one device, that on which they were shortest.
+    Times are those of the runs on one device, that on which they were shortest. Recipes of which all seeds diverged
+    have none, see `without_result`.
 
     Raises:
-      UsageError: two runs of one recipe have the same seed.
+      UsageError: two runs of one recipe have the same seed, or all runs diverged.
+      WorkdirError: a summary is not as it must be; the message names its folder.
     """
-    groups: dict[str, list[Result]] = {}
-    for result in results:
-        groups.setdefault(repr(sorted(result.recipe.items())), []).append(result)
-    made = [_row(group) for group in groups.values()]
-    _tell_apart(made, [group[0].recipe for group in groups.values()])
+    groups = _by_recipe(results)
+    if lost := without_result(results):
+        groups = [group for group in groups if group[0].folder not in lost]
+    if not groups:
+        raise UsageError(f"--workdirs: all runs found diverged: {', '.join(map(str, lost))}.")
+    made = [_row(group) for group in groups]
+    _tell_apart(made, [group[0].recipe for group in groups])
     return sorted(made, key=lambda row: (row["task"], -row["test_accuracy"]))
+
+
+def _by_recipe(results: Sequence[Result]) -> list[list[Result]]:
+    """The results of each recipe, first those of runs that are finished."""
+    groups: dict[str, list[Result]] = {}
+    for result in sorted(results, key=lambda result: "test_accuracy" not in result.summary):
+        groups.setdefault(repr(sorted(result.recipe.items())), []).append(result)
+    return list(groups.values())
+
+
+def without_result(results: Sequence[Result]) -> list[Path]:
+    """The folders of the runs of recipes of which all seeds diverged."""
+    lost = [group for group in _by_recipe(results) if "test_accuracy" not in group[0].summary]
+    return [result.folder for group in lost for result in group]
 
 
 def _tell_apart(rows: Sequence[Json], recipes: Sequence[configs.FlatConfig]) -> None:
@@ -117,6 +154,14 @@ def _tell_apart(rows: Sequence[Json], recipes: Sequence[configs.FlatConfig]) -> 
 
 
 def _row(group: list[Result]) -> Json:
+    try:
+        return _row_of(group)
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        folders = ", ".join(str(result.folder) for result in group)
+        raise files.WorkdirError(f"{files.SUMMARY} is not as it must be ({type(e).__name__}: {e}) in {folders}.") from e
+
+
+def _row_of(group: list[Result]) -> Json:
     by_seed: dict[int, Path] = {}
     for result in group:
         seed = result.summary["seed"]
@@ -126,13 +171,15 @@ def _row(group: list[Result]) -> Json:
                 "leave one out, since a repeated seed is no further evidence."
             )
         by_seed[seed] = result.folder
-    recipe, summaries = group[0].recipe, [result.summary for result in group]
+    recipe, summaries = group[0].recipe, [one.summary for one in group if "test_accuracy" in one.summary]
+    diverged = sorted(one.summary[SEED] for one in group if "test_accuracy" not in one.summary)
+    told = [warning for one in summaries for warning in caveats.warnings(one["dataset"], one)]
     first = summaries[0]
     test = over_seeds([summary["test_accuracy"] for summary in summaries])
     validated = [s["validation_accuracy"] for s in summaries if s["validation_accuracy"] is not None]
     validation = over_seeds(validated) if validated else None
     seconds, device = _fastest(summaries)
-    curves = [result.validated for result in group if result.summary["device"] == device]
+    curves = [result.validated for result in group if result.summary.get("device") == device]
     epochs = first["steps"] * recipe["train.batch_size"] / first["dataset"]["sizes"]["train"]
     dataset = first["dataset"]
     return {
@@ -145,7 +192,8 @@ def _row(group: list[Result]) -> Json:
         "steps": first["steps"],
         "batch_size": recipe["train.batch_size"],
         "epochs": epochs,
-        "seeds": sorted(by_seed),
+        "seeds": sorted(by_seed.keys() - set(diverged)),
+        "diverged_seeds": diverged,
         "validation_accuracy": validation and validation["mean"],
         "validation_std": validation and validation["std"],
         "test_accuracy": test["mean"],
@@ -156,6 +204,7 @@ def _row(group: list[Result]) -> Json:
         **{f"seconds_to_{target}": _seconds_to(target / 100, curves) for target in TARGETS},
         "device": device,
         "command": _command(summaries),
+        "warnings": [*dict.fromkeys(told), *caveats.of_means(len(diverged), len(group))],
     }
 
 
@@ -237,7 +286,7 @@ def _cells(row: Json) -> list[str]:
         row["protocol"] + selected,
         f"{row['parameters']:,}",
         f"{row['epochs']:.3g}",
-        ", ".join(map(str, row["seeds"])),
+        ", ".join([*map(str, row["seeds"]), *(f"{seed} diverged" for seed in row["diverged_seeds"])]),
         in_percent(row["validation_accuracy"], row["validation_std"]),
         in_percent(row["test_accuracy"], row["test_std"], row["test_interval"]),
         duration(row["train_seconds"]),
@@ -262,12 +311,15 @@ def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header), *lines))
 
 
-def as_markdown(rows: Sequence[Json], published: Sequence[dict[str, str]] = ()) -> str:
+def as_markdown(
+    rows: Sequence[Json], published: Sequence[dict[str, str]] = (), without_result: Sequence[Path] = ()
+) -> str:
     """The table for people, the command of each row, and what others have published.
 
     Args:
       rows: as `rows` makes them.
       published: figures of others, as `read_published` reads them.
+      without_result: the runs of recipes that have no row, because they diverged.
     """
     text = [
         _markdown(HEADER, [_cells(row) for row in rows]),
@@ -276,6 +328,13 @@ def as_markdown(rows: Sequence[Json], published: Sequence[dict[str, str]] = ()) 
         "mean. Training time: a run's mean on the device named, without compilation, evaluation and checkpoints; of "
         "replicas trained together, a run's share.",
     ]
+    told: dict[str, list[str]] = {}
+    for row in rows:
+        for warning in row["warnings"]:
+            told.setdefault(warning, []).append(f"{_name(row)}, {row['task']}")
+    if without_result:
+        told["All seeds diverged, so there is no row."] = [str(folder) for folder in without_result]
+    text += ["", *(f"- WARNING: {warning} ({'; '.join(names)})" for warning, names in told.items())] if told else []
     timed = [row for row in rows if any(row[f"seconds_to_{target}"] is not None for target in TARGETS)]
     if timed:
         header = ["Task", "Model", "Test, %", *(f"{target} %" for target in TARGETS), "Device"]
@@ -315,13 +374,17 @@ def read_published(path: Path) -> list[dict[str, str]]:
     """Figures of others from a CSV file with a header.
 
     Raises:
-      UsageError: it is missing, or has no rows.
+      UsageError: it is missing, no such file, or has no rows, or one with more or fewer cells than the header.
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            found = list(csv.DictReader(file))
-    except OSError as e:
-        raise UsageError(f"--published: {path} can't be read ({e.strerror}).") from e
+            header, *lines = [line for line in csv.reader(file) if line] or [[]]
+    except (OSError, UnicodeError, csv.Error) as e:
+        raise UsageError(f"--published: {path} can't be read as CSV in UTF-8 ({e}).") from e
+    for line in lines:
+        if len(line) != len(header):
+            raise UsageError(f"--published: {path} has {line}; expected {len(header)} cells, as in its header.")
+    found = [dict(zip(header, line, strict=True)) for line in lines]
     if not found:
         raise UsageError(f"--published: {path} has no rows; expected a CSV file with a header.")
     return found

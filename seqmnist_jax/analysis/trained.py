@@ -17,7 +17,7 @@ from seqmnist_jax.training.run import Learner, build_learner
 from seqmnist_jax.training.state import restore_variables
 from seqmnist_jax.workdir import config as configs
 from seqmnist_jax.workdir import files
-from seqmnist_jax.workdir.checkpoints import CheckpointError, Checkpoints
+from seqmnist_jax.workdir.checkpoints import CheckpointError, Checkpoints, read_saved
 
 Json = dict[str, Any]
 
@@ -146,11 +146,13 @@ class TrainedModel:
 
 def load(workdir: str | Path) -> TrainedModel:
     """As `seqmnist_jax.load`."""
-    workdir = Path(workdir)
+    workdir = Path(workdir).expanduser()
     if (workdir / files.SWEEP).exists():
         raise files.WorkdirError(f"{workdir} holds a sweep; name one of its runs, in {workdir / files.REPLICAS}.")
     config = configs.from_json(files.read_config(workdir))
     facts = files.read_facts(workdir)
+    if config.runtime.backend == "native":  # which this machine may not have; 'auto' takes it where it is
+        config.runtime.backend = "auto"
     try:
         learner = build_learner(config, _view(facts), facts["num_classes"])
     except (AttributeError, KeyError) as e:
@@ -159,14 +161,20 @@ def load(workdir: str | Path) -> TrainedModel:
         ) from e
     folder = workdir / files.CHECKPOINTS
     if not folder.is_dir():
-        raise CheckpointError(f"{workdir} has no checkpoint yet; train it first.")
-    with Checkpoints(folder, read_only=True) as checkpoints:
+        kept = (workdir / files.SUMMARY).exists()
+        why = "only its results were kept" if kept else "has no checkpoint yet; train it first"
+        raise CheckpointError(f"{workdir} {'has no checkpoint: ' if kept else ''}{why}.")
+
+    def read(checkpoints: Checkpoints) -> tuple[int, Variables, Json]:
         best = None if facts["selection"] == "last" else checkpoints.best_step()
         step = checkpoints.last_step() if best is None else best
         if step is None:
             raise CheckpointError(f"{workdir} has no checkpoint yet; train it first.")
         variables = restore_variables(checkpoints, step, learner.template())
-        saved = checkpoints.metadata(step)["data"]
+        return step, variables, checkpoints.metadata(step)["data"]
+
+    every, steps = config.train.eval_every, config.train.steps
+    step, variables, saved = read_saved(folder, read, lambda step: configs.is_measured(step, every, steps))
     if _reading(saved) != _reading(facts):
         raise CheckpointError(
             f"{workdir / files.DATA} is not what checkpoint {step} was trained on; it differs in\n  "

@@ -4,8 +4,9 @@ import datetime
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from absl import flags
@@ -14,28 +15,32 @@ from ml_collections import config_flags
 from seqmnist_jax.errors import UsageError
 
 
-def of_this_run(arguments: Sequence[str] = ()) -> str:
-    """The command that makes this run anywhere: the config and what it overrides, without this machine's paths."""
-    arguments = arguments or sys.argv
-    kept = []
-    for argument, before in zip(arguments[1:], arguments, strict=False):
-        is_config = re.match(r"--?(no)?config\b", argument) and not re.match(r"--?(no)?config\.runtime\.", argument)
-        if is_config or before in ("--config", "-config"):
-            kept.append(argument)
-    return shlex.join(["python", "launch.py", *kept])
+def of_this_run(changes: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """The command that makes this run anywhere, without this machine's paths; of a sweep the run with these values."""
+    config = flags.FLAGS["config"]
+    fields = {**config_flags.get_override_values(config), **changes}
+    kept = {field: value for field, value in fields.items() if field != "sweep" and not field.startswith("runtime.")}
+    given = [f"--config.{field}={value}" for field, value in kept.items()]
+    return shlex.join(["python", "launch.py", "--config", config_flags.get_config_filename(config), *given])
 
 
-def of_one_run(changes: dict[str, Any]) -> str:
-    """The command that makes one run of this sweep alone, that with these values of the swept fields."""
-    alone = [argument for argument in sys.argv if not re.match(r"--?(seeds|config\.sweep)\b", argument)]
-    return of_this_run([*alone, *(f"--config.{field}={value}" for field, value in changes.items())])
+def _launch() -> list[str]:
+    """How this program is started from the current folder."""
+    python = Path(sys.executable)
+    return [str(python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else "python"), sys.argv[0]]
+
+
+def to_go_on(workdir: Path) -> str:
+    """The very command that goes on with what this one has begun, in words that end a message."""
+    given = [argument for argument in sys.argv[1:] if not re.match(r"--?workdir\b", argument)]
+    if "--workdir" in sys.argv:
+        given.remove(sys.argv[sys.argv.index("--workdir") + 1])
+    return f"\nTo go on:\n  {shlex.join([*_launch(), *given, f'--workdir={workdir}'])}"
 
 
 def to_look_at(workdir: Path, is_sweep: bool) -> str:
     """The commands by which one looks at a run, or a sweep, that is done."""
-    python = Path(sys.executable)
-    python = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else Path("python")
-    launch, where = f"{python} launch.py", shlex.quote(str(workdir))
+    launch, where = shlex.join(_launch()), shlex.quote(str(workdir))
     look = "--mode=table --workdirs" if is_sweep else "--mode=evaluate --workdir"
     return (
         f"\nNext:\n  {launch} {look} {where}\n  {launch} --mode=report --workdir {where}\n"

@@ -9,11 +9,13 @@ from typing import Any
 
 import ml_collections
 from absl import flags
+from ml_collections import config_flags
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from seqmnist_jax.cli.output import show_error
 from seqmnist_jax.errors import UsageError, did_you_mean
-from seqmnist_jax.workdir.config import flatten
+from seqmnist_jax.workdir.config import defaults, flatten
+from seqmnist_jax.workdir.files import matching
 
 FLAGS = flags.FLAGS
 
@@ -21,6 +23,7 @@ FLAGS = flags.FLAGS
 def parse(argv: list[str]) -> list[str]:
     """Parses the flags; what is wrong with them ends in one line and exit code 2."""
     try:
+        argv = [re.sub("(?<=^--config=)~.*", lambda found: str(Path(found[0]).expanduser()), one) for one in argv]
         rest = FLAGS(argv)
         if len(rest) > 1:
             raise UsageError(f"Unexpected argument {rest[1]!r}; flags look like --config.train.steps=100.")
@@ -54,9 +57,58 @@ def given_config() -> ml_collections.ConfigDict:
     """The config.
 
     Raises:
-      UsageError: none is given.
+      UsageError: none is given, or one with a field that is none.
     """
-    return given("config", "as in --config configs/row_lstm.py")
+    config = given("config", "as in --config configs/row_lstm.py")
+    if config.runtime.compilation_cache != "none":
+        checked_path(config.runtime.compilation_cache or ".", "runtime.compilation_cache")
+    checked_path(config.runtime.data_dir or ".", "runtime.data_dir")
+    # As text says it, and the command of a sweep's run.
+    nothing = [
+        field for field, value in named_fields().items() if value == "None" and defaults().get(field, "") is None
+    ]
+    config.update_from_flattened_dict(dict.fromkeys(nothing))
+    return config
+
+
+def given_path(name: str) -> Path | None:
+    """The path that a flag gives; None where it is not given. Errors as in `checked_path`."""
+    flag = FLAGS[name]
+    return checked_path(flag.value or "", f"--{name}") if flag.present or flag.value else None
+
+
+def given_folders() -> list[str]:
+    """What --workdirs names, one or several; a folder's own name may have commas, as those of a sweep's runs have."""
+    parts, names = list(FLAGS.workdirs), []
+    while parts:
+        ends = (end for end in range(len(parts), 1, -1) if matching(",".join(parts[:end])))
+        end = next(ends, 1)
+        names.append(str(checked_path(",".join(parts[:end]), "--workdirs")))
+        del parts[:end]
+    return names
+
+
+def checked_path(text: str, where: str) -> Path:
+    """A path that a user gives; a tilde is the home folder.
+
+    Raises:
+      UsageError: it is empty, no text, or its user is unknown.
+    """
+    try:
+        if not text:
+            raise UsageError(f"{where} is empty; expected a path.")
+        path = Path(text).expanduser()
+        str(path.absolute()).encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{where} is {text!r}, which is no UTF-8; expected a path that is, from its root.") from None
+    except RuntimeError as e:
+        raise UsageError(f"{where} is {text!r}: {e}") from None
+    return path
+
+
+def named_fields() -> dict[str, Any]:
+    """The fields of the config that the command line sets, with their values."""
+    return config_flags.get_override_values(FLAGS["config"])
 
 
 def given(name: str, what: str) -> Any:

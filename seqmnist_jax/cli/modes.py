@@ -10,12 +10,11 @@ from pathlib import Path
 
 import ml_collections
 from absl import flags
-from ml_collections import config_flags
 
 from seqmnist_jax.cli import commands
-from seqmnist_jax.cli.flags import given, given_config
-from seqmnist_jax.cli.output import Output
-from seqmnist_jax.errors import SeqMnistError, UsageError
+from seqmnist_jax.cli.flags import checked_path, given, given_config, given_folders, given_path, named_fields
+from seqmnist_jax.cli.output import Output, show_error
+from seqmnist_jax.errors import Interrupted, SeqMnistError, UsageError
 
 FLAGS = flags.FLAGS
 
@@ -24,40 +23,44 @@ def train() -> Output | None:
     """Trains, or resumes; the result and what to do next, None in all processes but the first."""
     config = _join(given_config())
     from seqmnist_jax.cli import process, text
-    from seqmnist_jax.cli.signals import StopOnSignal
     from seqmnist_jax.cli.terminal import Terminal
     from seqmnist_jax.devices import processes
     from seqmnist_jax.training import jobs, sweep
-    from seqmnist_jax.training.replicas import Watch
+    from seqmnist_jax.training.replicas import Diverged, Watch
     from seqmnist_jax.training.run import build_run
+    from seqmnist_jax.training.signals import StopOnSignal
     from seqmnist_jax.training.train import Stopped
     from seqmnist_jax.training.train import train as train_run
 
     grid = sweep.build_sweep(config, FLAGS.seeds)
-    points = sweep.build_points(config, grid) if grid else []
+    points = sweep.build_points(config, grid, named_fields()) if grid else []
     if config.runtime.executor and not grid:
         raise UsageError("runtime.executor runs the groups of a sweep, but there is neither --seeds nor config.sweep.")
-    run = points[0].run if points else build_run(config)
+    run = points[0].run if points else build_run(config, named=named_fields())
     process.keep_programs(config.runtime.compilation_cache)
     # Only now, with everything checked, is a folder made.
-    workdir = Path(FLAGS.workdir) if FLAGS.workdir else commands.new_workdir()
-    quiet = FLAGS.quiet or not processes.is_main()
+    workdir = given_path("workdir") or commands.new_workdir()
+    quiet, go_on = FLAGS.quiet or not processes.is_main(), commands.to_go_on(workdir)
     try:
-        with _explaining_a_lost_process(config), StopOnSignal() as stop, Terminal(quiet=quiet) as terminal:
+        with _explaining_a_lost_process(config), StopOnSignal(go_on) as stop, Terminal(quiet=quiet) as terminal:
             watch = Watch(terminal.say, terminal.show, stop)
             if grid:
                 executor = jobs.build_executor(config, workdir.absolute() / "jobs")
                 summary = sweep.train_sweep(
-                    grid, points, workdir, command=commands.of_one_run, executor=executor, watch=watch
+                    grid, points, workdir, command=commands.of_this_run, executor=executor, watch=watch
                 )
             else:
                 summary = train_run(run, workdir, command=commands.of_this_run(), watch=watch)
     except Stopped as e:
-        print(e, file=sys.stderr)
+        print(f"{e}{go_on}", file=sys.stderr)
         sys.exit(128 + stop.number)  # as a shell reports a process that the signal ended
+    except Interrupted as e:
+        raise type(e)(f"{e}{go_on}") from e
     if not processes.is_main():
         return None
     result = text.sweep(summary) if grid else text.result(summary)
+    if grid and not summary["ranking"]:
+        raise Diverged(f"All runs of the sweep in {workdir} diverged.\n{result}")
     return Output(summary, f"\n{result}", "" if FLAGS.quiet else commands.to_look_at(workdir, bool(grid)))
 
 
@@ -92,13 +95,16 @@ def _explaining_a_lost_process(config: ml_collections.ConfigDict) -> Iterator[No
 
 def evaluate() -> Output:
     """The metrics of a work directory's selected checkpoint."""
-    workdir = Path(given("workdir", "the folder of a run"))
+    workdir = checked_path(given("workdir", "the folder of a run"), "--workdir")
     from seqmnist_jax.analysis import evaluate as evaluation
     from seqmnist_jax.cli import process, text
 
     process.keep_programs("")
     result = evaluation.evaluate(
-        workdir, split=FLAGS.split, data_dir=FLAGS.data_dir, allow_other_data=FLAGS.allow_other_data
+        workdir,
+        split=FLAGS.split,
+        data_dir=str(given_path("data_dir") or ""),
+        allow_other_data=FLAGS.allow_other_data,
     )
     return Output(result, text.evaluation(result))
 
@@ -110,32 +116,39 @@ def describe() -> Output:
     from seqmnist_jax.cli.describe import describe as describe_run
     from seqmnist_jax.training.run import build_run
 
-    run = build_run(config)
-    result = describe_run(run, config_flags.get_override_values(FLAGS["config"]))
+    run = build_run(config, named=named_fields())
+    result = describe_run(run, named_fields())
     return Output(result, text.description(run, result))
 
 
 def compare() -> Output:
     """Whether two runs differ on the same test images."""
-    if len(FLAGS.workdirs) != 2:
-        raise UsageError(f"--mode=compare needs --workdirs with two folders, as in a,b; got {len(FLAGS.workdirs)}.")
+    folders = given_folders()
+    if len(folders) != 2:
+        raise UsageError(f"--mode=compare needs --workdirs with two folders, as in a,b; got {len(folders)}.")
     from seqmnist_jax.analysis.compare import compare as compare_runs
     from seqmnist_jax.cli import text
 
-    first, second = map(Path, FLAGS.workdirs)
+    first, second = map(Path, folders)
     result = compare_runs(first, second)
     return Output(result, text.comparison(result))
 
 
 def table() -> Output:
     """The results of many runs as Markdown; writes them as CSV."""
-    patterns = given("workdirs", "as in --workdirs 'runs/*'")
+    given("workdirs", "as in --workdirs 'runs/*'")
     from seqmnist_jax.analysis import table as tables
 
-    published = tables.read_published(Path(FLAGS.published)) if FLAGS.published else []
-    rows = tables.rows(tables.find(patterns))
-    tables.write_csv(rows, Path(FLAGS.csv))
-    return Output(rows, whole=tables.as_markdown(rows, published))
+    others, path = given_path("published"), checked_path(FLAGS.csv, "--csv")
+    published = tables.read_published(others) if others else []
+    results = tables.find(given_folders())
+    rows = tables.rows(results)
+    text = tables.as_markdown(rows, published, tables.without_result(results))
+    try:
+        tables.write_csv(rows, path)
+    except OSError as e:  # which is no reason to keep the table back
+        show_error(f"--csv: {path} can't be written ({e.strerror}).")
+    return Output(rows, whole=text)
 
 
 def report() -> Output:
@@ -146,14 +159,14 @@ def report() -> Output:
     from seqmnist_jax.cli import process
 
     process.keep_programs("")
-    folders = [FLAGS.workdir] if FLAGS.workdir else FLAGS.workdirs
-    path = build.write([Path(name) for name in folders], Path(FLAGS.out) if FLAGS.out else None)
+    workdir = given_path("workdir")
+    path = build.write([workdir] if workdir else list(map(Path, given_folders())), given_path("out"))
     return Output(None, f"{path} ({path.stat().st_size / 2**20:.1f} MiB): open it in a browser.")
 
 
 def export() -> Output:
     """Writes the selected checkpoint for use without this package; what was written."""
-    workdir = Path(given("workdir", "the folder of a run"))
+    workdir = checked_path(given("workdir", "the folder of a run"), "--workdir")
     from seqmnist_jax.analysis.export import export as export_run
     from seqmnist_jax.cli import text
 

@@ -1,6 +1,8 @@
 """What a mode gives to be printed, and how it is: in whole lines, or between a terminal's edges."""
 
+import contextlib
 import json
+import os
 import shutil
 import sys
 import textwrap
@@ -21,17 +23,33 @@ class Output(NamedTuple):
     whole: str = ""
 
 
+class Unprinted(Exception):
+    """What a mode gives could not be printed, and that is said."""
+
+
 def show(output: Output | None, as_json: bool) -> None:
     """Prints the one or the other of what a mode gives, where it gives anything."""
     if output is None:
         return
-    if as_json:
-        print(json.dumps(output.value, indent=2))
-        return
-    if output.text:
-        print_text(output.text, sys.stdout)
-    if output.whole:
-        print(output.whole)
+    try:
+        if as_json:
+            print(json.dumps(output.value, indent=2), flush=True)
+            return
+        if output.text:
+            print_text(output.text, sys.stdout)
+        if output.whole:
+            print(output.whole, flush=True)
+    except OSError as e:
+        lose(e)
+        raise Unprinted from e
+
+
+def lose(error: OSError) -> None:
+    """Gives standard output up, which can't be written, and says so unless its reader has merely left."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if not isinstance(error, BrokenPipeError):
+        print(f"WARNING: standard output can't be written ({error.strerror or error}).", file=sys.stderr, flush=True)
 
 
 def show_error(message: str) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import threading
+from pathlib import Path
 
 import jax
 
@@ -43,6 +44,7 @@ def keep_programs(directory: str) -> None:
         jax.config.update("jax_enable_compilation_cache", False)
         return
     if directory or not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", directory or str(folder() / "xla"))
+        place = Path(directory).expanduser() if directory else folder() / "xla"
+        jax.config.update("jax_compilation_cache_dir", str(place))
     # JAX's own threshold of one second would leave out most of what a small network compiles.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

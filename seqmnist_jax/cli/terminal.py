@@ -9,6 +9,7 @@ import rich.progress_bar
 import rich.table
 import rich.text
 
+from seqmnist_jax.cli.output import lose
 from seqmnist_jax.training.clock import Status, as_time
 
 # Of a curve that is drawn in one line: the heights of its points, and the most of them.
@@ -45,10 +46,17 @@ class Terminal:
             self._live = rich.live.Live(get_renderable=self._drawn, console=self._console, transient=True)
 
     def say(self, line: str) -> None:
-        """Shows a line, at once; on a terminal broken between words where that ends."""
-        if not self._quiet:
-            self._console.print(line, soft_wrap=not self._console.is_terminal)
-            self._console.file.flush()
+        """Shows a line, at once; on a terminal broken between words where that ends. Where it can't, it is given up."""
+        if self._quiet:
+            return
+        try:
+            if self._console.is_terminal:
+                self._console.print(line)
+            else:  # not by the console, which ends the process where the reader has left
+                print(line, file=self._console.file, flush=True)
+        except OSError as e:
+            self._quiet = True
+            lose(e)
 
     def show(self, status: Status) -> None:
         """Shows where the run stands from now on."""

@@ -11,6 +11,7 @@ from seqmnist_jax.data.protocols import SELECTIONS, TEST_SELECTION
 from seqmnist_jax.data.task import SPLITS
 from seqmnist_jax.training.run import Run
 from seqmnist_jax.training.scores import in_percent
+from seqmnist_jax.workdir import caveats
 from seqmnist_jax.workdir import config as configs
 
 Json = dict[str, Any]
@@ -40,14 +41,12 @@ def result(summary: Json) -> str:
         f" {summary['steps_per_second']:.1f} steps/s, compiled in {summary['compile_seconds']:.1f} s",
         f"device               {summary['device']}",
     ]
-    if summary["selected_on"].startswith("test"):
-        lines += [
-            "",
-            "WARNING: the checkpoint was chosen on test images: this result can't be compared with an honest one.",
-        ]
-    if dataset["warning"]:
-        lines += ["", f"WARNING: {dataset['warning']}"]
-    return "\n".join(lines)
+    return "\n".join(lines + _warnings(dict(summary, warnings=caveats.warnings(dataset, summary))))
+
+
+def _warnings(result: Json) -> list[str]:
+    """What must be said with a result, below an empty line."""
+    return ["", *(f"WARNING: {warning}" for warning in result["warnings"])] if result["warnings"] else []
 
 
 def sweep(summary: Json) -> str:
@@ -59,10 +58,12 @@ def sweep(summary: Json) -> str:
     lines = [("", "runs", "validation, %", "test, %")]
     for entry in summary["ranking"]:
         changes = ", ".join(f"{field}={value}" for field, value in entry["changes"].items()) or "all seeds"
-        lines.append((changes, str(entry["test"]["n"]), told(entry["validation"]), told(entry["test"])))
-    text = aligned(lines)
+        runs, lost = len(entry["replicas"]), len(entry["diverged"])
+        count = f"{runs} of {runs + lost}" if lost else str(runs)
+        lines.append((changes, count, told(entry["validation"]), told(entry["test"])))
+    text = [f"Data: {', '.join(summary['datasets'])}", *aligned(lines)] if summary["ranking"] else []
     text += [f"DIVERGED {one['name']}: {one['reason']}" for one in summary["diverged"]]
-    return "\n".join(text)
+    return "\n".join(text + _warnings(summary))
 
 
 def evaluation(result: Json) -> str:
@@ -86,7 +87,7 @@ def evaluation(result: Json) -> str:
     for name, (row, one) in enumerate(zip(counts, result["per_class"], strict=True)):
         share = "-" if one["accuracy"] is None else f"{one['accuracy']:.2%}"
         lines.append(f"{name:>16}{''.join(f'{count:>{width}}' for count in row)}   {share:>8}")
-    return "\n".join(lines + [f"WARNING: {warning}" for warning in result["warnings"]])
+    return "\n".join(lines + _warnings(result))
 
 
 def description(run: Run, description: Json) -> str:
@@ -160,8 +161,7 @@ def comparison(result: Json) -> str:
         if found is not None:
             where = f"they differ first at {difference(found)}"
         lines += ["", f"These are the same run made twice (config, data, seed): {where}."]
-    lines += [f"WARNING: {warning}" for warning in result["warnings"]]
-    return "\n".join(lines)
+    return "\n".join(lines + _warnings(result))
 
 
 def export(result: Json) -> str:
@@ -180,4 +180,4 @@ def export(result: Json) -> str:
     lines += [f"  {DESCRIPTION:<18}  {'':>11}        what they hold, how to use them, where they come from"]
     lines += ["", f"In {folder}, with JAX and flatbuffers and nothing of this package:", ""]
     lines += [f"  {line}" for line in result["load"]]
-    return "\n".join(lines + [f"\nWARNING: {warning}" for warning in result["warnings"]])
+    return "\n".join(lines + _warnings(result))

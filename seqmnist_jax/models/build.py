@@ -95,6 +95,12 @@ def cell_title(name: str) -> str:
     return (CELLS[name].title if name in CELLS else "") or name
 
 
+# What only recurrent layers read.
+OF_LAYERS = (
+    *(f"model.{name}" for name in ("cell", "bidirectional", "kernel_init", "gate_bias", "longest_time_scale")),
+    *(f"model.{name}" for name in ("forget_bias", "norm", "dense_init", "precision", "remat", "unroll")),
+    "runtime.backend",
+)
 GATE_BIASES = ("constant", *rnn.TIME_SCALES)
 
 
@@ -183,6 +189,21 @@ def _build_tcn(config: ml_collections.ConfigDict, sequence_length: int, num_clas
     return TCN(
         channels=model.hidden_size, levels=model.num_layers, kernel_size=model.kernel_size, num_classes=num_classes
     )
+
+
+def build_unread(config: ml_collections.ConfigDict) -> dict[str, str]:
+    """The fields of config.model, and the backend, that this model does not read, and by which field that is so."""
+    model = config.model
+    if model.name == "tcn":
+        return dict.fromkeys(OF_LAYERS, "model.name='tcn'")
+    of_cell, of_bias = f"model.cell={model.cell!r}", f"model.gate_bias={model.gate_bias!r}"
+    options = CELLS[model.cell].init_options
+    unread = {"model.kernel_size": f"model.name={model.name!r}"}
+    unread |= {} if "kernel_init" in options else {"model.kernel_init": of_cell}
+    unread |= {} if "time_scales" in options else {"model.gate_bias": of_cell}
+    unread |= {} if "forget_bias" in options else {"model.forget_bias": of_cell}
+    unread |= {} if model.gate_bias == "constant" else {"model.forget_bias": of_bias}
+    return unread if model.gate_bias in ("log_uniform", "chrono") else unread | {"model.longest_time_scale": of_bias}
 
 
 MODELS: dict[str, Callable[[ml_collections.ConfigDict, int, int], nn.Module]] = {"rnn": _build_rnn, "tcn": _build_tcn}

@@ -17,7 +17,7 @@ Carry = TypeVar("Carry")
 
 BACKENDS = ("auto", "scan", "native")
 # XLA's name of the platform of each of JAX's backends that has a kernel.
-PLATFORMS = {"gpu": "cuda"}
+PLATFORMS = {"cpu": "cpu", "gpu": "cuda"}
 
 
 def scan(
@@ -51,8 +51,10 @@ def scan(
         dynamic_rnn), the number of steps none at all (static_rnn).
       precision: how exact the step's products need to be, as in `lstm`. 'bfloat16' and 'tensorfloat32' let the GPU's
         kernel run; `lax.scan` computes the products as the step says, in full float32 where precision is 'float32'.
-      backend: 'scan' is `lax.scan`; 'native' the kernel of the process's device; 'auto' takes the kernel where it can.
-        `explain_step` tells which, and what of the step a kernel has no place for.
+      backend: 'scan' is `lax.scan`; 'native' the kernel of the process's device, made of the step at its first use;
+        'auto' takes the kernel of a GPU where it can, and on a CPU `lax.scan`, which can be differentiated
+        forwards and twice and needs no compiler. `explain_step` tells which, and what of the step a kernel has no
+        place for.
 
     Returns:
       (carry, outputs): the carry after each sequence's last step, and [batch, time, ...],
@@ -77,14 +79,17 @@ def scan(
     return compiled(_run, step, (params, x, carry, lengths), options)
 
 
+def _shapes(*trees: Any) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), trees)
+
+
 def _problem(call: Call, params: Any, x: Any, carry: Any, unroll: int) -> str | None:
     """Why no kernel runs the step, or None; arrays, or their shapes."""
     if call.platform not in recurrence.KERNELS:
         return f"there is no kernel for {jax.default_backend()}"
     if unroll > 1:
         return "steps are unrolled"
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), (params, x, carry))
-    return recurrence.problem(call, *shapes)
+    return recurrence.problem(call, *_shapes(params, x, carry))
 
 
 def _run(
@@ -99,28 +104,36 @@ def _run(
     precision: str,
     backend: str,
 ) -> tuple[Any, Any]:
-    if backend != "scan":
-        options = Options("all" if return_sequences else "last", reverse, precision)
-        call = Call(step, options, PLATFORMS.get(jax.default_backend(), ""))
+    options = Options("all" if return_sequences else "last", reverse, precision)
+    call = Call(step, options, PLATFORMS.get(jax.default_backend(), ""))
+    if backend == "native" or (backend == "auto" and call.platform != "cpu"):
         trouble = _problem(call, params, x, carry, unroll)
         if trouble is None:
             x, lengths = without_padding(x, lengths)
-            return recurrence.recurrence(call, Given(*jax.tree.map(jnp.asarray, (params, x, carry)), lengths))
+            params, x, carry = jax.tree.map(jnp.asarray, (params, x, carry))
+            return recurrence.recurrence(call, Given(params, x, carry, lengths))
         if backend == "native":
             raise ValueError(f"backend is 'native', but {trouble}; 'scan' runs everywhere")
     with jax.default_matmul_precision("highest" if precision == "float32" else None):
         return run(step, params, x, carry, lengths, reverse, return_sequences, unroll)
 
 
-def explain_step(step: Step[Carry], params: Any, x: Any, carry: Carry, *, precision: str = "float32") -> str:
-    """What `scan` would run of this process's backends, and why not a kernel; arrays or their shapes.
+def explain_step(
+    step: Step[Carry], params: Any, x: Any, carry: Carry, *, precision: str = "float32", source: bool = False
+) -> str:
+    """What ``scan(..., backend="native")`` would run in this process, or why it can't; arrays or their shapes.
 
     Args:
       step, params, x, carry, precision: as in `scan`.
+      source: give the kernel's source, as it is compiled.
     """
     options = Options("all", False, choice("precision", precision, PRECISIONS))
     call = Call(step, options, PLATFORMS.get(jax.default_backend(), ""))
     trouble = _problem(call, params, x, carry, 1)
     if trouble is not None:
         return f"scan: {trouble}"
-    return f"native: {recurrence.KERNELS[call.platform].describe()}"
+    kernel = recurrence.KERNELS[call.platform]
+    if not source:
+        return f"native: {kernel.describe()}"
+    params, x, carry = _shapes(params, x, carry)
+    return str(kernel.text(recurrence.stages_of(step, params, x, carry, inline=True), precision))

@@ -4,8 +4,8 @@ A step is ``step(params, carry, x) -> (carry, y)`` in JAX. Its values are of thr
 parameters alone (P), those that depend on x too (X), and those that depend on the carry (C). P and X are XLA's, made
 for all steps at once. Of the C values only the products with a P matrix join units; they are taken in rounds, a value's
 round being the number of products before it. All else on C values is element-wise, or cuts and joins the feature axis
-at multiples of the hidden size. So the values of one unit are scalars, and the step is one scalar function of the unit's
-carry, its products' results, x and parameters, whose gradient is `jax.vjp` of it. No cell has a name here.
+at multiples of the hidden size. So the values of one unit are scalars, and the step is one scalar function of the
+unit's carry, its products' results, x and parameters, whose gradient is `jax.vjp` of it. No cell has a name here.
 """
 
 import functools
@@ -15,211 +15,38 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.extend import core as jex
-from jax.extend import source_info_util
 
 from seqmnist_jax.rnn import cells
+from seqmnist_jax.rnn.jaxprs import (
+    CUSTOM,
+    ELEMENTWISE,
+    FROM_RESULT,
+    KEPT,
+    SAME,
+    NotDivisibleError,
+    alive,
+    apply,
+    custom_call,
+    evaluate,
+    inner_of,
+    is_elementwise,
+    is_plain,
+    is_sigmoid,
+    name_of,
+    where,
+)
 
 Array = jax.Array
 
 # A product of x of at most so many features is made inside the stages, from the scalars of x.
 MOST_INLINE_FEATURES = 4
 
-_CALLS = {
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
-    "remat": "jaxpr",
-    "checkpoint": "jaxpr",
-    "remat2": "jaxpr",
-}
-# Calls with a derivative of their own, which stays theirs.
-_CUSTOM = frozenset({"custom_jvp_call", "custom_vjp_call"})
-ELEMENTWISE = frozenset(
-    "add sub mul div neg abs sign max min square integer_pow sqrt rsqrt exp log log1p expm1 tanh logistic sin cos "
-    "select_n gt lt ge le eq ne and or not convert_element_type copy copy_p stop_gradient add_any".split()
-)
-# Their results are kept for the way back, which needs nothing else of them.
-KEPT = ("tanh", "logistic", "exp")
-_SAME = frozenset({"broadcast_in_dim", "reshape", "squeeze", "expand_dims", "pvary"})
-
-
-class NotDivisibleError(ValueError):
-    """Why a step stays with `lax.scan`: a primitive, and where the step has it."""
-
-
-def _where(equation: Any) -> str:
-    return source_info_util.summarize(equation.source_info)
-
-
-def _inner(equation: Any) -> Any:
-    """The jaxpr that a call calls, closed."""
-    inner = equation.params[_CALLS.get(equation.primitive.name, "call_jaxpr")]
-    return inner if hasattr(inner, "consts") else jex.ClosedJaxpr(inner, ())
-
-
-def _apply(equation: Any, arguments: Sequence[Any]) -> list[Any]:
-    """One equation, on arrays of its own shapes."""
-    if equation.primitive.name in _CUSTOM:
-        alone = jex.Jaxpr((), equation.invars, equation.outvars, [equation], debug_info=None)
-        return list(jex.jaxpr_as_fun(jex.ClosedJaxpr(alone, ()))(*arguments))
-    out = equation.primitive.bind(*arguments, **equation.params)
-    return list(out) if equation.primitive.multiple_results else [out]
-
-
-def evaluate(closed: Any, arguments: Sequence[Any], *, custom: bool = False) -> list[Any]:
-    """A jaxpr with its calls laid flat; those with a derivative of their own too if `custom`.
-
-    A product of values side by side becomes the sum of their products: `concatenate([x, h]) @ W` is common.
-    """
-    values = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
-    values.update(zip(closed.jaxpr.invars, arguments, strict=True))
-    joined: dict[Any, list[Any]] = {}
-
-    def read(v: Any) -> Any:
-        return v.val if isinstance(v, jex.Literal) else values[v]
-
-    for equation in closed.jaxpr.eqns:
-        name, given = equation.primitive.name, [read(v) for v in equation.invars]
-        with source_info_util.user_context(equation.source_info.traceback):
-            if name in _CALLS or (custom and name in _CUSTOM):
-                inner = _inner(equation)
-                out = evaluate(inner, given, custom=custom)
-            elif name == "dot_general" and equation.invars[0] in joined and _is_plain(equation):
-                (_, (axis,)), _ = equation.params["dimension_numbers"]
-                sizes = [part.shape[1] for part in joined[equation.invars[0]]]
-                starts = [sum(sizes[:i]) for i in range(len(sizes))]
-                rows = [jax.lax.slice_in_dim(given[1], s, s + n, axis=axis) for s, n in zip(starts, sizes, strict=True)]
-                terms = [
-                    equation.primitive.bind(part, row, **equation.params)
-                    for part, row in zip(joined[equation.invars[0]], rows, strict=True)
-                ]
-                out = [functools.reduce(jnp.add, terms)]
-            else:
-                out = _apply(equation, given)
-        if name == "concatenate" and equation.params["dimension"] == 1:
-            joined[equation.outvars[0]] = given
-        values.update(zip(equation.outvars, out, strict=True))
-    return [read(v) for v in closed.jaxpr.outvars]
-
-
-def _is_plain(equation: Any) -> bool:
-    """Whether a product is [rows, n] times a matrix, as it stands or transposed."""
-    (left, right), batch = equation.params["dimension_numbers"]
-    return tuple(left) == (1,) and len(right) == 1 and batch == ((), ()) and equation.invars[1].aval.ndim == 2
-
-
-def _elementwise(closed: Any, arguments: Sequence[Any]) -> list[Any]:
-    """A jaxpr of element-wise equations on arrays, evaluated for one element."""
-    values = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
-    values.update(zip(closed.jaxpr.invars, arguments, strict=True))
-
-    def read(v: Any) -> Any:
-        return jnp.asarray(v.val if isinstance(v, jex.Literal) else values[v], v.aval.dtype)
-
-    for equation in closed.jaxpr.eqns:
-        name, given = equation.primitive.name, [read(v) for v in equation.invars]
-        if name in _CALLS or name in _CUSTOM:
-            out = _elementwise(_inner(equation), given)
-        elif name in _SAME:
-            out = given[:1]
-        else:
-            params = dict(equation.params)
-            if "sharding" in params:
-                params["sharding"] = None
-            out = [equation.primitive.bind(*given, **params)]
-        values.update(zip(equation.outvars, out, strict=True))
-    return [read(v) for v in closed.jaxpr.outvars]
-
-
-def _is_elementwise(jaxpr: Any) -> bool:
-    return all(
-        _is_elementwise(_inner(e).jaxpr)
-        if e.primitive.name in _CALLS or e.primitive.name in _CUSTOM
-        else e.primitive.name in ELEMENTWISE
-        or (
-            e.primitive.name in _SAME
-            and (e.invars[0].aval.ndim == 0 or e.invars[0].aval.shape == e.outvars[0].aval.shape)
-        )
-        for e in jaxpr.eqns
-    ) and all(jnp.ndim(c) == 0 for c in getattr(jaxpr, "consts", ()))
-
-
-def _custom(equation: Any) -> Callable[..., Any]:
-    """A call with a derivative of its own, as a function of scalars with that derivative."""
-
-    def on_arrays(*arguments: Any) -> Any:
-        return _apply(equation, arguments)[0]
-
-    avals = [v.aval for v in equation.invars]
-    primal = _inner(equation)
-    pull = jax.make_jaxpr(lambda bar, *arguments: jax.vjp(on_arrays, *arguments)[1](bar))(
-        equation.outvars[0].aval, *avals
-    )
-    if not _is_elementwise(pull.jaxpr):
-        raise NotDivisibleError(f"the derivative of {_name(equation)} is not element-wise ({_where(equation)})")
-
-    @jax.custom_vjp
-    def call(*arguments: Any) -> Any:
-        return _elementwise(primal, arguments)[0]
-
-    call.defvjp(
-        lambda *arguments: (call(*arguments), arguments),
-        lambda arguments, bar: tuple(_elementwise(pull, [bar, *arguments])),
-    )
-    return call
-
-
-def _name(equation: Any) -> str:
-    return str(getattr(_inner(equation).jaxpr.debug_info, "func_name", equation.primitive.name))
-
-
-@functools.cache
-def _sigmoid_primitives() -> list[str]:
-    return [e.primitive.name for e in _inner(jax.make_jaxpr(cells.sigmoid)(jnp.zeros(())).jaxpr.eqns[0]).jaxpr.eqns]
-
-
-def _is_sigmoid(equation: Any) -> bool:
-    """Whether it is `cells.sigmoid`, which is a logistic that keeps its last bits."""
-    return (
-        equation.primitive.name == "custom_jvp_call"
-        and [e.primitive.name for e in _inner(equation).jaxpr.eqns] == _sigmoid_primitives()
-    )
-
-
-def _kept(gradient: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
-    """(x, f(x)) -> f(x), with f's gradient made of f(x) alone."""
-
-    @jax.custom_vjp
-    def f(x: Array, result: Array) -> Array:
-        return result
-
-    f.defvjp(lambda x, result: (result, result), lambda result, bar: (gradient(result, bar), jnp.zeros_like(bar)))
-    return f
-
-
-_FROM_RESULT = {
-    "tanh": _kept(lambda y, bar: bar * (1.0 - y * y)),
-    "logistic": _kept(lambda y, bar: bar * (y * (1.0 - y))),
-    "exp": _kept(lambda y, bar: bar * y),
-}
-
-
-def _alive(jaxpr: Any) -> list[Any]:
-    """The equations that a result needs."""
-    needed, alive = {v for v in jaxpr.outvars if not isinstance(v, jex.Literal)}, []
-    for e in reversed(jaxpr.eqns):
-        if needed.intersection(e.outvars):
-            alive.append(e)
-            needed.update(v for v in e.invars if not isinstance(v, jex.Literal))
-    return alive[::-1]
-
 
 class Block(NamedTuple):
-    """Columns index * hidden to (index + 1) * hidden of a value; index None: one column or number for all units."""
+    """Columns number * hidden to (number + 1) * hidden of a value; None: one column or scalar for all units."""
 
     var: Any
-    index: int | None
+    number: int | None
 
 
 class Raw(NamedTuple):
@@ -275,6 +102,7 @@ class Division:
 
     Attributes:
       hidden: units.
+      dtype: of all arrays, float32 or float64.
       features: of x, if its products are made inside the stages, else 0.
       carries: (leaf, block) of each carry scalar; outputs: blocks of y.
       raws: the scalar function's arguments; its results are the sources, then the new carry, then y.
@@ -289,9 +117,10 @@ class Division:
         carries = jaxpr.invars[n_params : n_params + n_carry]
         new, y = jaxpr.outvars[:n_carry], jaxpr.outvars[n_carry:]
         self._rows, width = self._x.aval.shape
+        self.dtype = self._x.aval.dtype
         for v in (*carries, *jaxpr.invars[:n_params], self._x):
-            if v.aval.dtype != jnp.float32:
-                raise NotDivisibleError(f"an array is {v.aval.dtype}; expected float32")
+            if v.aval.dtype != self.dtype or self.dtype not in (jnp.float32, jnp.float64):
+                raise NotDivisibleError(f"an array is {v.aval.dtype}, x {self.dtype}; expected float32, or float64")
         for v in carries:
             if v.aval.ndim != 2 or v.aval.shape[0] != self._rows or v.aval.shape[1] < 1:
                 raise NotDivisibleError(f"a part of the carry is {v.aval.shape}; expected [batch, hidden]")
@@ -310,7 +139,7 @@ class Division:
         self._kinds: dict[Any, str] = dict.fromkeys((*jaxpr.constvars, *self._params), "P")
         self._kinds |= dict.fromkeys(carries, "C") | {self._x: "X"}
         self._round: dict[Any, int] = {}
-        self._equations = equations = _alive(jaxpr)
+        self._equations = equations = alive(jaxpr)
         self._made = {v: (e, i) for e in equations for i, v in enumerate(e.outvars)}
         readers = [v for e in equations for v in e.invars if not isinstance(v, jex.Literal)] + list(jaxpr.outvars)
         self._readers = {v: readers.count(v) for v in self._made}
@@ -386,7 +215,7 @@ class Division:
             and e.primitive.name == "dot_general"
             and e.invars[0] is self._x
             and kinds == ["X", "P"]
-            and _is_plain(e)
+            and is_plain(e)
             and tuple(e.params["dimension_numbers"][0][1]) == (0,)
             and e.outvars[0].aval.shape[1] % self.hidden == 0
         )
@@ -413,15 +242,15 @@ class Division:
         return range(v.aval.shape[1] // self.hidden)
 
     def _product(self, e: Any, kinds: list[str], round: int, found: list[tuple[int, Block, Any, Product]]) -> None:
-        if kinds != ["C", "P"] or not _is_plain(e):
-            raise NotDivisibleError(f"dot_general of the state with what is no matrix of parameters ({_where(e)})")
+        if kinds != ["C", "P"] or not is_plain(e):
+            raise NotDivisibleError(f"dot_general of the state with what is no matrix of parameters ({where(e)})")
         (source, weight), (result,) = e.invars, e.outvars
-        if e.params["preferred_element_type"] not in (None, jnp.float32) or weight.aval.dtype != jnp.float32:
-            raise NotDivisibleError(f"dot_general of {weight.aval.dtype} ({_where(e)})")
+        if e.params["preferred_element_type"] not in (None, self.dtype) or weight.aval.dtype != self.dtype:
+            raise NotDivisibleError(f"dot_general of {weight.aval.dtype} ({where(e)})")
         if source.aval.shape[1] % self.hidden or result.aval.shape[1] % self.hidden:
             raise NotDivisibleError(
                 f"dot_general from {source.aval.shape[1]} to {result.aval.shape[1]} columns, "
-                f"no multiples of {self.hidden} units ({_where(e)})"
+                f"no multiples of {self.hidden} units ({where(e)})"
             )
         turned = tuple(e.params["dimension_numbers"][0][1]) == (1,)
         for columns in self._blocks(result):
@@ -454,19 +283,21 @@ class Division:
             )
             axis = e.params.get("axis", e.params.get("dimension", 1))
             if axis != 1 or not whole or any(w % self.hidden for w in (*widths, start)):
-                raise NotDivisibleError(f"{name} at columns that are no multiples of {self.hidden} units ({_where(e)})")
-        elif name in _SAME:
+                raise NotDivisibleError(f"{name} at columns that are no multiples of {self.hidden} units ({where(e)})")
+        elif name in SAME:
             if e.invars[0].aval.shape != e.outvars[0].aval.shape:
-                raise NotDivisibleError(f"{name} of the state ({_where(e)})")
-        elif name in _CUSTOM:
-            if len(e.outvars) != 1 or not _is_elementwise(_inner(e).jaxpr):
-                raise NotDivisibleError(f"{_name(e)} has a derivative of its own and is not element-wise ({_where(e)})")
+                raise NotDivisibleError(f"{name} of the state ({where(e)})")
+        elif name in CUSTOM:
+            if len(e.outvars) != 1 or not is_elementwise(inner_of(e).jaxpr):
+                raise NotDivisibleError(
+                    f"{name_of(e)} has a derivative of its own and is not element-wise ({where(e)})"
+                )
         elif name not in ELEMENTWISE:
-            raise NotDivisibleError(f"{name} of the state ({_where(e)})")
-        if any(v.aval.dtype not in (jnp.float32, jnp.bool_) for v in (*e.invars, *e.outvars)):
-            raise NotDivisibleError(f"{name} in {e.outvars[0].aval.dtype} ({_where(e)})")
-        if name not in _SAME and e.outvars[0].aval.ndim != 2:
-            raise NotDivisibleError(f"{name} makes {e.outvars[0].aval.shape} of the state ({_where(e)})")
+            raise NotDivisibleError(f"{name} of the state ({where(e)})")
+        if any(v.aval.dtype not in (self.dtype, jnp.bool_) for v in (*e.invars, *e.outvars)):
+            raise NotDivisibleError(f"{name} in {e.outvars[0].aval.dtype} ({where(e)})")
+        if name not in SAME and e.outvars[0].aval.ndim != 2:
+            raise NotDivisibleError(f"{name} makes {e.outvars[0].aval.shape} of the state ({where(e)})")
 
     def _read(self, e: Any, v: Any, kind: str, read: dict[Raw, None]) -> None:
         """Notes the blocks of a P or X value that the stages read."""
@@ -476,10 +307,10 @@ class Division:
         shape = v.aval.shape
         columns = shape[-1] if shape else 1
         rows = shape[0] if len(shape) == 2 else 1
-        if v.aval.dtype != jnp.float32 or len(shape) > 2 or rows not in (1, self._rows if kind == "X" else 1):
-            raise NotDivisibleError(f"{e.primitive.name} of the state with {v.aval} ({_where(e)})")
+        if v.aval.dtype != self.dtype or len(shape) > 2 or rows not in (1, self._rows if kind == "X" else 1):
+            raise NotDivisibleError(f"{e.primitive.name} of the state with {v.aval} ({where(e)})")
         if columns != 1 and columns % self.hidden:
-            raise NotDivisibleError(f"{e.primitive.name} of {columns} columns ({_where(e)})")
+            raise NotDivisibleError(f"{e.primitive.name} of {columns} columns ({where(e)})")
         blocks: Any = [None] if columns == 1 and self.hidden != 1 else range(columns // self.hidden)
         read.update({Raw(kind.lower(), Block(v, b)): None for b in blocks})
 
@@ -516,8 +347,8 @@ class Division:
           (results, made): sources, carry and y, and the name and result of each tanh, logistic and exp.
         """
         given: dict[Any, Any] = {}
-        for raw, value in zip(self.raws, raws, strict=True):
-            given[raw.block, raw.row, raw.kind] = value
+        for raw, scalar in zip(self.raws, raws, strict=True):
+            given[raw.block, raw.row, raw.kind] = scalar
         memo: dict[Block, Any] = {}
         made: list[tuple[str, Any]] = []
 
@@ -525,9 +356,9 @@ class Division:
             v = self._narrow(block.var)
             if isinstance(v, jex.Literal):
                 return v.val
-            for index in (block.index, None, 0):
-                if (Block(v, index), None, kind) in given:
-                    return given[Block(v, index), None, kind]
+            for number in (block.number, None, 0):
+                if (Block(v, number), None, kind) in given:
+                    return given[Block(v, number), None, kind]
             raise AssertionError(block)
 
         def value(block: Block) -> Any:
@@ -544,7 +375,7 @@ class Division:
                 memo[block] = compute(*self._made[v], b)
             return memo[block]
 
-        def compute(e: Any, i: int, b: int) -> Any:
+        def compute(e: Any, i: int, b: Any) -> Any:
             name = e.primitive.name
             if e.outvars[i] in self._inside:
                 weight = self._inside[e.outvars[i]]
@@ -561,19 +392,19 @@ class Division:
                     if b < len(self._blocks(v)):
                         return value(Block(v, b))
                     b -= len(self._blocks(v))
-            if name in _SAME:
+            if name in SAME:
                 return value(Block(e.invars[0], b))
             arguments = [jnp.asarray(value(Block(v, b)), v.aval.dtype) for v in e.invars]
-            kind = "logistic" if _is_sigmoid(e) else name
+            kind = "logistic" if is_sigmoid(e) else name
             if kind in KEPT:
                 if kept is not None:
-                    out = _FROM_RESULT[kind](arguments[0], kept[len(made)])
+                    out = FROM_RESULT[kind](arguments[0], kept[len(made)])
                 else:
                     out = sigmoid(arguments[0]) if kind != name else e.primitive.bind(*arguments, **e.params)
                 made.append((kind, out))
                 return out
-            if name in _CUSTOM:
-                return _custom(e)(*arguments)
+            if name in CUSTOM:
+                return custom_call(e)(*arguments)
             params = dict(e.params)
             if "sharding" in params:
                 params["sharding"] = None
@@ -595,7 +426,7 @@ class Division:
         for e in self._equations:
             if all(self._kinds[v] != "C" for v in e.outvars):
                 given = [v.val if isinstance(v, jex.Literal) else values[v] for v in e.invars]
-                values.update(zip(e.outvars, _apply(e, given), strict=True))
+                values.update(zip(e.outvars, apply(e, given), strict=True))
         hidden = self.hidden
 
         def cut(array: Array, index: int | None) -> Array:
@@ -612,12 +443,12 @@ class Division:
             return jnp.concatenate(arrays, axis=axis) if arrays else jnp.zeros(empty, x.dtype)
 
         vectors = [
-            cut(values[raw.block.var] if raw.row is None else values[raw.block.var][raw.row], raw.block.index)
+            cut(values[raw.block.var] if raw.row is None else values[raw.block.var][raw.row], raw.block.number)
             for raw in self.raws
             if raw.kind == "p"
         ]
         inputs = [
-            jnp.broadcast_to(cut(values[raw.block.var], raw.block.index), (self._rows, hidden))
+            jnp.broadcast_to(cut(values[raw.block.var], raw.block.number), (self._rows, hidden))
             for raw in self.raws
             if raw.kind == "x"
         ]
@@ -646,8 +477,9 @@ def divide(step: Callable[..., Any], params: Any, carry: Any, x: Any, *, inline:
     def flat(*leaves: Any) -> list[Any]:
         params, carry, x = jax.tree.unflatten(tree, leaves)
         end, y = step(params, carry, x)
-        if jax.tree.structure(end) != jax.tree.structure(carry):
-            raise NotDivisibleError(f"the carry {jax.tree.structure(carry)} becomes {jax.tree.structure(end)}")
+        before, after = str(jax.tree.structure(carry)), str(jax.tree.structure(end))
+        if after != before:
+            raise NotDivisibleError(f"the carry {before} becomes {after}")
         return [*jax.tree.leaves(end), *jax.tree.leaves(y)]
 
     shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]

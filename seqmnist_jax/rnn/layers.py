@@ -189,9 +189,10 @@ _recurrence.defvjp(_recurrence_forward, _recurrence_backward, symbolic_zeros=Tru
 def _run(layer: Layer, backend: str, given: Inputs) -> tuple[Any, Array]:
     params, x, carry, lengths = given
     x, lengths = without_padding(x, lengths)
+    outputs: Array | None
     if backend == "gpu":
-        outputs = "all" if layer.return_sequences else "none"
-        call = gpu_call(_KINDS[layer.cell].step, outputs, layer.reverse, layer.precision)
+        which = "all" if layer.return_sequences else "none"
+        call = gpu_call(_KINDS[layer.cell].step, which, layer.reverse, layer.precision)
         end, outputs = recurrence.recurrence(call, recurrence.Given(params, x, carry, lengths))
     elif backend == "scan":
         inputs = cells.inputs(params, x, layer.precision)
@@ -199,7 +200,7 @@ def _run(layer: Layer, backend: str, given: Inputs) -> tuple[Any, Array]:
         end, outputs = loop(step, params, inputs, carry, lengths, layer.reverse, layer.return_sequences)
     else:
         end, outputs = _recurrence(layer, backend, Inputs(params, x, carry, lengths))
-    return end, outputs if layer.return_sequences else jax.tree.leaves(end)[-1]
+    return end, jax.tree.leaves(end)[-1] if outputs is None else outputs
 
 
 def _checked(

@@ -11,17 +11,21 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from seqmnist_jax.rnn.divide import Division, Hoisted, NotDivisibleError, divide
-from seqmnist_jax.rnn.native import gpu
+from seqmnist_jax.rnn import derived
+from seqmnist_jax.rnn.divide import Division, Hoisted, divide
+from seqmnist_jax.rnn.jaxprs import NotDivisibleError
+from seqmnist_jax.rnn.native import cpu, gpu
 from seqmnist_jax.rnn.scan import Step, loop
 from seqmnist_jax.rnn.stages import Operands, Options, Stages
 
 Array = jax.Array
 
-# A kernel, by the platform that XLA knows: ``problem() -> str | None``, why this process has none; ``PRECISIONS``; ``unfit(stages,
-# options) -> str | None``, why it can't run a cell; ``describe()``; ``forward(stages, options, operands, save) -> (carry, outputs, kept)`` and ``backward(stages, options, operands,
-# kept, d_carry, d_outputs) -> Operands``, the gradients, x's zero; shapes as in `Operands`.
-KERNELS = {"cuda": gpu}
+# A kernel, by the platform that XLA knows; 'derived' is the same in plain JAX. Each has
+# - ``problem() -> str | None``, why this process has none, and ``describe()``, ``PRECISIONS``;
+# - ``unfit(stages, options) -> str | None``, why it can't run a cell, and ``text(stages, precision)``, its source;
+# - ``forward(stages, options, operands, save) -> (carry, outputs, kept)`` and
+#   ``backward(stages, options, operands, kept, d_carry, d_outputs) -> Operands``, the gradients, x's zero.
+KERNELS: dict[str, Any] = {"cpu": cpu, "cuda": gpu, "derived": derived}
 
 
 class Call(NamedTuple):
@@ -169,8 +173,10 @@ def kept_bytes(call: Call, given: Any) -> int:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def recurrence(call: Call, given: Given) -> tuple[Any, Array | None]:
-    """(carry, outputs): the carry after each sequence's last step; outputs [batch, time, ...], the last one's
-    [batch, ...] (zero for an empty sequence), or None."""
+    """The carry after each sequence's last step, and outputs.
+
+    These are [batch, time, ...], the last one's [batch, ...] (zero for an empty sequence), or None.
+    """
     end, outputs, _ = _forward(call, False, True, given)
     return end, outputs
 
@@ -193,8 +199,10 @@ def _recurrence_backward(call: Call, residuals: Any, bars: Any) -> tuple[Given]:
     kernel = functools.partial(_kernel_backward, call, wants_dx.shape[0] == 0)
 
     def elsewhere(given: Given, kept: Any, bars: Any) -> Given:
-        _, pull = jax.vjp(lambda params, x, carry: plain(call, Given(params, x, carry, given.lengths)), *given[:3])
-        return Given(*pull(bars), None)
+        params, x, carry, lengths = given
+        _, pull = jax.vjp(lambda p, x, carry: plain(call, Given(p, x, carry, lengths)), params, x, carry)
+        d_params, dx, d_carry = pull(bars)
+        return Given(d_params, dx, d_carry, None)
 
     either = functools.partial(jax.lax.platform_dependent, default=elsewhere, **{call.platform: kernel})
     return (_once(either, given, kept, bars),)

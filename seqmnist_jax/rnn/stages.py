@@ -1,11 +1,13 @@
 """A division's scalar function and its gradient, as statements of C: what a kernel does between two products.
 
-A stage is what can be computed once the products of its round are known. The way back needs no division of its own: it is
-`jax.vjp` of the scalar function, its equations sorted by the same rule, waiting here for the sources' cotangents. What
+A stage is what can be computed once the products of its round are known. The way back needs no division of its own:
+it is `jax.vjp` of the scalar function, its equations sorted by the same rule, waiting here for the sources'
+cotangents. What
 the forward pass keeps for it: the results of tanh, logistic and exp, from which their gradients are made, and those
 raw values that are left in it.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 
-from seqmnist_jax.rnn.divide import KEPT, Division, NotDivisibleError, evaluate
+from seqmnist_jax.rnn.divide import Division
+from seqmnist_jax.rnn.jaxprs import KEPT, NotDivisibleError, alive, evaluate
 
 # In C, of arguments {0}, {1}, ...; what is no operator is a function that each kernel's header has.
 OPERATIONS = {
@@ -118,19 +121,9 @@ def _literal(value: Any) -> str:
     return f"{number!r}f" if number >= 0 else f"({number!r}f)"
 
 
-def _alive(jaxpr: Any) -> list[Any]:
-    needed = {v for v in jaxpr.outvars if not isinstance(v, jex.Literal)}
-    alive = []
-    for e in reversed(jaxpr.eqns):
-        if needed.intersection(e.outvars):
-            alive.append(e)
-            needed.update(v for v in e.invars if not isinstance(v, jex.Literal))
-    return alive[::-1]
-
-
-def _trace(function: Callable[..., Any], count: int) -> Any:
+def _trace(function: Callable[..., Any], count: int, dtype: Any) -> Any:
     """The jaxpr of a function of so many scalars, its calls laid flat."""
-    scalars = [jnp.float32(0)] * count
+    scalars = [jnp.zeros((), dtype)] * count
     closed = jax.make_jaxpr(function)(*scalars)
     return jax.make_jaxpr(lambda *given: evaluate(closed, given, custom=True))(*scalars)
 
@@ -155,15 +148,18 @@ def _statements(
     def read(v: Any) -> Output:
         return Output(_literal(v.val), 0) if isinstance(v, jex.Literal) else known[v]
 
-    for e in _alive(closed.jaxpr):
+    for e in alive(closed.jaxpr):
         name, given = e.primitive.name, [read(v) for v in e.invars]
         stage = max((g.stage for g in given), default=0)
         texts = [g.text for g in given]
         (result,) = e.outvars
-        if name in _SAME:
+        is_bool = e.invars[0].aval.dtype == bool, result.aval.dtype == bool
+        if name in _SAME and is_bool[0] == is_bool[1]:
             known[result] = Output(texts[0], stage)
             continue
-        if name == "integer_pow":
+        if name in _SAME:
+            text = f"{texts[0]} ? 1.0f : 0.0f" if is_bool[0] else f"{texts[0]} != 0.0f"
+        elif name == "integer_pow":
             power = abs(e.params["y"])
             text = " * ".join(texts * power) if power else "1.f"
             text = text if e.params["y"] >= 0 else f"1.f / ({text})"
@@ -185,8 +181,10 @@ def _statements(
 
 
 def _memories(closed: Any, carries: int, made: Sequence[Any]) -> frozenset[int]:
-    """Which of the logistics multiply the state: they decide over hundreds of steps, so their distance from 0 and from
-    1 must keep its last bits."""
+    """Which of the logistics multiply the state.
+
+    They decide over hundreds of steps, so their distance from 0 and from 1 must keep its last bits.
+    """
     place = {v: i for i, v in enumerate(made)}
     gates: dict[Any, frozenset[int]] = {}
     state: dict[Any, bool] = dict.fromkeys(closed.jaxpr.invars[:carries], True)
@@ -212,17 +210,18 @@ class Stages:
     Attributes:
       forward, backward: statements; in them the raw scalars are ``u.c[0]``, ``u.m[0]``, ...
       sources, carry, outputs: results forward.
-      kept: what the forward pass keeps, ('c', i) a carry before the step, ('t', i) the result number i of a tanh, logistic
-        or exp, ('m', i) a product's result; `texts` has each one's name.
+      kept: what the forward pass keeps, ('c', i) a carry before the step, ('t', i) the result number i of a tanh,
+        logistic or exp, ('m', i) a product's result; `texts` has each one's name.
       after: results that are a new carry, which is not kept twice: result -> carry.
       d_carry, d_results, d_inputs, sums: results backward: cotangents of the carry before, of the products'
         results, of the 'x' values; `sums` the cotangents of parameters that differ, and `sum_of` which of them each
         parameter has (None: zero).
-      remade: results of tanh that can be made again from the rest of what is kept, and how.
-      memory: the logistics that hold the state, kept as the smaller one of s and 1 - s, negative where it is the second.
+      spared: results of tanh that need not be kept, and how they are made of the rest of what is kept.
+      memory: the logistics that hold the state, kept as the smaller one of s and 1 - s, negative where it is that.
+      sources_again: the sources, made again of what is kept; none unless `with_sources`.
     """
 
-    def __init__(self, division: Division):
+    def __init__(self, division: Division, with_sources: bool = False):
         self.division = d = division
         n, n_sources, n_carries = len(d.raws), len(d.sources), len(d.carries)
         names, stages, counts = [], [], dict.fromkeys("cmxsp", 0)
@@ -230,15 +229,15 @@ class Stages:
             names.append(f"u.{raw.kind}[{counts[raw.kind]}]")
             stages.append(raw.round)
             counts[raw.kind] += 1
-        made_kinds = [kind for kind, _ in d.scalars([jnp.float32(0.5)] * n)[1]]
+        made_kinds = [kind for kind, _ in d.scalars([jnp.zeros((), d.dtype)] * n)[1]]
 
         def forward(*raws: Any) -> Any:
             results, made = d.scalars(raws, sigmoid=jax.lax.logistic)
             return [*results, *(value for _, value in made)]
 
-        closed = _trace(forward, n)
+        closed = _trace(forward, n, d.dtype)
         made = closed.jaxpr.outvars[len(closed.jaxpr.outvars) - len(made_kinds) :]
-        order = [e.outvars[0] for e in _alive(closed.jaxpr) if e.primitive.name in KEPT]
+        order = [e.outvars[0] for e in alive(closed.jaxpr) if e.primitive.name in KEPT]
         memory = _memories(closed, n_carries, made)
         self.forward, results = _statements(closed, names, stages, frozenset(order.index(made[i]) for i in memory))
         cuts = (n_sources, n_sources + n_carries, n_sources + n_carries + d.outputs)
@@ -250,17 +249,19 @@ class Stages:
 
         def backward(*given: Any) -> Any:
             raws, results, bars = given[:n], given[n : n + len(kept)], given[n + len(kept) :]
-            cotangents = jax.vjp(lambda *r: tuple(d.scalars(r, results)[0]), *raws)[1](tuple(bars))
-            return [bar for raw, bar in zip(d.raws, cotangents, strict=True) if raw.kind != "s"]
+            values, pull = jax.vjp(lambda *r: tuple(d.scalars(r, results)[0]), *raws)
+            sources = values[:n_sources] if with_sources else ()
+            return [*(b for raw, b in zip(d.raws, pull(tuple(bars)), strict=True) if raw.kind != "s"), *sources]
 
         back_names = [*names, *(f"t{i}" for i in range(len(kept)))]
         back_names += [f"u.ds[{i}]" for i in range(n_sources)]
         back_names += [f"u.dn[{i}]" for i in range(n_carries)] + [f"u.dy[{i}]" for i in range(d.outputs)]
         waits = [d.rounds - round + 1 for round, _ in d.sources]
         back_stages = [0] * (n + len(kept)) + waits + [0] * (n_carries + d.outputs)
-        self.backward, bars = _statements(_trace(backward, len(back_names)), back_names, back_stages)
+        self.backward, bars = _statements(_trace(backward, len(back_names), d.dtype), back_names, back_stages)
         read = " ".join([*(s.text for s in self.backward), *(bar.text for bar in bars)])
-        used = {name for name in back_names if name in _words(read)}
+        bars, self.sources_again = bars[: n - counts["s"]], bars[n - counts["s"] :]
+        used = {name for name in back_names if name in words(read)}
         recalled = [i for i in range(len(kept)) if f"t{i}" in used]
         self.after = {i: carry for i, carry in self.after.items() if i in recalled}
         carries = [i for i in range(n_carries) if f"u.c[{i}]" in used or i in self.after.values()]
@@ -276,7 +277,7 @@ class Stages:
             else kept[i].text
             for kind, i in self.kept
         ]
-        self.remade = self._find_remade(kept, recalled)
+        self.spared = self._find_spared(kept, recalled)
         by_kind: dict[str, list[Output]] = {kind: [] for kind in "cmxsp"}
         for raw, bar in zip((raw for raw in d.raws if raw.kind != "s"), bars, strict=True):
             by_kind[raw.kind].append(bar)
@@ -285,8 +286,8 @@ class Stages:
         self.sums = different
         self.sum_of = [different.index(bar) if bar in different else None for bar in by_kind["p"]]
 
-    def _find_remade(self, results: Sequence[Output], recalled: Sequence[int]) -> dict[int, list[Statement]]:
-        """See `remade`: a tanh of what is kept too costs the way back less than its two bytes cost the memory."""
+    def _find_spared(self, results: Sequence[Output], recalled: Sequence[int]) -> dict[int, list[Statement]]:
+        """See `spared`: a tanh of what is kept too costs the way back less than its two bytes cost the memory."""
         made = {s.name: s for s in self.forward}
         raws = {f"u.{kind}[{i}]" for kind, i in self.kept if kind != "t"}
         found: dict[int, list[Statement]] = {}
@@ -295,7 +296,7 @@ class Stages:
             statements: dict[str, Statement] = {}
 
             def translated(text: str, known: dict[str, str], statements: dict[str, Statement]) -> str | None:
-                for word in sorted(_words(text) & (made.keys() | known.keys())):
+                for word in sorted(words(text) & (made.keys() | known.keys())):
                     if word not in known:
                         inner = made[word]
                         its = None if any(f"{kept}_(" in inner.text for kept in KEPT) else inner.text
@@ -305,7 +306,7 @@ class Stages:
                         known[word] = f"f{word}"
                         statements[word] = Statement(0, inner.kind, f"f{word}", its)
                     text = substitute(text, word, known[word])
-                read = {w for w in _words(text) if w.startswith("u.") and not w.startswith(("u.s[", "u.p["))}
+                read = {w for w in words(text) if w.startswith("u.") and not w.startswith(("u.s[", "u.p["))}
                 return text if read <= raws else None
 
             own = made.get(results[i].text)
@@ -314,12 +315,12 @@ class Stages:
                 found[i] = [*statements.values(), Statement(0, "float", f"t{i}", text)]
         return found
 
-    def recall(self, apart: Sequence[int], remake: bool = False) -> list[Statement]:
+    def recall(self, apart: Sequence[int], spare: bool = False) -> list[Statement]:
         """What the way back reads: those of `kept` that stand in ``u.k``, by place, and the carries after the step.
 
         Args:
           apart: the places.
-          remake: whether the others are made again (`remade`).
+          spare: whether the others are made of them (`spared`).
         """
         out = [Statement(0, "float", f"t{i}", f"u.after[{carry}]") for i, carry in self.after.items()]
         for i, place in enumerate(apart):
@@ -329,10 +330,16 @@ class Stages:
                 out.append(Statement(0, "float", f"t{which}", f"opened_({text})" if which in self.memory else text))
             else:
                 out.append(Statement(0, "float", f"u.{kind}[{which}]", f"u.k[{i}]"))
-        return out + ([s for statements in self.remade.values() for s in statements] if remake else [])
+        return out + ([s for statements in self.spared.values() for s in statements] if spare else [])
 
 
-def _words(text: str) -> frozenset[str]:
+@functools.cache
+def remaking(stages: Stages) -> Stages:
+    """The same, with the sources made again on the way back in place of being kept beside the rest."""
+    return Stages(stages.division, with_sources=True)
+
+
+def words(text: str) -> frozenset[str]:
     """The names in a text of C."""
     out, word = set(), ""
     for c in text + " ":
@@ -364,6 +371,6 @@ def crossing(statements: Sequence[Statement], outputs: Sequence[tuple[Output, in
       outputs: results, and the stage in which each is written.
     """
     made = {s.name: s for s in statements}
-    used = [(name, s.stage) for s in statements for name in _words(s.text)]
+    used = [(name, s.stage) for s in statements for name in words(s.text)]
     used += [(out.text, stage) for out, stage in outputs]
     return {n: made[n].kind for n, stage in used if n in made and made[n].stage < stage and not n.startswith("u.")}

@@ -11,10 +11,10 @@ from seqmnist_jax.training.programs import Programs
 from seqmnist_jax.training.replicas import Json, Replica, ReplicaGroup
 from seqmnist_jax.training.scores import score
 from seqmnist_jax.training.state import TrainState, restore_variables
-from seqmnist_jax.workdir import files
+from seqmnist_jax.workdir import caveats, files
 
 
-def write_results(group: ReplicaGroup, programs: Programs, states: TrainState) -> list[Json | None]:
+def write_results(group: ReplicaGroup, programs: Programs, states: TrainState) -> dict[int, Json]:
     """The results of each run's selected checkpoint (and, beside it, of the last), written and given.
 
     Args:
@@ -23,27 +23,33 @@ def write_results(group: ReplicaGroup, programs: Programs, states: TrainState) -
       states: the last, as the programs take them.
 
     Returns:
-      The summary of each, as in its summary.json; None of one that diverged.
+      The summary of each by its place, as in its summary.json; none of one that diverged.
+
+    Raises:
+      Diverged: no run has finite results.
     """
-    run, own = group.run, unstack(states, len(group.replicas))
+    run, own = group.run, unstack(states, len(group.runs))
     selects = run.task.protocol.selection != "last"
     processes.wait("all checkpoints are made")
     for replica in group.replicas:
         replica.checkpoints.refresh()
-    best_steps = [(replica.checkpoints.best_step() if selects else None) or run.steps for replica in group.replicas]
-    last = best = programs.evaluate(states.variables, "test")
+    ended = [replica for replica in group.replicas if replica.diverged is None]
+    best_steps = [(replica.checkpoints.best_step() if selects else None) or run.steps for replica in ended]
+    variables = [state.variables for state in own]
+    for replica, step in zip(ended, best_steps, strict=True):
+        if step != run.steps:
+            template = replica.run.learner.template()
+            variables[replica.place] = restore_variables(replica.checkpoints, step, template)
+    last = best = [logits for _, logits in programs.evaluate(states.variables, "test")]
     if any(step != run.steps for step in best_steps):
-        variables = [
-            state.variables
-            if step == run.steps or replica.diverged
-            else restore_variables(replica.checkpoints, step, replica.run.learner.template())
-            for replica, state, step in zip(group.replicas, own, best_steps, strict=True)
-        ]
-        best = programs.evaluate(programs.place(stack(variables)), "test")
-    return [
-        None if replica.diverged is not None else _write_result(group, replica, step, best[place][1], last[place][1])
-        for place, (replica, step) in enumerate(zip(group.replicas, best_steps, strict=True))
-    ]
+        best = [logits for _, logits in programs.evaluate(programs.place(stack(variables)), "test")]
+    for logits in (best, last):
+        group.mark_infinite(run.steps, "test", logits)
+    return {
+        replica.place: _write_result(group, replica, step, best[replica.place], last[replica.place])
+        for replica, step in zip(ended, best_steps, strict=True)
+        if replica.diverged is None
+    }
 
 
 def _write_result(
@@ -51,6 +57,7 @@ def _write_result(
 ) -> Json:
     """Writes the result of a run: its metrics, predictions and summary, and gives the summary."""
     run, recorder, clock = replica.run, replica.recorder, group.clock_of_one()
+    replica.check_place()
     labels = run.task.part("test").labels
     scores = score(logits, labels)
     last = scores if logits is last_logits else score(last_logits, labels)
@@ -75,7 +82,7 @@ def _summary(group: ReplicaGroup, replica: Replica, best_step: int, scores: Json
     measured = replica.checkpoints.validation(best_step)
     selects = run.task.protocol.selection != "last" and measured is not None
     validated = measured if run.task.measured_split == "validation" else None
-    return {
+    summary = {
         "test_accuracy": scores["accuracy"],
         "test_accuracy_interval": scores["accuracy_interval"],
         "test_loss": scores["loss"],
@@ -87,7 +94,7 @@ def _summary(group: ReplicaGroup, replica: Replica, best_step: int, scores: Json
         "lost_checkpoints": replica.lost_checkpoints,
         "steps": run.steps,
         # Of a run among replicas: its share of what they took together.
-        "replicas": len(group.replicas),
+        "replicas": len(group.runs),
         "processes": jax.process_count(),
         "train_seconds": clock.train,
         "compile_seconds": clock.compile,
@@ -100,6 +107,9 @@ def _summary(group: ReplicaGroup, replica: Replica, best_step: int, scores: Json
         "precision": run.learner.model.precision,
         "eval_precision": run.learner.eval_precision,
         "identity": run.identity,
-        "command": replica.command,
-        **group.provenance,
+        **{name: replica.sittings[-1][name] for name in ("command", "versions", "git_commit")},
+        # Of all sittings, because their times are added.
+        "device": "; then ".join(dict.fromkeys(sitting["device"] for sitting in replica.sittings)),
+        "sittings": replica.sittings,
     }
+    return {**summary, "warnings": caveats.warnings(dataset, summary)}

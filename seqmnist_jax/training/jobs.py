@@ -1,12 +1,15 @@
 """Where the groups of a sweep run: here, or as jobs of a scheduler, by submitit (an extra)."""
 
+import signal
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 
-from seqmnist_jax.errors import SeqMnistError, UsageError
+from seqmnist_jax.errors import Interrupted, UsageError
+from seqmnist_jax.training.train import Stopped
 from seqmnist_jax.workdir.config import parse_mapping
 
 Json = dict[str, Any]
@@ -14,9 +17,11 @@ Json = dict[str, Any]
 # What config.runtime.executor may name: '' is this process.
 HERE, LOCAL, SLURM = "", "local", "slurm"
 EXECUTORS = (HERE, LOCAL, SLURM)
+# How often one looks whether jobs have ended, or are to be stopped.
+LOOK_SECONDS = 0.5
 
 
-class JobsFailed(SeqMnistError):
+class JobsFailed(Interrupted):
     """Some jobs of a sweep failed; the message names their logs."""
 
 
@@ -63,18 +68,39 @@ def make_executor(name: str, options: Json, folder: Path) -> Any:
     return executor
 
 
-def run_jobs(executor: Any, work: Callable[..., None], jobs: Sequence[tuple[str, tuple[Any, ...]]]) -> None:
+def run_jobs(
+    executor: Any,
+    work: Callable[..., None],
+    jobs: Sequence[tuple[str, tuple[Any, ...]]],
+    should_stop: Callable[[], bool] = lambda: False,
+) -> None:
     """Submits jobs, and waits for all of them.
 
     Args:
       executor: as `make_executor` makes it.
       work: a function that the jobs can import.
       jobs: of each a name for people, and the arguments of `work`.
+      should_stop: when true all jobs are asked to stop, which gives them time to save.
 
     Raises:
       JobsFailed: at least one failed; the others are done all the same.
+      Stopped: `should_stop` said so, and all jobs have come to their end.
     """
-    submitted = [(name, executor.submit(work, *arguments)) for name, arguments in jobs]
+    # Ctrl-C is for this process, which passes it on: a job on this machine would get it twice.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        submitted = [(name, executor.submit(work, *arguments)) for name, arguments in jobs]
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    was_asked = False
+    while not all(job.done() for _, job in submitted):
+        if should_stop():
+            for _, job in submitted:
+                _ask_to_stop(job, was_asked)
+            was_asked = True
+        time.sleep(LOOK_SECONDS)
+    if was_asked:
+        raise Stopped(f"Stopped {len(jobs)} jobs; what they have done is saved. The same command resumes them.")
     failed = []
     for name, job in submitted:
         error = job.exception()
@@ -86,3 +112,12 @@ def run_jobs(executor: Any, work: Callable[..., None], jobs: Sequence[tuple[str,
             f"{len(failed)} of {len(jobs)} jobs failed; the same command runs them again, and them alone:\n  "
             + "\n  ".join(failed)
         )
+
+
+def _ask_to_stop(job: Any, was_asked: bool) -> None:
+    """Asks a job to save and stop: a process of this machine again and again, because at its start it does not hear."""
+    process = getattr(job, "_process", None)
+    if process is not None:  # submitit's own way kills it after a second
+        process.send_signal(signal.SIGTERM)
+    elif not was_asked:
+        job.cancel()

@@ -207,6 +207,22 @@ def _sgd(config: ml_collections.ConfigDict) -> MakeOptimizer:
 
 # Each makes the update rule, a function of the hyperparameters.
 RULES = {"rmsprop": _rmsprop, "adam": _adam, "adamw": _adamw, "sgd": _sgd}
+# The fields of config.optimizer that only some of them read.
+OF_RMSPROP = ("rmsprop_decay", "rmsprop_epsilon", "rmsprop_initial_mean_square")
+OF_ADAM = ("adam_beta1", "adam_beta2", "adam_epsilon")
+READ = {"rmsprop": OF_RMSPROP, "adam": OF_ADAM, "adamw": (*OF_ADAM, "weight_decay"), "sgd": ()}
+
+
+def build_unread(config: ml_collections.ConfigDict) -> dict[str, str]:
+    """The fields of config.optimizer that are not read, and by which field that is so."""
+    optimizer = config.optimizer
+    of_rules = {field for fields in READ.values() for field in fields} - set(READ.get(optimizer.name, ()))
+    unread = {f"optimizer.{field}": f"optimizer.name={optimizer.name!r}" for field in sorted(of_rules)}
+    if optimizer.schedule == "constant":
+        unread |= dict.fromkeys(("optimizer.warmup_steps", "optimizer.final_fraction"), "optimizer.schedule='constant'")
+    if optimizer.clip.mask == "none":
+        unread |= dict.fromkeys(("optimizer.clip.norm", "optimizer.clip.unit"), "optimizer.clip.mask='none'")
+    return unread
 
 
 def as_float32(value: float) -> float:

@@ -1,8 +1,8 @@
 """Runs that train together: a replica is one of them, with its folder; a group is all of them."""
 
+import contextlib
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from seqmnist_jax.training.programs import Divergence, Scores
 from seqmnist_jax.training.run import Run
 from seqmnist_jax.training.state import TrainState
 from seqmnist_jax.workdir import files
-from seqmnist_jax.workdir.checkpoints import CheckpointError, Checkpoints
+from seqmnist_jax.workdir.checkpoints import Checkpoints, NotSaved
 from seqmnist_jax.workdir.recorder import Recorder
 
 Json = dict[str, Any]
@@ -28,8 +28,9 @@ class Diverged(SeqMnistError):
 
 
 def print_at_once(line: str) -> None:
-    """Prints a line, also into a pipe, when it is said."""
-    print(line, flush=True)
+    """Prints a line, also into a pipe, when it is said. Where it can't be printed training goes on."""
+    with contextlib.suppress(OSError):
+        print(line, flush=True)
 
 
 class Watch(NamedTuple):
@@ -51,24 +52,31 @@ ALOUD, QUIET = Watch(), Watch(say=lambda line: None)
 
 @dataclasses.dataclass
 class Replica:
-    """One run of a group.
+    """One run of a group that trains.
 
     Attributes:
-      run, workdir, checkpoints: what is trained, where it goes, what of it is saved.
+      place: among the runs of the program.
+      run, workdir: what is trained, where it goes.
       command: how a user would start this run alone, for the record.
       is_new: whether its folder was made just now.
+      check_place: raises `lock.Moved` where the folder is not in its place any more.
+      checkpoints: what is saved of it.
       recorder: takes what it has to tell; opened once all is read that was told before.
+      sittings: of each stretch of steps made in the same place by the same code the first, and that place and code.
       diverged: why training of it ended early; None while all is well.
       lost_checkpoints: the steps of those that were kept as the best, but could not be read any more.
       save_problem: why checkpoints can't be saved at the moment, as the user was told; None while they can.
     """
 
+    place: int
     run: Run
     workdir: Path
-    checkpoints: Checkpoints
-    command: str | None
-    is_new: bool
+    command: str | None = None
+    is_new: bool = False
+    check_place: Callable[[], None] = lambda: None
+    checkpoints: Checkpoints = dataclasses.field(init=False)
     recorder: Recorder = dataclasses.field(init=False)
+    sittings: list[Json] = dataclasses.field(default_factory=list)
     diverged: str | None = None
     lost_checkpoints: list[int] = dataclasses.field(default_factory=list)
     save_problem: str | None = None
@@ -80,6 +88,7 @@ class Replica:
 
     def write_json(self, name: str, value: Json) -> None:
         """Writes a file of the folder, in the one process that writes."""
+        self.check_place()
         if processes.is_main():
             files.write_json(self.workdir / name, value)
 
@@ -89,15 +98,17 @@ class ReplicaGroup:
     """What runs that are trained together work with from their start, or resumption, to their end.
 
     Attributes:
-      replicas: the runs, of one program.
-      provenance: what all have in common: versions, device, commit.
+      runs: all runs of one program, also those that only keep their place in it, so that it stays the same one.
+      replicas: those that train, or trained until they diverged.
+      first_step: the step that they start from.
       clock: the time that all take together.
       watch: who is told of it.
       progress: how far they are; made when the step is known that they start from.
     """
 
+    runs: Sequence[Run]
     replicas: Sequence[Replica]
-    provenance: Json
+    first_step: int
     clock: Clock
     watch: Watch
     progress: Progress = dataclasses.field(init=False)
@@ -109,8 +120,9 @@ class ReplicaGroup:
 
     @property
     def active(self) -> np.ndarray:
-        """Which runs have not diverged, bool [runs]."""
-        return np.array([replica.diverged is None for replica in self.replicas])
+        """Which runs train, bool [runs]."""
+        training = {replica.place for replica in self.replicas if replica.diverged is None}
+        return np.array([place in training for place in range(len(self.runs))])
 
     @property
     def where(self) -> Path:
@@ -133,7 +145,7 @@ class ReplicaGroup:
 
     def say_progress(self, step: int, scores: Sequence[Scores]) -> None:
         """Says in one line where the runs stand, with the mean of each score over those that are active."""
-        of_active = [own for own, is_active in zip(scores, self.active, strict=True) if is_active]
+        of_active = [own for own, replica in zip(scores, self.replicas, strict=True) if replica.diverged is None]
         self.watch.say(
             self.progress.line({name: float(np.mean([own[name] for own in of_active])) for name in of_active[0]})
         )
@@ -142,11 +154,15 @@ class ReplicaGroup:
     def save(self, replica: Replica, state: TrainState, validated: Scores | None) -> None:
         """Begins to save a checkpoint of a run; what was measured of it where it was evaluated."""
         clock = dataclasses.asdict(self.clock_of_one())
-        facts = {**replica.facts, "clock": clock, "lost": replica.lost_checkpoints, **self.provenance}
-        checkpoints, flush = replica.checkpoints, replica.recorder.flush
+        facts = {**replica.facts, "clock": clock, "lost": replica.lost_checkpoints, "sittings": replica.sittings}
+        checkpoints = replica.checkpoints
         self._tell_problem(replica, self.clock.measure("checkpoint", checkpoints.wait))
-        # What a checkpoint follows must be on record before it.
-        self.clock.measure("checkpoint", lambda: checkpoints.save(state.split(), facts, validated, first=flush))
+
+        def first() -> None:
+            replica.check_place()
+            replica.recorder.flush()  # what a checkpoint follows must be on record before it
+
+        self.clock.measure("checkpoint", lambda: checkpoints.save(state.split(), facts, validated, first=first))
 
     def tell_save_problems(self) -> None:
         """Says where checkpoints can't be saved, and where they can again."""
@@ -168,12 +184,14 @@ class ReplicaGroup:
         """Waits until all is saved.
 
         Raises:
-          CheckpointError: it can't be.
+          NotSaved: it can't be.
+          Moved: a folder is not in its place any more.
         """
         for replica in self.replicas:
+            replica.check_place()
             problem = self.clock.measure("checkpoint", replica.checkpoints.wait)
             if problem:
-                raise CheckpointError(
+                raise NotSaved(
                     f"{replica.workdir} can't be saved ({problem}). Its last good checkpoint is of step "
                     f"{replica.checkpoints.last_step() or 0}: mend that, and the same command resumes there."
                 )
@@ -199,12 +217,14 @@ class ReplicaGroup:
         if not self.active.any():
             raise Diverged(replica.diverged if len(self.replicas) == 1 else "All replicas have diverged; see above.")
 
-    def mark_infinite(self, step: int, split: str, validated: Sequence[Scores | None]) -> None:
-        """Ends the runs whose loss on a split is not finite.
+    def mark_infinite(self, step: int, split: str, logits: Sequence[np.ndarray]) -> None:
+        """Ends the runs whose logits on a split, [count, classes] of each run of the program, are not finite.
 
         Raises:
           Diverged: no run is left.
         """
-        for replica, measured in zip(self.replicas, validated, strict=True):
-            if replica.diverged is None and measured is not None and not math.isfinite(measured["loss"]):
-                self.mark_diverged(replica, f"step {step}: the loss on {split} is {measured['loss']}")
+        for replica in self.replicas:
+            bad = int((~np.isfinite(logits[replica.place])).any(-1).sum())
+            if replica.diverged is None and bad:
+                images = f"{bad:,} of {len(logits[replica.place]):,} images"
+                self.mark_diverged(replica, f"step {step}: the loss on {split} is not finite: the logits of {images}")

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import flax.linen as nn
@@ -20,6 +20,7 @@ from seqmnist_jax.devices.profiling import parse_steps
 from seqmnist_jax.errors import UsageError, check_name
 from seqmnist_jax.models import reading
 from seqmnist_jax.models.build import build_model
+from seqmnist_jax.models.build import build_unread as build_unread_model
 from seqmnist_jax.models.reading import Variables
 from seqmnist_jax.training.optimizers import (
     DROPOUT_PLACES,
@@ -29,6 +30,7 @@ from seqmnist_jax.training.optimizers import (
     build_hyperparameters,
     build_optimizer,
     build_schedule,
+    build_unread,
 )
 from seqmnist_jax.training.state import TrainState, init_state
 from seqmnist_jax.training.step import StepSpec, gradient_report, train_steps
@@ -187,6 +189,10 @@ class Run:
         what = learner.model.explain_engine(learner.template().params, x, drops_state=drops_state)
         return f"{what}; products in {learner.model.precision}, evaluation in {learner.eval_precision}"
 
+    def is_measured(self, step: int) -> bool:
+        """Whether the model after this step is measured, so that it may be the selected one."""
+        return configs.is_measured(step, self.eval_every, self.steps)
+
     @property
     def program(self) -> str:
         """What the compiled program depends on: runs of which it is the same can be its replicas."""
@@ -196,15 +202,16 @@ class Run:
         return json.dumps([{**self.identity, **traced}, self.config["runtime"], self.steps, switches], sort_keys=True)
 
 
-def build_run(config: ml_collections.ConfigDict, task: Task | None = None) -> Run:
+def build_run(config: ml_collections.ConfigDict, task: Task | None = None, named: Iterable[str] = ()) -> Run:
     """Everything a config asks for, checked before anything is written.
 
     Args:
       config: of one run.
       task: the task that config.data asks for, where it is at hand already.
+      named: the fields that a user set by name, rather than by a config file.
 
     Raises:
-      UsageError: an unknown name or an impossible value in the config.
+      UsageError: an unknown name or an impossible value in the config, or a field that would change nothing.
       DataError: the data can't be read.
     """
     configs.check(config)
@@ -213,6 +220,7 @@ def build_run(config: ml_collections.ConfigDict, task: Task | None = None) -> Ru
     # The folder in force, whoever named it, so that evaluation finds the data again.
     stored["runtime"]["data_dir"] = str(find_data_dir(config.runtime.data_dir) or "")
     learner = build_learner(config, task.view, task.dataset.num_classes)
+    configs.check_read(configs.flatten(config.to_dict()), build_unread_model(config) | build_unread(config), named)
     memory.check_state(learner.template())
     return Run(
         config=stored,

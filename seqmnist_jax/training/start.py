@@ -1,13 +1,16 @@
-"""From runs and folders to a group that trains: folders opened, checkpoints read, what is there put in order."""
+"""From runs and folders to a group that trains: what the folders hold, checkpoints read, all put in order.
 
+What lies in a folder, and whether a run may go on in it, is decided by `look`, before anything is written.
+"""
+
+import contextlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import clu.parameter_overview
 import jax
-import ml_collections
 import numpy as np
 
 from seqmnist_jax.data.task import SPLITS
@@ -15,85 +18,87 @@ from seqmnist_jax.devices import processes
 from seqmnist_jax.devices.trees import stack, unstack
 from seqmnist_jax.errors import UsageError
 from seqmnist_jax.training.clock import Clock, Progress
-from seqmnist_jax.training.replicas import Json, Replica, ReplicaGroup, Watch
+from seqmnist_jax.training.replicas import Diverged, Json, Replica, ReplicaGroup, Watch
 from seqmnist_jax.training.run import Run
 from seqmnist_jax.training.state import TrainState, restore_state
+from seqmnist_jax.workdir import caveats, files, provenance
 from seqmnist_jax.workdir import config as configs
-from seqmnist_jax.workdir import files, provenance
-from seqmnist_jax.workdir.checkpoints import Checkpoints
+from seqmnist_jax.workdir.checkpoints import CheckpointError, Checkpoints, read_saved, saved_steps
 from seqmnist_jax.workdir.lock import owned
 from seqmnist_jax.workdir.metrics import keep_events, read_events
 from seqmnist_jax.workdir.recorder import Recorder
 
+# What a folder may be to a run.
+NEW, BEGUN, FINISHED, DIVERGED = "new", "begun", "finished", "diverged"
+GOING = (NEW, BEGUN)
+# The files by which a folder is known to hold a run, whatever else is lost.
+LEFT_BY_RUNS = (files.CHECKPOINTS, files.SUMMARY, files.PREDICTIONS, files.METRICS, files.DIVERGED)
+
 
 @contextmanager
 def explaining_full_disk(workdirs: Sequence[Path]) -> Iterator[None]:
-    """Says what a failure to write means for the runs."""
+    """Says what a failure to write means for the runs, where it is one of their folders that fails."""
     try:
         yield
     except OSError as e:
-        where = e.filename or workdirs[0]
-        raise files.WorkdirError(
+        where = Path(e.filename) if isinstance(e.filename, str) else workdirs[0]
+        if isinstance(e, BrokenPipeError) or not any(where.is_relative_to(workdir) for workdir in workdirs):
+            raise
+        raise files.NotWritten(
             f"{where} can't be written ({e.strerror or e}). What was saved before is whole: mend that, and the same "
             "command resumes from the last checkpoint."
         ) from e
 
 
-def open_group(
-    exits: ExitStack, runs: Sequence[Run], workdirs: Sequence[Path], commands: Sequence[str | None], watch: Watch
-) -> ReplicaGroup:
-    """Opens the folders; process 0 first, which owns them and makes what the others find.
+def look(run: Run, workdir: Path) -> str:
+    """What a folder is to a run, found without writing anything.
+
+    Returns:
+      NEW where there is no run yet; BEGUN where this one can go on; FINISHED where the result of so many steps is
+      there, with checkpoints or without; DIVERGED where it ended so.
 
     Raises:
-      WorkdirError: a folder holds another run.
-      InUse: another process works in a folder.
+      WorkdirError: it holds something else, or what can't be gone on with; the message says what.
+      UsageError: it is no folder, or the run has done more steps.
     """
-    if not processes.is_main():
-        processes.wait("folders")
-    are_new = []
-    for run, workdir in zip(runs, workdirs, strict=True):
-        if processes.is_main():
-            workdir.mkdir(parents=True, exist_ok=True)
-            exits.enter_context(owned(workdir))
-            files.remove_half_written(workdir)
-        are_new.append(open_workdir(run, workdir))
-    if processes.is_main():
-        processes.wait("folders")
-    replicas = [
-        Replica(run, workdir, exits.enter_context(Checkpoints(workdir / files.CHECKPOINTS)), command, is_new)
-        for run, workdir, command, is_new in zip(runs, workdirs, commands, are_new, strict=True)
-    ]
-    return ReplicaGroup(replicas, provenance.origin(), Clock(), watch)
-
-
-def open_workdir(run: Run, workdir: Path) -> bool:
-    """Makes a new run of a folder, which is there, or checks that the folder holds this very run; whether it is new.
-
-    Raises:
-      WorkdirError: it holds another run; the message names the fields that differ.
-    """
+    if workdir.exists() and not workdir.is_dir():
+        raise UsageError(f"{workdir} is a file; expected a folder, or a name for a new one. Choose another --workdir.")
+    if (workdir / files.SWEEP).exists():
+        raise files.WorkdirError(
+            f"{workdir} holds a sweep, not one run. Give its --seeds or config.sweep to go on with it, name one of its "
+            f"runs, in {workdir / files.REPLICAS}, or choose another --workdir."
+        )
+    summary = files.read_json(workdir / files.SUMMARY) if (workdir / files.SUMMARY).exists() else {}
     if (workdir / files.CONFIG).exists():
         old = configs.from_json(files.read_config(workdir))
-        _check_identity(run, old, files.read_facts(workdir)["content_hash"], str(workdir))
-        return False
-    if (workdir / files.CHECKPOINTS).exists():
+        _check_identity(run, configs.identity(old, files.read_facts(workdir)["content_hash"]), str(workdir))
+    elif isinstance(summary.get("identity"), dict):  # of which only the results were kept
+        _check_identity(run, summary["identity"], str(workdir))
+    elif left := [name for name in LEFT_BY_RUNS if (workdir / name).exists()]:
         raise files.WorkdirError(
-            f"{workdir} has checkpoints but no {files.CONFIG}, so it can't be told whose they are. "
+            f"{workdir} has {left[0]} but no {files.CONFIG}, so it can't be told whose that is. "
             "Put the file back, or choose another --workdir."
         )
-    record(run, workdir)
-    return True
+    else:
+        return NEW
+    saved = saved_steps(workdir / files.CHECKPOINTS)
+    done = max([summary.get("steps", 0), *saved])
+    if done > run.steps:
+        raise UsageError(f"{workdir} has done {done} steps already, but train.steps is {run.steps}.")
+    if summary.get("steps") == run.steps:
+        return FINISHED
+    if (workdir / files.DIVERGED).exists():
+        return DIVERGED
+    if summary and not saved:
+        raise files.WorkdirError(
+            f"{workdir} has the result of {summary['steps']} steps, but no checkpoint from which it could go on to "
+            f"{run.steps}, and would lose that. Choose another --workdir."
+        )
+    return BEGUN
 
 
-def record(run: Run, workdir: Path) -> None:
-    """Writes what the run is, and what it runs in."""
-    files.write_json(workdir / files.DATA, run.task.facts())
-    files.write_json(workdir / files.ENVIRONMENT, provenance.environment())
-    files.write_json(workdir / files.CONFIG, run.config)
-
-
-def _check_identity(run: Run, config: ml_collections.ConfigDict, content_hash: str, where: str) -> None:
-    differing = configs.differences(configs.identity(config, content_hash), run.identity)
+def _check_identity(run: Run, identity: configs.FlatConfig, where: str) -> None:
+    differing = configs.differences(identity, run.identity)
     if differing:
         raise files.WorkdirError(
             f"{where} holds another run; it differs in\n  " + "\n  ".join(differing) + "\n"
@@ -101,113 +106,208 @@ def _check_identity(run: Run, config: ml_collections.ConfigDict, content_hash: s
         )
 
 
-def common_step(group: ReplicaGroup) -> int:
-    """The step to go on from: the last of which every run has a checkpoint; 0 where there is none.
+def ended(
+    runs: Sequence[Run], workdirs: Sequence[Path | None], waiting: Mapping[int, Replica], watch: Watch
+) -> tuple[dict[int, Json], Diverged | None]:
+    """Of the runs that have nothing to do the summaries, by place, and what is said of the last that diverged."""
+    summaries, diverged = {}, None
+    for place, (run, workdir) in enumerate(zip(runs, workdirs, strict=True)):
+        if workdir is not None and place not in waiting:
+            if (workdir / files.SUMMARY).exists():
+                summaries[place] = _finished(run, workdir, watch)
+                watch.say(f"{workdir} is finished: all its {run.steps} steps are done.")
+            else:
+                report = files.read_json(workdir / files.DIVERGED, needed=("reason",))
+                diverged = Diverged(f"{workdir} has diverged. {report['reason']}")
+    return summaries, diverged
 
-    What any run has beyond it, after the process died among their checkpoints, is made again, and so
-    is what is damaged.
+
+def _finished(run: Run, workdir: Path, watch: Watch) -> Json:
+    """The summary of a finished run, which stands as it is.
+
+    Where the checkpoint that it is the result of can't be read any more, that is set aside, and the summary says so.
     """
-    damaged = []
-    for replica in group.replicas:
-        damaged.append(replica.checkpoints.set_aside_damaged(replica.run.learner.template().shapes()))
-        for sentence in damaged[-1].values():
-            group.watch.say(f"WARNING: {sentence}")
+    summary = files.read_json(workdir / files.SUMMARY)
+    folder, step, shapes = workdir / files.CHECKPOINTS, summary.get("best_step"), run.learner.template().shapes()
+    if step not in saved_steps(folder) or not processes.is_main():
+        return summary
+    with contextlib.suppress(CheckpointError):
+        read_saved(folder, lambda checkpoints: checkpoints.check(step, shapes), run.is_measured)
+        return summary
+    with owned(workdir), Checkpoints(folder, counts=run.is_measured) as checkpoints:
+        for sentence in checkpoints.set_aside_damaged(shapes).values():
+            watch.say(f"WARNING: {sentence}")
+    summary["lost_checkpoints"] = [*summary.get("lost_checkpoints", []), step]
+    summary["warnings"] = caveats.warnings(summary["dataset"], summary)
+    files.write_json(workdir / files.SUMMARY, summary)
+    watch.say(
+        f"WARNING: {workdir}: checkpoint {step} is lost, whose result the summary has. What is read from the folder "
+        "from now on is another checkpoint."
+    )
+    return summary
+
+
+def open_folders(
+    exits: ExitStack, runs: Sequence[Run], workdirs: Sequence[Path | None], commands: Sequence[str | None]
+) -> dict[int, Replica]:
+    """Owns the folders of runs that have steps to do; process 0 first, which makes what the others find.
+
+    Args:
+      exits: what ends the ownership.
+      runs: of one program.
+      workdirs, commands: as `train.train_replicas` takes them.
+
+    Returns:
+      The runs that train, by their place.
+
+    Raises:
+      WorkdirError, UsageError: as `look`, before anything is written.
+      InUse: another process works in a folder.
+    """
+    if not processes.is_main():
+        processes.wait("folders")
+    given = {place: workdir for place, workdir in enumerate(workdirs) if workdir is not None}
+    going = {place for place, workdir in given.items() if look(runs[place], workdir) in GOING}
+    replicas = {}
+    for place in sorted(going):
+        run, workdir = runs[place], given[place]
+        replicas[place] = Replica(place, run, workdir, commands[place])
+        if processes.is_main():
+            workdir.mkdir(parents=True, exist_ok=True)
+            replicas[place].check_place = exits.enter_context(owned(workdir))
+            files.remove_half_written(workdir)
+            replicas[place].is_new = look(run, workdir) == NEW  # again, now that nobody else can change it
+            if replicas[place].is_new:
+                record(run, workdir)
+    if processes.is_main():
+        processes.wait("folders")
+    return replicas
+
+
+def record(run: Run, workdir: Path) -> None:
+    """Writes what the run is, and what it runs in; where it has run in something else, that too."""
+    now, environment = provenance.environment(), workdir / files.ENVIRONMENT
+    first = now
+    with contextlib.suppress(files.WorkdirError):  # it is lost, or was never there
+        first = files.read_json(environment)
+    later = first.pop("later", [])
+    if now not in (first, *later):
+        later.append(now)
+    files.write_json(workdir / files.DATA, run.task.facts())
+    files.write_json(environment, {**first, **({"later": later} if later else {})})
+    files.write_json(workdir / files.CONFIG, run.config)
+
+
+def open_group(exits: ExitStack, runs: Sequence[Run], waiting: Mapping[int, Replica], watch: Watch) -> ReplicaGroup:
+    """The runs that go on together first, of those that wait, with the step at which all of them stand.
+
+    That is where the one that is furthest behind has its last checkpoint (0 where it has none). Others join that
+    have this as their last or the one before, as after a death among the saves; who is further on waits for
+    another turn, and loses nothing. What is damaged is set aside.
+    """
+    damaged, ends = {}, {}
+    for place, replica in waiting.items():
+        folder = replica.workdir / files.CHECKPOINTS
+        replica.checkpoints = exits.enter_context(Checkpoints(folder, counts=replica.run.is_measured))
+        damaged[place] = replica.checkpoints.set_aside_damaged(replica.run.learner.template().shapes())
+        for sentence in damaged[place].values():
+            watch.say(f"WARNING: {sentence}")
     processes.wait("damaged checkpoints are set aside")
-    for replica in group.replicas:
+    for place, replica in waiting.items():
         replica.checkpoints.refresh()
-    step = max(set.intersection(*(set(replica.checkpoints.steps()) for replica in group.replicas)), default=0)
-    step = processes.agree(step)
-    for replica, steps in zip(group.replicas, damaged, strict=True):
-        last = replica.checkpoints.last_step() or 0
-        if last > replica.run.steps:
-            raise UsageError(
-                f"{replica.workdir} has done {last} steps already, but train.steps is {replica.run.steps}."
-            )
-        replica.checkpoints.drop_after(step)
-        replica.lost_checkpoints = [lost for lost in steps if lost < step]
+        ends[place] = [0, *replica.checkpoints.steps()][-2:]
+    step = processes.agree(min(end[-1] for end in ends.values()))
+    group = ReplicaGroup(runs, [waiting[place] for place in ends if step in ends[place]], step, Clock(), watch)
+    for replica in group.replicas:
+        ranks = {event["step"]: (event["accuracy"], -event["loss"]) for event in _measured(replica)}
+        best = ranks.get(replica.checkpoints.best_step() or 0, (-1.0, 0.0))
+        lost = [one for one in damaged[replica.place] if one < step and replica.run.is_measured(one)]
+        replica.lost_checkpoints = [one for one in lost if ranks.get(one, best) >= best]
         if replica.lost_checkpoints:
-            group.watch.say(
+            watch.say(
                 f"WARNING: {replica.workdir}: checkpoint {', '.join(map(str, replica.lost_checkpoints))} was the best "
                 "by validation. The result will be that of the best of the others, and its summary says so."
             )
-    return step
+    return group
 
 
-def finished(workdir: Path, step_count: int) -> Json | None:
-    """The summary of a run that is finished at this number of steps; None where it is not."""
-    path = workdir / files.SUMMARY
-    summary = files.read_json(path) if path.exists() else {}
-    return summary if summary.get("steps") == step_count else None
-
-
-def all_finished(group: ReplicaGroup, step: int) -> list[Json | None] | None:
-    """The summaries of a group of which all runs are finished; None where one is not."""
-    summaries = [finished(replica.workdir, step) if step == replica.run.steps else None for replica in group.replicas]
-    if not processes.agree(all(summaries)):
-        return None
-    group.watch.say(f"{group.where} is finished: all its {step} steps are done.")
-    return summaries
-
-
-def begin(exits: ExitStack, group: ReplicaGroup, step: int) -> TrainState:
-    """Puts the folders in order, opens the recorders, and gives the states to start from, as `stack` makes them."""
-    states = stack([_restore_or_init(group, replica, step) for replica in group.replicas])
+def restore(group: ReplicaGroup) -> TrainState:
+    """The states to start from, as `stack` makes them."""
+    states = {replica.place: _restore_or_init(group, replica) for replica in group.replicas}
     processes.wait("all have read what is there")
-    for replica in group.replicas:
-        if processes.is_main():
-            _drop_later(replica, step)
-            if not replica.is_new:  # it may have more steps now, or its data in another place
-                record(replica.run, replica.workdir)
-        recorder = Recorder(replica.workdir, first_step=step + 1, writes=processes.is_main())
-        replica.recorder = exits.enter_context(closing(recorder))
-    count = len(group.replicas)
-    group.progress = Progress(step, group.run.steps, group.clock, runs=count, validated=_validated(group))
-    return states
+    any_state = states[group.replicas[0].place]  # for who only keeps a place, and does no step
+    return stack([states.get(place, any_state) for place in range(len(group.runs))])
 
 
-def _restore_or_init(group: ReplicaGroup, replica: Replica, step: int) -> TrainState:
+def _restore_or_init(group: ReplicaGroup, replica: Replica) -> TrainState:
     """The state to start from: a checkpoint's, with its clock, or a new one."""
-    run, checkpoints = replica.run, replica.checkpoints
+    run, checkpoints, step = replica.run, replica.checkpoints, group.first_step
+    origin = {**provenance.origin(), "command": replica.command}
     if step == 0:
+        replica.sittings = [{"first_step": 1, **origin}]
         return jax.jit(run.learner.init_from)(run.learner.seed, run.learner.hyper)
     metadata = checkpoints.metadata(step)
     config, content_hash = configs.from_json(metadata["config"]), metadata["data"]["content_hash"]
-    _check_identity(run, config, content_hash, f"{replica.workdir}, checkpoint {step},")
+    _check_identity(run, configs.identity(config, content_hash), f"{replica.workdir}, checkpoint {step},")
     replica.lost_checkpoints += metadata.get("lost", [])
+    # Earlier versions knew of the last sitting only.
+    before = metadata.get("sittings") or [{"first_step": 1, **{name: metadata.get(name) for name in origin}}]
+    is_same = {**before[-1], "first_step": 0} == {**origin, "first_step": 0}
+    replica.sittings = before if is_same else [*before, {"first_step": step + 1, **origin}]
     group.clock.add(Clock(**metadata["clock"]))
     return restore_state(checkpoints, step, run.learner.template())
 
 
+def begin(exits: ExitStack, group: ReplicaGroup) -> None:
+    """Puts the folders in order, now that everything is ready to train, and opens the recorders."""
+    step = group.first_step
+    for replica in group.replicas:
+        was_measured = replica.run.is_measured(step)
+        if processes.is_main():
+            replica.checkpoints.drop_after(step)
+            _drop_later(replica, step)
+            if not replica.is_new:  # it may have more steps now, or its data in another place
+                record(replica.run, replica.workdir)
+        recorder = Recorder(replica.workdir, step + 1 if was_measured else step, writes=processes.is_main())
+        replica.recorder = exits.enter_context(closing(recorder))
+    count = len(group.replicas)
+    group.progress = Progress(step, group.run.steps, group.clock, runs=count, validated=_validated(group))
+
+
 def _drop_later(replica: Replica, step: int) -> None:
-    """Removes what an earlier, shorter run left as its result, and what it recorded after the checkpoint."""
+    """Removes the result of an earlier, shorter run, what it measured at its end alone, and what was after `step`."""
     for name in (files.SUMMARY, files.PREDICTIONS, files.DIVERGED):
         (replica.workdir / name).unlink(missing_ok=True)
-    keep_events(replica.workdir, lambda event: event["step"] <= step and event["split"] != "test")
+    keep_events(
+        replica.workdir,
+        lambda event: event["step"] <= step and event["split"] != "test" and replica.run.is_measured(event["step"]),
+    )
+
+
+def _measured(replica: Replica) -> list[Json]:
+    """The events that measured a run for the selection."""
+    split = replica.run.task.measured_split
+    return [event for event in read_events(replica.workdir) if event["split"] == split]
 
 
 def _validated(group: ReplicaGroup) -> list[tuple[int, float]]:
     """The steps at which all runs were measured before, and their mean accuracy there."""
-    split = group.run.task.measured_split
-    found = [
-        (event["step"], event["accuracy"])
-        for replica in group.replicas
-        for event in read_events(replica.workdir)
-        if event["split"] == split
-    ]
+    found = [(event["step"], event["accuracy"]) for replica in group.replicas for event in _measured(replica)]
     counts = Counter(step for step, _ in found)
     of_all = sorted(step for step, count in counts.items() if count == len(group.replicas))
     return [(step, float(np.mean([accuracy for at, accuracy in found if at == step]))) for step in of_all]
 
 
-def announce(group: ReplicaGroup, states: TrainState, step: int) -> None:
+def announce(group: ReplicaGroup, states: TrainState) -> None:
     """The first lines: the parameters, the data, where it all goes."""
     run, task, say, count = group.run, group.run.task, group.watch.say, len(group.replicas)
     if task.dataset.warning:
         say(f"\n{'!' * 78}\nWARNING: {task.dataset.warning}\n{'!' * 78}\n")
-    say(clu.parameter_overview.get_parameter_overview(unstack(states, count)[0].params, include_stats=False))
+    params = unstack(states, len(group.runs))[0].params
+    say(clu.parameter_overview.get_parameter_overview(params, include_stats=False))
     sizes = ", ".join(f"{len(task.part(split)):,} {split}" for split in SPLITS)
     say(f"Data: {task.dataset.name} ({task.dataset.source}): {sizes}; permutation {task.protocol.permutation}.")
     say(f"Recurrence: {run.recurrence()}.")
-    start = f"Resuming at step {step}" if step else "Training"
+    start = f"Resuming at step {group.first_step}" if group.first_step else "Training"
     where = group.where if count == 1 else f"{count} replicas of {group.where}"
     say(f"{start}: {run.steps} steps of {run.batch_size}, in {where}")

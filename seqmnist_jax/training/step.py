@@ -67,6 +67,13 @@ class Gradients(NamedTuple):
     params: Any
 
 
+def _own(spec: StepSpec, whole: Array) -> Array:
+    """This device's share of what there is for each example of a batch, [batch, ...]: its share of each part."""
+    parts = whole.reshape(spec.accumulate, -1, *whole.shape[1:])
+    share = jax.vmap(lambda part: own_share(part, spec.data_axis))(parts)
+    return share.reshape(-1, *whole.shape[1:])
+
+
 def _draw_batch(spec: StepSpec, state: TrainState, x: Array, labels: Array) -> Batch:
     """The batch with the lengths at which its sequences end."""
     if spec.min_length is None:
@@ -74,7 +81,7 @@ def _draw_batch(spec: StepSpec, state: TrainState, x: Array, labels: Array) -> B
     key = _step_key(state, LENGTH_STREAM)
     # For the whole batch, so that a sequence's length does not depend on how many devices share it.
     lengths = jax.random.randint(key, (len(x) * shards(spec.data_axis),), spec.min_length, x.shape[1] + 1)
-    return Batch(x, labels, own_share(lengths, spec.data_axis))
+    return Batch(x, labels, _own(spec, lengths))
 
 
 @jax.named_scope("loss")
@@ -228,7 +235,7 @@ def train_steps(
         state, alive = loop
         size = spec.batch_size
         with jax.named_scope("input"):
-            batch = own_share(jax.lax.dynamic_slice(orders, (offset + done * size,), (size,)), spec.data_axis)
+            batch = _own(spec, jax.lax.dynamic_slice(orders, (offset + done * size,), (size,)))
             x, wanted = spec.preprocess(images[batch]), labels[batch].astype(jnp.int32)
         return train_step(spec, state, hyper, x, wanted, alive)
 

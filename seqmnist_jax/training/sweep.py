@@ -7,7 +7,7 @@ together; the others follow one another, in groups.
 import copy
 import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,16 +22,19 @@ from seqmnist_jax.training.jobs import run_jobs
 from seqmnist_jax.training.replicas import ALOUD, Diverged, Watch
 from seqmnist_jax.training.run import Run, build_run
 from seqmnist_jax.training.scores import over_seeds
-from seqmnist_jax.training.start import finished
+from seqmnist_jax.training.signals import StopOnSignal
+from seqmnist_jax.training.start import GOING, LEFT_BY_RUNS, NEW, explaining_full_disk, look
 from seqmnist_jax.training.train import train_replicas
+from seqmnist_jax.workdir import caveats, files
 from seqmnist_jax.workdir import config as configs
-from seqmnist_jax.workdir import files
 from seqmnist_jax.workdir.lock import owned
 
 Json = dict[str, Any]
 Overrides = dict[str, Any]
 Grid = Mapping[str, tuple[Any, ...]]
 SEED = "seed"
+# Of sweep.json: the names of the runs of each program, in the order in which they train together.
+TOGETHER = "together"
 MOST_RUNS = 10_000
 
 
@@ -125,8 +128,12 @@ def _name(overrides: Overrides) -> str:
     return re.sub(r"[^\w=.,+-]", "_", ",".join(parts))
 
 
-def build_points(config: ml_collections.ConfigDict, grid: Grid) -> list[SweepPoint]:
+def build_points(config: ml_collections.ConfigDict, grid: Grid, named: Iterable[str] = ()) -> list[SweepPoint]:
     """All runs of a sweep, checked before anything is written; the first field varies slowest.
+
+    Args:
+      config, grid: as in `build_sweep`, and as it gives it.
+      named: as in `build_run`, beside the fields that are swept.
 
     Raises:
       UsageError: a value is impossible; the message names it.
@@ -137,12 +144,12 @@ def build_points(config: ml_collections.ConfigDict, grid: Grid) -> list[SweepPoi
     if count > MOST_RUNS:
         raise UsageError(f"The sweep has {count:,} runs; expected at most {MOST_RUNS:,}.")
     all_overrides = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-    runs = build_runs([_with(config, overrides) for overrides in all_overrides])
+    runs = build_runs([_with(config, overrides) for overrides in all_overrides], {*named, *grid})
     return [SweepPoint(_name(overrides), overrides, run) for overrides, run in zip(all_overrides, runs, strict=True)]
 
 
-def build_runs(each: Sequence[ml_collections.ConfigDict]) -> list[Run]:
-    """The run of each config; those of the same data share them.
+def build_runs(each: Sequence[ml_collections.ConfigDict], named: Iterable[str] = ()) -> list[Run]:
+    """The run of each config; those of the same data share them; `named` as in `build_run`.
 
     Raises:
       as `build_run`.
@@ -151,17 +158,20 @@ def build_runs(each: Sequence[ml_collections.ConfigDict]) -> list[Run]:
     runs = []
     for config in each:
         wanted = repr(configs.to_json(config.data)) + str(config.train.batch_size)
-        run = build_run(config, tasks.get(wanted))
+        run = build_run(config, tasks.get(wanted), named)
         tasks[wanted] = run.task
         runs.append(run)
     return runs
 
 
 class Job(NamedTuple):
-    """A run, the folder that it goes into, and how a user would start it alone."""
+    """A run, the folder that it goes into, and how a user would start it alone.
+
+    Without a folder it only keeps its place in the program of a group.
+    """
 
     run: Run
-    folder: Path
+    folder: Path | None
     command: str | None
 
 
@@ -179,7 +189,8 @@ def train_sweep(
     Args:
       grid: as `build_sweep` gives it.
       points: as `build_points` makes them.
-      workdir: the sweep's folder; made, or resumed: groups that are finished are passed over.
+      workdir: the sweep's folder; made, or gone on with, also with other values of the same fields: what is finished
+        stays as it is.
       command: how a user would start the run with these overrides alone.
       executor: runs the groups as jobs, as `jobs.make_executor` makes it; None for this process.
       watch: who is told how it goes, and may stop it.
@@ -191,56 +202,99 @@ def train_sweep(
       UsageError, WorkdirError, CheckpointError, Stopped: as in `train.train_replicas`.
       JobsFailed: jobs of the executor failed; the message names their logs.
     """
-    groups: dict[str, list[Job]] = {}
-    for point in points:
-        job = Job(point.run, _folder(workdir, point), command(point.overrides))
-        groups.setdefault(point.run.program, []).append(job)
-    with ExitStack() as exits:
+    workdir = Path(workdir).expanduser()
+    with ExitStack() as exits, explaining_full_disk([workdir]):
+        together = _look(grid, points, workdir)
+        check_place: Callable[[], None] = lambda: None  # noqa: E731
         if processes.is_main():
             workdir.mkdir(parents=True, exist_ok=True)
-            exits.enter_context(owned(workdir))
+            check_place = exits.enter_context(owned(workdir))
+            together = _look(grid, points, workdir)  # again, now that nobody else can change it
+        processes.wait("who trains together is known")
+        jobs = {point.name: Job(point.run, _folder(workdir, point), command(point.overrides)) for point in points}
+        asked = [[jobs[name] for name in names if name in jobs] for names in together]
+        groups = [
+            [jobs.get(name, some[0]._replace(folder=None)) for name in names]
+            for names, some in zip(together, asked, strict=True)
+            if some
+        ]
         watch.say(
             f"{len(points)} runs in {len(groups)} program{'s' if len(groups) > 1 else ''}, in {workdir}: "
             + "; ".join(f"{field} {', '.join(map(str, values))}" for field, values in grid.items())
         )
         if processes.is_main():
-            files.write_json(workdir / files.SWEEP, {"sweep": dict(grid), "config of one run": points[0].run.config})
-        _train_groups(list(groups.values()), executor, watch)
+            told = {"sweep": dict(grid), "config of one run": points[0].run.config, TOGETHER: together}
+            files.write_json(workdir / files.SWEEP, told)
+        _train_groups(groups, executor, watch)
         processes.wait("all runs are done")
         summary = _summarize(points, workdir, grid)
+        check_place()
         if processes.is_main():
             files.write_json(workdir / files.SUMMARY, summary)
     return summary
 
 
+def _look(grid: Grid, points: Sequence[SweepPoint], workdir: Path) -> list[list[str]]:
+    """Which runs train together, by the names of their folders, if this sweep may go on in the folder.
+
+    Who began together stays together, so that a run that goes on, or is made anew, comes to the same bits whatever
+    else is asked for now. Nothing is written.
+
+    Raises:
+      WorkdirError, UsageError: the folder, or that of a run, holds something else; the message says what.
+    """
+    old: Json = {}
+    if (workdir / files.SWEEP).exists():
+        old = files.read_json(workdir / files.SWEEP, needed=("sweep", "config of one run"))
+        data = points[0].run.identity[configs.CONTENT]  # of which each run's own folder knows
+        fields, then = old["sweep"].keys() | grid.keys(), configs.from_json(old["config of one run"])
+        identities = [configs.identity(then, data), points[0].run.identity]
+        differing = configs.differences({"swept fields": sorted(old["sweep"])}, {"swept fields": sorted(grid)})
+        differing += configs.differences(*({n: v for n, v in one.items() if n not in fields} for one in identities))
+        if differing:
+            raise files.WorkdirError(
+                f"{workdir} holds another sweep; it differs in\n  " + "\n  ".join(differing) + "\n"
+                "Other values of the same fields may be added to it. For another sweep choose another --workdir."
+            )
+    elif left := [name for name in (files.CONFIG, *LEFT_BY_RUNS) if (workdir / name).exists()]:
+        raise files.WorkdirError(f"{workdir} holds a run ({left[0]}), not a sweep. Choose another --workdir.")
+    together, begun = [*old.get(TOGETHER, [])], {name for names in old.get(TOGETHER, []) for name in names}
+    new: dict[tuple[str, bool], list[str]] = {}
+    for point in points:
+        standing = look(point.run, _folder(workdir, point))
+        if point.name not in begun:
+            new.setdefault((point.run.program, standing == NEW), []).append(point.name)
+    return [*together, *new.values()]
+
+
 def _train_groups(groups: Sequence[list[Job]], executor: Any, watch: Watch) -> None:
     """Trains what is not finished, here or as jobs."""
-    # What has diverged would only do so again.
-    going = ([job for job in group if not (job.folder / files.DIVERGED).exists()] for group in groups)
-    waiting = [group for group in going if group]
     if executor is None:
-        for group in waiting:
+        for group in groups:
             _train_group(group, watch)
         return
-    left = [group for group in waiting if not all(finished(job.folder, job.run.steps) for job in group)]
+    left = [group for group in groups if any(job.folder and look(job.run, job.folder) in GOING for job in group)]
     watch.say(f"{len(left)} of {len(groups)} groups go to the executor, their logs to {executor.folder}.")
-    named = [(", ".join(job.folder.name for job in group), ([_stored(job) for job in group],)) for group in left]
-    run_jobs(executor, train_stored, named)
+    names = [", ".join(job.folder.name for job in group if job.folder) for group in left]
+    named = [(name, ([_stored(job) for job in group],)) for name, group in zip(names, left, strict=True)]
+    run_jobs(executor, train_stored, named, watch.should_stop)
 
 
-def _stored(job: Job) -> tuple[Json, Path, str | None]:
+def _stored(job: Job) -> tuple[Json, Path | None, str | None]:
     """A job as plain values, for another process."""
     return job.run.config, job.folder, job.command
 
 
-def train_stored(stored: Sequence[tuple[Json, Path, str | None]]) -> None:
-    """Trains the runs of one group, in a process of their own.
+def train_stored(stored: Sequence[tuple[Json, Path | None, str | None]]) -> None:
+    """Trains the runs of one group, in a process of their own; a signal stops it as it stops any other.
 
     Args:
       stored: as `_stored` gives each.
     """
     runs = build_runs([configs.from_json(values) for values, _, _ in stored])
-    _train_group([Job(run, folder, command) for run, (_, folder, command) in zip(runs, stored, strict=True)], ALOUD)
+    jobs = [Job(run, folder, command) for run, (_, folder, command) in zip(runs, stored, strict=True)]
+    with StopOnSignal(by_hand=False) as stop:
+        _train_group(jobs, ALOUD._replace(should_stop=stop))
 
 
 def _train_group(jobs: list[Job], watch: Watch) -> None:
@@ -254,7 +308,8 @@ def _train_group(jobs: list[Job], watch: Watch) -> None:
         half = len(jobs) // 2
         watch.say(f"{e} So these {len(jobs)} replicas train in chunks, of {len(jobs) - half} and {half}.")
         for chunk in (jobs[:-half], jobs[-half:]):
-            _train_group(chunk, watch)
+            if any(job.folder for job in chunk):
+                _train_group(chunk, watch)
     except Diverged as e:
         watch.say(str(e))
 
@@ -266,29 +321,42 @@ def _folder(workdir: Path, point: SweepPoint) -> Path:
 def _summarize(points: Sequence[SweepPoint], workdir: Path, grid: Grid) -> Json:
     """What the runs say together: one entry for each recipe, best validation accuracy first."""
     recipes: dict[str, list[tuple[SweepPoint, Json]]] = {}
-    diverged = []
+    diverged: list[Json] = []
+    lost: dict[str, list[str]] = {}
     for point in points:
-        folder = _folder(workdir, point)
-        if (folder / files.DIVERGED).exists():
-            diverged.append({"name": point.name, **files.read_json(folder / files.DIVERGED)})
+        folder, recipe = _folder(workdir, point), repr(_without_seed(point))
+        if (folder / files.SUMMARY).exists():
+            recipes.setdefault(recipe, []).append((point, files.read_json(folder / files.SUMMARY)))
         else:
-            summary = files.read_json(folder / files.SUMMARY)
-            recipes.setdefault(repr(_without_seed(point)), []).append((point, summary))
+            diverged.append({"name": point.name, **files.read_json(folder / files.DIVERGED)})
+            lost.setdefault(recipe, []).append(point.name)
     entries = []
-    for runs in recipes.values():
+    for recipe, runs in recipes.items():
         summaries = [summary for _, summary in runs]
         validated = [s["validation_accuracy"] for s in summaries if s["validation_accuracy"] is not None]
         entries.append(
             {
                 "changes": _without_seed(runs[0][0]),
                 "replicas": [point.name for point, _ in runs],
+                "diverged": lost.get(recipe, []),
                 "validation": over_seeds(validated) if validated else None,
                 "test": over_seeds([summary["test_accuracy"] for summary in summaries]),
                 "train_seconds": sum(summary["train_seconds"] for summary in summaries),
             }
         )
-    entries.sort(key=lambda entry: -entry["validation"]["mean"] if entry["validation"] else 0.0)
-    return {"sweep": {field: list(values) for field, values in grid.items()}, "ranking": entries, "diverged": diverged}
+    # Means over those that are left are no recipe's; first come the recipes of which none diverged.
+    entries.sort(key=lambda one: (len(one["diverged"]), -one["validation"]["mean"] if one["validation"] else 0.0))
+    ended = [summary for runs in recipes.values() for _, summary in runs]
+    told = [warning for summary in ended for warning in caveats.warnings(summary["dataset"], summary)]
+    if not ended:
+        told = caveats.warnings(points[0].run.task.facts(), None, diverged=True)
+    return {
+        "sweep": {field: list(values) for field, values in grid.items()},
+        "datasets": list(dict.fromkeys(f"{s['dataset']['name']} ({s['dataset']['source']})" for s in ended)),
+        "ranking": entries,
+        "diverged": diverged,
+        "warnings": [*dict.fromkeys(told), *caveats.of_means(len(diverged), len(points))],
+    }
 
 
 def _without_seed(point: SweepPoint) -> Overrides:

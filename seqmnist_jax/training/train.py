@@ -8,20 +8,19 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from seqmnist_jax.devices import processes
 from seqmnist_jax.devices.profiling import StepTrace
 from seqmnist_jax.devices.trees import unstack
-from seqmnist_jax.errors import SeqMnistError
+from seqmnist_jax.errors import Interrupted
 from seqmnist_jax.training import finish, records, start
 from seqmnist_jax.training.programs import Programs, Scores
-from seqmnist_jax.training.replicas import ALOUD, Json, ReplicaGroup, Watch
+from seqmnist_jax.training.replicas import ALOUD, Diverged, Json, ReplicaGroup, Watch
 from seqmnist_jax.training.run import Run
 from seqmnist_jax.training.state import TrainState, as_numbers
 
 
-class Stopped(SeqMnistError):
+class Stopped(Interrupted):
     """The run was asked to stop and has saved where it stands."""
 
 
@@ -46,48 +45,67 @@ def train(run: Run, workdir: Path, *, command: str | None = None, watch: Watch =
 
 
 def train_replicas(
-    runs: Sequence[Run], workdirs: Sequence[Path], commands: Sequence[str | None], watch: Watch = ALOUD
+    runs: Sequence[Run], workdirs: Sequence[Path | None], commands: Sequence[str | None], watch: Watch = ALOUD
 ) -> list[Json | None]:
     """Trains runs of one program together, as replicas, each into its own folder.
 
     Each run gives what it would give alone, up to the rounding of products that are made together.
-    One that diverges stands still, is reported, and leaves the others as they are.
+    One that diverges stands still, is reported, and leaves the others as they are. One that is finished, or has
+    diverged before, is left as it is, and keeps its place, so that the others go on to the same bits.
 
     Args:
       runs: of the same `Run.program`.
-      workdirs: their folders; each is made, or resumed if it holds its run.
+      workdirs: their folders; each is made, or resumed if it holds its run. None for a run that is not asked for, and
+        only keeps its place.
       commands: how a user would start each alone, for the record.
       watch: who is told how it goes, and may stop it.
 
     Returns:
-      The summary of each, as written to its summary.json; None of one that diverged.
+      The summary of each, as written to its summary.json; None of one that diverged, or is not asked for.
 
     Raises:
-      WorkdirError: a folder holds another run.
+      WorkdirError: a folder holds something else; nothing is written then.
       InUse: another process works in a folder.
+      Moved: a folder is not in its place any more.
       CheckpointError: the last checkpoint can't be saved.
       TooLarge: the program needs more memory than there is.
       Diverged: of all runs the loss, a gradient or a parameter is not finite.
       Stopped: `watch.should_stop` said so.
     """
-    with ExitStack() as exits, start.explaining_full_disk(workdirs):
-        group = start.open_group(exits, runs, workdirs, commands, watch)
-        step = start.common_step(group)
-        summaries = start.all_finished(group, step)
-        if summaries is not None:
-            return summaries
-        states = start.begin(exits, group, step)
-        start.announce(group, states, step)
-        compiled_before = group.clock.compile
-        programs = Programs(runs, states, group.clock)
-        seconds = group.clock.compile - compiled_before
-        watch.say(f"Compiled the training step in {seconds:.1f} s. {programs.memory_plan}")
-        if step == 0:
+    workdirs = [workdir and Path(workdir).expanduser() for workdir in workdirs]
+    given = [workdir for workdir in workdirs if workdir is not None]
+    with ExitStack() as owners, start.explaining_full_disk(given):
+        waiting = start.open_folders(owners, runs, workdirs, commands)
+        done, diverged = start.ended(runs, workdirs, waiting, watch)
+        while waiting:
+            with ExitStack() as exits:
+                group = start.open_group(exits, runs, waiting, watch)
+                try:
+                    done |= train_group(exits, group)
+                except Diverged as e:
+                    diverged = e
             for replica in group.replicas:
-                records.introduce(replica.recorder.tensorboard, replica.run, programs.traced)
-        trace = exits.enter_context(StepTrace(group.where, group.run.profile_steps))
-        states = train_loop(group, programs, trace, LoopState(programs.place(states), step))
-        return finish.write_results(group, programs, states)
+                del waiting[replica.place]
+    if diverged and not done:
+        raise diverged
+    return [done.get(place) for place in range(len(runs))]
+
+
+def train_group(exits: ExitStack, group: ReplicaGroup) -> dict[int, Json]:
+    """Trains runs that stand at one step to their end; arguments and results as the functions here have them."""
+    states = start.restore(group)
+    start.announce(group, states)
+    compiled_before = group.clock.compile
+    programs = Programs(group.runs, states, group.clock)
+    seconds = group.clock.compile - compiled_before
+    group.watch.say(f"Compiled the training step in {seconds:.1f} s. {programs.memory_plan}")
+    start.begin(exits, group)
+    if group.first_step == 0:
+        for replica in group.replicas:
+            records.introduce(replica.recorder.tensorboard, replica.run, programs.traced)
+    trace = exits.enter_context(StepTrace(group.where, group.run.profile_steps))
+    states = train_loop(group, programs, trace, LoopState(programs.place(states), group.first_step))
+    return finish.write_results(group, programs, states)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +113,7 @@ class LoopState:
     """Where the loop stands.
 
     Attributes:
-      stacked: the replicas' states, as the programs take them.
+      stacked: the runs' states, as the programs take them.
       step: the steps done by those that are active; one that has diverged stands still.
       saved_at: when checkpoints were last begun, in seconds of ``time.perf_counter``.
     """
@@ -104,9 +122,10 @@ class LoopState:
     step: int
     saved_at: float = dataclasses.field(default_factory=time.perf_counter)
 
-    def per_replica(self) -> list[TrainState]:
+    def per_replica(self, group: ReplicaGroup) -> list[TrainState]:
         """The state of each replica, on one device of this process."""
-        return unstack(self.stacked, self.stacked.step.size)
+        states = unstack(self.stacked, len(group.runs))
+        return [states[replica.place] for replica in group.replicas]
 
 
 def train_loop(group: ReplicaGroup, programs: Programs, trace: StepTrace, state: LoopState) -> TrainState:
@@ -118,7 +137,7 @@ def train_loop(group: ReplicaGroup, programs: Programs, trace: StepTrace, state:
       The states after the last step.
 
     Raises:
-      Diverged, CheckpointError, Stopped: as `train_replicas`.
+      Diverged, CheckpointError, Moved, Stopped: as `train_replicas`.
     """
     run = group.run
     report_pending = stopped_before_report(group, state)
@@ -127,6 +146,8 @@ def train_loop(group: ReplicaGroup, programs: Programs, trace: StepTrace, state:
             state = advance(group, programs, trace, state)
         report_pending = False
         group.show(state.step)
+        for replica in group.replicas:
+            replica.check_place()
 
         is_end = state.step == run.steps
         stopping = processes.any_of(group.watch.should_stop()) and not is_end
@@ -151,7 +172,7 @@ def train_loop(group: ReplicaGroup, programs: Programs, trace: StepTrace, state:
 def stopped_before_report(group: ReplicaGroup, state: LoopState) -> bool:
     """Whether a stop came between the last steps and their report, so that their metrics are there still."""
     is_at_report = state.step > 0 and state.step % group.run.eval_every == 0
-    return is_at_report and any(int(own.metrics.loss.count) > 0 for own in state.per_replica())
+    return is_at_report and any(int(own.metrics.loss.count) > 0 for own in state.per_replica(group))
 
 
 def advance(group: ReplicaGroup, programs: Programs, trace: StepTrace, state: LoopState) -> LoopState:
@@ -162,12 +183,12 @@ def advance(group: ReplicaGroup, programs: Programs, trace: StepTrace, state: Lo
     trace.at(step)
     stacked, step, finite = programs.train(state.stacked, step, processes.agree(min(ends) - step), active)
     state = dataclasses.replace(state, stacked=stacked, step=step)
-    for place in np.flatnonzero(active & ~finite):
-        replica, own = group.replicas[int(place)], state.per_replica()[place]
-        replica.checkpoints.wait()
-        if int(own.step) not in (0, replica.checkpoints.last_step()):
-            group.save(replica, own, None)
-        group.mark_diverged(replica, programs.divergence(int(place), own))
+    for replica, own in zip(group.replicas, state.per_replica(group), strict=True):
+        if replica.diverged is None and not finite[replica.place]:
+            replica.checkpoints.wait()
+            if int(own.step) not in (0, replica.checkpoints.last_step()):
+                group.save(replica, own, None)
+            group.mark_diverged(replica, programs.divergence(replica.place, own))
     trace.at(step)
     group.progress.advance(step, group.clock.train - before)
     return state
@@ -176,24 +197,26 @@ def advance(group: ReplicaGroup, programs: Programs, trace: StepTrace, state: Lo
 def report(group: ReplicaGroup, programs: Programs, state: LoopState) -> tuple[LoopState, list[Scores | None]]:
     """Measures the models and records it, with what was gathered in training; gives what was measured of each."""
     run, step, rates = group.run, state.step, group.learning_rates(state.step)
-    states = state.per_replica()
+    states = state.per_replica(group)
     times = {"steps_per_second": group.progress.close_window(), "seconds": group.clock_of_one().train}
     scores = [
         _named("train", as_numbers(own.metrics) | times | {"learning_rate": rate})
         for own, rate in zip(states, rates, strict=True)
     ]
     split = run.task.measured_split
+    validated: list[Scores | None] = [None] * len(scores)
     measured = programs.evaluate(state.stacked.variables, split) if run.task.part(split) else []
-    validated: list[Scores | None] = [found for found, _ in measured] or [None] * len(scores)
-    group.mark_infinite(step, split, validated)
-    for place, (found, _) in enumerate(measured):
-        scores[place] |= _named(split, found | times)
-    for place, replica in enumerate(group.replicas):
+    if measured:
+        group.mark_infinite(step, split, [logits for _, logits in measured])
+        validated = [measured[replica.place][0] for replica in group.replicas]
+    for replica, own, told, found in zip(group.replicas, states, scores, validated, strict=True):
+        if found is not None:
+            told |= _named(split, found | times)
         if replica.diverged is None:
-            replica.recorder.write_scalars(step, scores[place])
-            records.write_histograms(replica.recorder.tensorboard, run, states[place])
+            replica.recorder.write_scalars(step, told)
+            records.write_histograms(replica.recorder.tensorboard, run, own)
             if measured and records.has_pictures(run, step):
-                records.write_pictures(replica.recorder.tensorboard, run, step, split, measured[place][1])
+                records.write_pictures(replica.recorder.tensorboard, run, step, split, measured[replica.place][1])
     if step % run.eval_every == 0:  # not at an end between evaluations, which more steps may pass over
         blank = jax.tree.map(jnp.zeros_like, state.stacked.metrics)
         state = dataclasses.replace(state, stacked=programs.place(state.stacked.replace(metrics=blank)))
@@ -203,7 +226,7 @@ def report(group: ReplicaGroup, programs: Programs, state: LoopState) -> tuple[L
 
 def remind(group: ReplicaGroup, state: LoopState) -> None:
     """Says where the runs stand, between evaluations that are far apart."""
-    group.say_progress(state.step, [_named("train", as_numbers(own.metrics)) for own in state.per_replica()])
+    group.say_progress(state.step, [_named("train", as_numbers(own.metrics)) for own in state.per_replica(group)])
 
 
 def _named(split: str, numbers: Scores) -> Scores:
@@ -219,7 +242,7 @@ def is_save_due(run: Run, state: LoopState, validated: Sequence[Scores | None]) 
 
 def save(group: ReplicaGroup, state: LoopState, validated: Sequence[Scores | None]) -> LoopState:
     """Begins to save the runs that are active."""
-    for replica, own, measured in zip(group.replicas, state.per_replica(), validated, strict=True):
+    for replica, own, measured in zip(group.replicas, state.per_replica(group), validated, strict=True):
         if replica.diverged is None:
             group.save(replica, own, measured)
     return dataclasses.replace(state, saved_at=time.perf_counter())

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -17,8 +17,9 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from seqmnist_jax.devices.trees import on_one_device, tensor_names
-from seqmnist_jax.errors import SeqMnistError
+from seqmnist_jax.errors import Interrupted, SeqMnistError
 
+T = TypeVar("T")
 Json = Any
 Rank = tuple[float, float, int]
 Tree = dict[str, Any]
@@ -32,12 +33,45 @@ OVERHEAD_BYTES = 200_000
 
 
 class CheckpointError(SeqMnistError):
-    """A checkpoint is missing, damaged, of another model, or can't be saved."""
+    """A checkpoint is missing, damaged, or of another model."""
+
+
+class NotSaved(CheckpointError, Interrupted):
+    """A checkpoint can't be saved."""
 
 
 def _rank(metrics: Json) -> Rank:
     """Orders checkpoints from worst to best: accuracy, then lower loss, then earlier."""
     return metrics["accuracy"], -metrics["loss"], -metrics["step"]
+
+
+def saved_steps(folder: Path) -> list[int]:
+    """The steps of the checkpoints in a folder, rising, by their names alone."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def read_saved(
+    folder: Path, read: Callable[["Checkpoints"], T], counts: Callable[[int], bool] = lambda step: True
+) -> T:
+    """What `read` makes of the checkpoints in a folder where another process may save, and delete, at any time.
+
+    Args:
+      folder: theirs.
+      read: reads them; called again where what it reads was deleted meanwhile.
+      counts: as `Checkpoints` has it.
+
+    Raises:
+      CheckpointError: one that is there can't be read.
+    """
+    while True:
+        there = saved_steps(folder)
+        try:
+            with Checkpoints(folder, read_only=True, counts=counts) as checkpoints:
+                return read(checkpoints)
+        except (CheckpointError, OSError):
+            if saved_steps(folder) == there:
+                raise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +95,9 @@ class Checkpoints:
     whenever it is read; those of earlier versions have none.
     """
 
-    def __init__(self, folder: Path, *, read_only: bool = False):
+    def __init__(self, folder: Path, *, read_only: bool = False, counts: Callable[[int], bool] = lambda step: True):
+        """Opens a folder; of the steps that were evaluated only those that `counts` takes may be the best."""
+        self._counts = counts
         folder = self._folder = folder.absolute()  # orbax takes no relative path
         process = jax.process_index()
         self._saves = not read_only and process == 0
@@ -114,7 +150,7 @@ class Checkpoints:
                     [
                         preservation_policy.LatestN(2),
                         preservation_policy.BestN(
-                            get_metric_fn=_rank,
+                            get_metric_fn=self._rank,
                             n=1,
                             keep_checkpoints_without_metrics=False,
                         ),
@@ -160,6 +196,10 @@ class Checkpoints:
         """Saves what is waiting, in order; says what went wrong, or None."""
         try:
             first()
+        except Exception as e:
+            self._forget()
+            return _reason(e)
+        try:
             while self._unsaved:
                 item = self._unsaved[0]
                 self._check_room(item)
@@ -190,13 +230,16 @@ class Checkpoints:
         if shutil.disk_usage(self._folder).free < needed:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+    def _rank(self, metrics: Json) -> Rank:
+        return _rank(metrics) if self._counts(metrics["step"]) else (-1.0, 0.0, 0)
+
     def _delete(self) -> None:
         shutil.rmtree(self._folder / DELETED, ignore_errors=True)
 
     def _forget(self) -> None:
         """Of what can't be saved, keeps in memory what would be kept on disk."""
         measured = [item for item in self._unsaved if item.metrics is not None]
-        best = max(measured, key=lambda item: _rank(item.metrics), default=None)
+        best = max(measured, key=lambda item: self._rank(item.metrics), default=None)
         self._unsaved = [item for item in self._unsaved if item is best or item in self._unsaved[-2:]]
 
     def wait(self) -> str | None:
@@ -227,7 +270,7 @@ class Checkpoints:
         """
         for step in self.steps() if self._saves else ():
             try:
-                self._check(step, shapes)
+                self.check(step, shapes)
             except CheckpointError as e:
                 self._set_aside(step, e)
         if self._aside:
@@ -235,7 +278,8 @@ class Checkpoints:
             self._manager = self._open()
         return self._aside
 
-    def _check(self, step: int, shapes: Parts) -> None:
+    def check(self, step: int, shapes: Parts) -> None:
+        """Reads all of a checkpoint; arguments and errors as in `restore`."""
         self.restore(step, shapes)
         # Orbax goes by a file of its own when it chooses which checkpoints to keep.
         metadata = self.metadata(step)
@@ -261,7 +305,8 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """The step of the best checkpoint that was evaluated; None where none was."""
-        ranks = [_rank({**found, "step": step}) for step in self.steps() if (found := self.validation(step))]
+        steps = filter(self._counts, self.steps())
+        ranks = [_rank({**found, "step": step}) for step in steps if (found := self.validation(step))]
         return -max(ranks)[2] if ranks else None
 
     def validation(self, step: int) -> dict[str, float] | None:

@@ -1,16 +1,22 @@
 """Configs as plain values: their JSON form, what is wrong with them, when two are one run."""
 
 import ast
+import functools
 import json
+import runpy
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import ml_collections
 
-from seqmnist_jax.errors import UsageError
+from seqmnist_jax.errors import UsageError, did_you_mean
 
 Json = Any
 FlatConfig = dict[str, Json]
 
+# Of an identity, beside the config's fields.
+CONTENT = "content hash of the data"
 SECTIONS = ("data", "model", "optimizer", "train", "runtime")
 # Fields that configs of earlier versions lack, with the values that say what those runs did.
 ADDED = {
@@ -105,19 +111,66 @@ def flatten(values: dict[str, Json], prefix: str = "") -> FlatConfig:
     return flat
 
 
+@functools.cache
+def defaults() -> FlatConfig:
+    """The fields of configs/default.py; none where the package stands without it."""
+    path = Path(__file__).parents[2] / "configs" / "default.py"
+    return flatten(runpy.run_path(str(path))["get_config"]().to_dict()) if path.is_file() else {}
+
+
+def _check_fields(flat: FlatConfig) -> None:
+    """Checks names and types against configs/default.py."""
+    known = defaults() or flat
+    for field in flat.keys() - known.keys():
+        raise UsageError(f"The config has {field}; configs/default.py has no such field.{did_you_mean(field, known)}")
+    for field in known.keys() - flat.keys():
+        raise UsageError(f"The config lacks {field}; start from get_config() of configs/default.py.")
+    for field, default in known.items():
+        kinds = (int, float) if isinstance(default, float) else (str, type(None)) if default is None else type(default)
+        if not isinstance(flat[field], kinds) or isinstance(flat[field], bool) != isinstance(default, bool):
+            raise UsageError(f"{field} is {flat[field]!r}; expected a value of the kind of {default!r}.")
+
+
+def check_read(flat: FlatConfig, unread: dict[str, str], named: Iterable[str]) -> None:
+    """Checks that no field is set that would change nothing.
+
+    Args:
+      flat: the config.
+      unread: fields that nothing reads, and why not.
+      named: fields that were set by name, of which none may be unread. A clip's norm from the config file may stand
+        beside `optimizer.clip.mask=none`.
+
+    Raises:
+      UsageError: a field is, to another value than its default.
+    """
+    for field, why in unread.items():
+        default = defaults().get(field, flat[field])
+        if flat[field] != default and (field in named or not field.startswith("optimizer.clip.")):
+            raise UsageError(
+                f"{field} is {flat[field]!r}, but with {why} nothing reads it, so it would change nothing; expected "
+                f"its default, {default!r}."
+            )
+
+
 def check(config: ml_collections.ConfigDict) -> None:
     """Checks the fields that no builder reads.
 
     Raises:
-      UsageError: a value is impossible.
+      UsageError: a name or a type is not that of configs/default.py, or a value is impossible.
     """
     for section in SECTIONS:
         if not isinstance(config.get(section), ml_collections.ConfigDict):
             raise UsageError(f"The config has no section {section!r}; start from get_config() of configs/default.py.")
     flat = flatten(config.to_dict())
+    _check_fields(flat)
     for field, (least, largest) in BOUNDS.items():
         if field in flat and not least <= flat[field] <= largest:
             raise UsageError(f"{field} is {flat[field]}; expected {least:,} to {largest:,}.")
+
+
+def is_measured(step: int, eval_every: int, steps: int) -> bool:
+    """Whether a run of so many steps, evaluated so often, is measured after this one."""
+    return step % eval_every == 0 or step == steps
 
 
 def identity(config: ml_collections.ConfigDict, content_hash: str) -> FlatConfig:
@@ -132,11 +185,13 @@ def identity(config: ml_collections.ConfigDict, content_hash: str) -> FlatConfig
     # What a run is, said without the device that it runs on; there is no other value that depends on it.
     if flat["model.precision"] == "auto":
         flat["model.precision"] = "float32"
+    if flat["optimizer.clip.mask"] == "none":
+        flat |= {"optimizer.clip.norm": None, "optimizer.clip.unit": None}
     # Which data these are is told by their content, not by how they were found.
     del flat["data.source"], flat["data.name"]
     if config.optimizer.schedule == "constant":  # another number of steps then changes nothing of those before
         del flat["train.steps"]
-    return {**flat, "content hash of the data": content_hash}
+    return {**flat, CONTENT: content_hash}
 
 
 def differences(old: FlatConfig, new: FlatConfig) -> list[str]:

@@ -1,16 +1,17 @@
 """A run's folder: which files it has, and how each is read and written whole."""
 
 import contextlib
+import glob
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from seqmnist_jax.errors import SeqMnistError
+from seqmnist_jax.errors import Interrupted, SeqMnistError
 
 CONFIG = "config.json"
 DATA = "data.json"
@@ -31,15 +32,24 @@ class WorkdirError(SeqMnistError):
     """A work directory lacks what is asked of it, or belongs to another run."""
 
 
+class NotWritten(WorkdirError, Interrupted):
+    """A work directory can't be written."""
+
+
+def matching(text: str) -> list[Path]:
+    """What is there under a name; where nothing is, what the name matches as a pattern of a shell."""
+    path = Path(text).expanduser()
+    return [path] if path.exists() else sorted(map(Path, glob.glob(str(path))))
+
+
 def _write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     """Replaces `path` by what `write` writes, or leaves it as it was."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{HALF_WRITTEN}{path.name}-")
+    name = path.parent / f"{HALF_WRITTEN}{path.name}-{secrets.token_hex(4)}"  # tempfile's would not go by the umask
     try:
-        with os.fdopen(handle, "wb") as file:
+        with name.open("xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)
         os.replace(name, path)
     except BaseException:
         with contextlib.suppress(OSError):

@@ -7,11 +7,11 @@ import json
 import os
 import platform
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-from seqmnist_jax.errors import SeqMnistError
+from seqmnist_jax.errors import Interrupted, SeqMnistError
 
 NAME = "lock"
 
@@ -20,11 +20,15 @@ class InUse(SeqMnistError):
     """Another process works in the folder."""
 
 
+class Moved(Interrupted):
+    """The folder is not in its place any more."""
+
+
 @contextlib.contextmanager
-def owned(folder: Path) -> Iterator[None]:
+def owned(folder: Path) -> Iterator[Callable[[], None]]:
     """Makes this process the owner of a folder, which exists; the kernel ends that when the process dies.
 
-    The file stays, and says who had it last.
+    The file stays, and says who had it last. What is given raises `Moved` unless the folder still is in its place.
 
     Raises:
       InUse: another process owns it; the message names it.
@@ -40,7 +44,25 @@ def owned(folder: Path) -> Iterator[None]:
             warnings.warn(f"{folder} can't be locked ({e}): see that only one process works in it.", stacklevel=2)
         else:
             _sign(file)
-        yield
+        own = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)  # open, so that no other folder gets its number
+        try:
+            yield lambda: _check_place(folder, own)
+        finally:
+            os.close(own)
+
+
+def _check_place(folder: Path, own: int) -> None:
+    try:
+        if os.path.samestat(os.stat(folder), os.fstat(own)):
+            return
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError:  # which says nothing of the place
+        return
+    raise Moved(
+        f"{folder} is not the folder any more that this run began in: it was moved, removed or replaced. Nothing is "
+        "written to the one that is there now. Put the run's own back, or name its new place by --workdir."
+    )
 
 
 def _sign(file: IO[str]) -> None:

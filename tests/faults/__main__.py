@@ -16,6 +16,7 @@ from tests.faults.outcome import as_table
 CAMPAIGNS = {
     "kills": (4, 120),
     "processes": (1, 10),
+    "sweeps": (3, 30),
     "disk": (2, 20),
     "checkpoints": (20, 300),
     "data": (100, 2000),

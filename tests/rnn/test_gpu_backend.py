@@ -180,5 +180,3 @@ def test_without_a_gpu():
     assert gpu.problem() == "this process has no NVIDIA GPU"
     params = rnn.init_gru(KEY, 1, 8)
     assert rnn.explain(params, X, platform="gpu", precision="bfloat16").why == "this process has no NVIDIA GPU"
-    with pytest.raises(ValueError, match=r"backend is 'native', but there is no kernel for"):
-        rnn.scan(rnn.gru_step, params, X, jnp.zeros((6, 8)), backend="native")

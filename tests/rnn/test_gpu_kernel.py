@@ -1,4 +1,4 @@
-"""The GPU kernel's own source on a CPU, a fibre a thread (`emulated_gpu.h`), against `lax.scan` in float64; and by NVRTC.
+"""The GPU kernel's own source on a CPU (`emulated_gpu.h`), against `lax.scan` in float64, and what NVRTC makes of it.
 
 The kernel runs as on a GPU, through `recurrence` and the calls in `native/gpu`: only what starts it is replaced.
 """
@@ -14,6 +14,7 @@ import subprocess
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import any_cells
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,7 +45,7 @@ extern "C" unsigned barriers_passed() { return passed; }
 BARRIER = re.compile(r"^( +)((?:__syncthreads|pair_barrier|cluster_barrier|barrier_wait|fetch_wait<.*>)\()", re.M)
 
 
-# `without` is the number of the barrier that is left out, in the order of the source; `passed` are those reached, as bits.
+# `without` is the number of the barrier that is left out, in the order of the source; `passed` has the others as bits.
 COUNT = """
 static int without;
 static unsigned passed;
@@ -63,62 +64,24 @@ def numbered(text):
     return text[:at] + COUNT + skeleton + MAIN, next(count)
 
 
-# ---- Steps ---------------------------------------------------------------------------------
+INIT = {"gru": (cells.gru_step, cells.init_gru, 1), "lstm": (cells.lstm_step, cells.init_lstm, 2)}
 
 
-def lem_step(params, carry, x):
-    """Two products one after the other."""
-    y, z = carry
-    i = x @ params["W"] + params["b"]
-    a, b, c = jnp.split(i[:, : -y.shape[1]] + y @ params["U"], 3, axis=1)
-    a, b = 0.6 * jax.nn.sigmoid(a), 0.6 * jax.nn.sigmoid(b)
-    z = (1 - a) * z + a * jnp.tanh(c)
-    y = (1 - b) * y + b * jnp.tanh(z @ params["V"] + i[:, -y.shape[1] :])
-    return (y, z), y
-
-
-def cornn_step(params, carry, x):
-    """Two products with two sources, side by side."""
-    y, z = carry
-    force = jnp.tanh(y @ params["U"] + z @ params["V"] + x @ params["W"] + params["b"])
-    z = z + 0.1 * (force - 1.2 * y - 0.7 * z)
-    y = y + 0.1 * z
-    return (y, z), y
-
-
-def reset_before_step(params, h, x):
-    """A GRU whose reset gate stands before its product."""
-    i, n = x @ params["W"] + params["b"], h.shape[1]
-    r, z = jnp.split(jax.nn.sigmoid(i[:, : 2 * n] + h @ params["U"]), 2, axis=1)
-    h = z * h + (1 - z) * jnp.tanh(i[:, 2 * n :] + (r * h) @ params["V"])
-    return h, h
-
-
-# The step, blocks of the matrices W and U, whether there is a V, and parts of the carry.
-STEPS = {
-    "gru": (cells.gru_step, None, None, 1),
-    "lstm": (cells.lstm_step, None, None, 2),
-    "lem": (lem_step, 4, 3, 2),
-    "cornn": (cornn_step, 1, 1, 2),
-    "reset before": (reset_before_step, 3, 2, 1),
-}
-
-
-def drawn(cell, hidden, features, batch, time, seed=0):
+def drawn(cell, hidden, features, batch, time):
     """(step, params, x, carry) in float32."""
-    rng = np.random.default_rng(seed)
-    step, wide, recurrent, parts = STEPS[cell]
+    rng = np.random.default_rng(0)
 
     def normal(*shape, scale=1.0):
         return jnp.asarray(scale * rng.standard_normal(shape), jnp.float32)
 
-    if wide is None:
-        init = {"gru": cells.init_gru, "lstm": cells.init_lstm}[cell]
+    if cell in INIT:
+        step, init, parts = INIT[cell]
         shapes = jax.eval_shape(lambda key: init(key, features, hidden), jax.random.key(0))
+        scale = {1: lambda _: 0.3, 2: lambda shape: shape[0] ** -0.5}
+        params = jax.tree.map(lambda s: normal(*s.shape, scale=scale[len(s.shape)](s.shape)), shapes)
     else:
-        shapes = {"W": (features, wide * hidden), "U": (hidden, recurrent * hidden), "V": (hidden, hidden)}
-        shapes = {k: jax.ShapeDtypeStruct(s, jnp.float32) for k, s in (shapes | {"b": (wide * hidden,)}).items()}
-    params = jax.tree.map(lambda s: normal(*s.shape, scale=s.shape[0] ** -0.5 if len(s.shape) > 1 else 0.3), shapes)
+        step, params, parts = any_cells.CELLS[cell](hidden, features)
+        params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), params)
     carry = tuple(normal(batch, hidden, scale=0.5) for _ in range(parts))
     return step, params, normal(batch, time, features), carry if parts > 1 else carry[0]
 
@@ -224,7 +187,7 @@ def worst(got, want):
 
 
 class Work(NamedTuple):
-    """A function of the case's arrays, that gives gradients and results, the arrays, and what `lax.scan` makes of them."""
+    """A function of a case's arrays that gives gradients and results, the arrays, and what `lax.scan` makes of them."""
 
     run: Any
     arrays: Any
@@ -276,7 +239,7 @@ CASES = {
     "lstm, x has a gradient": Case("lstm", sequences=4, features=6, wants_dx=True, reverse=True),
     "lem": Case("lem", 64, batch=4, lengths=True),
     "cornn": Case("cornn", 64, sequences=4, outputs="none", batch=4),
-    "reset before": Case("reset before", precision="bfloat16"),
+    "reset before": Case("gru_reset_before", precision="bfloat16"),
     "cluster, gru": Case("gru", 64, 4, lengths=True, batch=6, precision="bfloat16"),
     "cluster, gru, 4 sequences": Case("gru", 50, 4, sequences=4, outputs="last", reverse=True, time=5),
     "cluster, lem": Case("lem", 64, 4, batch=7, features=2, wants_dx=True),
@@ -286,13 +249,14 @@ CASES = {
 SLOW = {
     "gru, x has a gradient": Case("gru", features=3, wants_dx=True, batch=4),
     "lstm, last": Case("lstm", lengths=True, outputs="last", batch=5, precision="bfloat16"),
+    "cluster, three rounds": Case("three_rounds", 64, 4, lengths=True, precision="bfloat16", time=4),
     "gru, 4 sequences, lengths": Case("gru", sequences=4, lengths=True, batch=6, precision="bfloat16"),
     "cluster, cornn, 4 sequences": Case("cornn", 64, 4, sequences=4, batch=3, precision="bfloat16"),
     "cluster, gru, 256 units": Case("gru", 256, 4, batch=4, sequences=4, time=3),
     "lstm, 128 units": Case("lstm", 128, time=20),
     "cluster, lstm, 256 units": Case("lstm", 256, 4, lengths=True, batch=6, time=20),
     "cluster, gru, 150 units": Case("gru", 150, 4, outputs="last", precision="bfloat16", time=20),
-    "cluster, reset before, 256 units": Case("reset before", 256, 4, sequences=4, reverse=True, time=20),
+    "cluster, reset before, 256 units": Case("gru_reset_before", 256, 4, sequences=4, reverse=True, time=20),
 }
 
 

@@ -1,10 +1,10 @@
 """The report: from work directories to one HTML file."""
 
-import glob
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from seqmnist_jax.analysis import recorded
 from seqmnist_jax.analysis.report import comparison, gradients, page, reading, runs, summary
 from seqmnist_jax.errors import UsageError
 from seqmnist_jax.workdir import config as configs
@@ -48,12 +48,16 @@ def gather(workdirs: Sequence[Path]) -> Json:
     facts = {folder: files.read_facts(folder) for folder in folders}
     comparison.check_one_task(facts)
     found = [runs.find(folder) for folder in folders]
-    detailed = comparison.best(found)
+    detailed = comparison.best(found) or found[0]
     is_alone = len(found) == 1 and not sweeps
+    described = describe(detailed)
+    if not is_alone:
+        others = [warning for one in found for warning in recorded.warnings(one.workdir, one.facts)]
+        described["warnings"] = list(dict.fromkeys([*described["warnings"], *others]))
     return {
         "title": f"{detailed.name}: report" if is_alone else f"{len(found)} runs compared: report",
         "version": provenance.versions()["seqmnist_jax"],
-        "run": describe(detailed),
+        "run": described,
         "comparison": None if is_alone else comparison.describe(found, sweeps),
     }
 
@@ -63,7 +67,7 @@ def _find(workdirs: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     folders: dict[Path, None] = {}
     sweeps: dict[Path, None] = {}
     for pattern in workdirs:
-        for folder in sorted(map(Path, glob.glob(str(pattern.expanduser())))) or [pattern]:
+        for folder in files.matching(str(pattern)) or [pattern]:
             # A folder that holds no run is left to be refused by who reads it.
             below = sorted(path.parent for path in folder.rglob(files.CONFIG))
             folders |= dict.fromkeys(below or [folder])
@@ -88,7 +92,7 @@ def describe(found: runs.Found) -> Json:
         "state": found.state,
         "headline": summary.headline(opened, score),
         "sections": summary.sections(opened, score),
-        "warnings": summary.warnings(found),
+        "warnings": recorded.warnings(found.workdir, found.facts, opened.model.step if opened.model else None),
         "notices": opened.notices,
         "config": [[name, repr(value)] for name, value in configs.flatten(found.config).items()],
         "curves": summary.curves(found.events),

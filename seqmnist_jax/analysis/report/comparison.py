@@ -48,9 +48,13 @@ def _short(value: Any) -> str:
     return repr(value[:12] + "..." if isinstance(value, str) and len(value) > 40 else value)
 
 
-def best(runs: Sequence[Found]) -> Found:
-    """The run with the highest validation accuracy; the first where none has any, or of equal ones."""
-    return max(runs, key=lambda run: run.validation_accuracy() or 0.0)
+def best(runs: Sequence[Found]) -> Found | None:
+    """The run with the highest validation accuracy, of equal ones the first; None where none has any."""
+    return max((run for run in runs if run.validation_accuracy() is not None), key=_validated, default=None)
+
+
+def _validated(run: Found) -> float:
+    return run.validation_accuracy() or 0.0
 
 
 def names(runs: Sequence[Found]) -> list[str]:
@@ -70,10 +74,10 @@ def describe(runs: Sequence[Found], sweeps: Sequence[Path]) -> Json:
       sweeps: the folders of sweeps among what was asked for.
 
     Returns:
-      best, the place of the best run by validation; fields, the names of the config's fields in which the
-      runs differ; runs, of each name, those fields' values, state, curves, accuracies, and mcnemar: of the best
-      against this one on the same test images, as `scores.mcnemar` has it (the best is a), None where it can't be
-      tested; recipes, over seeds, as rows of text, and their header; diverged, of sweeps.
+      best, the place of the best run by validation, None where nothing was validated; fields, the names of the
+      config's fields in which the runs differ; runs, of each name, those fields' values, state, curves, accuracies,
+      and mcnemar: of the best against this one on the same test images, as `scores.mcnemar` has it (the best is a),
+      None where it can't be tested; recipes, over seeds, as rows of text, and their header; diverged, of sweeps.
     """
     flat = [configs.flatten(configs.from_json(run.config).to_dict()) for run in runs]
     fields = [
@@ -83,7 +87,7 @@ def describe(runs: Sequence[Found], sweeps: Sequence[Path]) -> Json:
     ]
     reference = best(runs)
     return {
-        "best": list(runs).index(reference),
+        "best": None if reference is None else list(runs).index(reference),
         "fields": fields,
         "runs": [
             {
@@ -95,7 +99,7 @@ def describe(runs: Sequence[Found], sweeps: Sequence[Path]) -> Json:
                 "test": _test(run),
                 "train_seconds": (run.summary or {}).get("train_seconds"),
                 "curves": _overlaid(run),
-                "mcnemar": None if run is reference else _mcnemar(reference, run),
+                "mcnemar": None if reference is None or run is reference else _mcnemar(reference, run),
             }
             for run, name, one in zip(runs, names(runs), flat, strict=True)
         ],
@@ -131,10 +135,10 @@ def _mcnemar(a: Found, b: Found) -> Json | None:
 
 
 def _recipes(runs: Sequence[Found]) -> list[Json]:
-    """The finished runs over their seeds, as `table.rows` has them; [] where no recipe has several."""
-    finished = [str(run.workdir) for run in runs if run.summary is not None]
+    """The runs that have ended, over their seeds, as `table.rows` has them; [] where no recipe has several."""
+    ended = [str(run.workdir) for run in runs if run.state != "not finished"]
     try:
-        rows = table.rows(table.find(finished)) if finished else []
+        rows = table.rows(table.find(ended)) if ended else []
     except UsageError:  # a run beside its own rerun
         return []
     if all(len(row["seeds"]) < 2 for row in rows):
@@ -142,13 +146,18 @@ def _recipes(runs: Sequence[Found]) -> list[Json]:
     return [
         {
             "model": row["model"],
-            "seeds": row["seeds"],
+            "seeds": [*row["seeds"], *(f"{seed} diverged" for seed in row["diverged_seeds"])],
             "validation": scores.in_percent(row["validation_accuracy"], row["validation_std"]),
             "test": scores.in_percent(row["test_accuracy"], row["test_std"], row["test_interval"]),
             "command": row["command"],
         }
         for row in rows
     ]
+
+
+def _count(entry: Json) -> str:
+    runs, lost = len(entry["replicas"]), len(entry.get("diverged", []))
+    return f"{runs} of {runs + lost}" if lost else str(runs)
 
 
 def _ranking(sweep: Path) -> list[Json]:
@@ -163,7 +172,7 @@ def _ranking(sweep: Path) -> list[Json]:
     return [
         {
             "recipe": ", ".join(f"{field}={value}" for field, value in entry["changes"].items()) or "all seeds",
-            "runs": len(entry["replicas"]),
+            "runs": _count(entry),
             "validation": in_words(entry["validation"]),
             "test": in_words(entry["test"]),
         }

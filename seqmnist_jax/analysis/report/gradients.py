@@ -10,7 +10,7 @@ from seqmnist_jax.devices.trees import tensor_names
 from seqmnist_jax.training.optimizers import build_clip_groups
 from seqmnist_jax.training.state import restore_state
 from seqmnist_jax.workdir import files
-from seqmnist_jax.workdir.checkpoints import CheckpointError, Checkpoints
+from seqmnist_jax.workdir.checkpoints import CheckpointError, read_saved
 
 Json = dict[str, Any]
 
@@ -25,12 +25,12 @@ def describe(opened: Opened) -> Json | None:
     """
     if opened.model is None:
         return None
-    with Checkpoints(opened.found.workdir / files.CHECKPOINTS, read_only=True) as checkpoints:
-        step = checkpoints.last_step() or opened.model.step
-        try:
-            state = restore_state(checkpoints, step, opened.model.learner.template())
-        except CheckpointError:
-            return None
+    template, step = opened.model.learner.template(), opened.model.step
+    folder = opened.found.workdir / files.CHECKPOINTS
+    try:
+        state = read_saved(folder, lambda saved: restore_state(saved, saved.last_step() or step, template))
+    except CheckpointError:
+        return None
     window = state.gradient_norms.shape[0]
     done = int(state.step)
     rows = [step % window for step in range(max(0, done - window), done)]

@@ -130,7 +130,11 @@ def open_run(found: Found) -> Opened:
         notices.append(f"{found.workdir / files.PREDICTIONS} is damaged: its labels are not those of the test images.")
         answers = None
     if answers is None and part is not None and model is not None:
-        answers = Answers(part.labels, model.logits(part.images))
+        logits = model.logits(part.images)
+        if not np.isfinite(logits).all():
+            notices.append(f"Nothing is measured: the logits of checkpoint {model.step} are not finite.")
+            return Opened(found, model, None, None, tuple(notices))
+        answers = Answers(part.labels, logits)
         if found.split == "test":
             notices.append("So the answers to the test images are computed anew.")
     return Opened(found, model, None if part is None else part.images, answers, tuple(notices))

@@ -78,19 +78,6 @@ def sections(opened: Opened, score: Json | None) -> list[Json]:
     return [{"title": title, "pairs": pairs} for title, pairs in told.items() if pairs]
 
 
-def warnings(found: Found) -> list[str]:
-    """What must be said with the result."""
-    told = []
-    selection = str(found.facts.get("selection", ""))
-    if selection.startswith("test"):
-        told.append(
-            f"The checkpoint is selected on test images ({selection}): its result can't be compared with an honest one."
-        )
-    if found.facts.get("warning"):
-        told.append(found.facts["warning"])
-    return told
-
-
 def _result(opened: Opened, score: Json | None) -> Pairs:
     found = opened.found
     pairs: Pairs = []

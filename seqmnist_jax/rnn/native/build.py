@@ -372,7 +372,7 @@ def _kernel() -> Kernel:
 
 
 def kept(name: str, make: Callable[[], bytes]) -> bytes:
-    """What `make` made of a name that says all it depends on: from the cache, or made now and kept where that can be."""
+    """What `make` makes of a name that says all it depends on: from the cache, or made now and kept where it can be."""
     try:
         path = _folder() / name
         _make(path.parent)

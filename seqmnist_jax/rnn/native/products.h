@@ -187,14 +187,14 @@ constexpr std::ptrdiff_t words(std::ptrdiff_t n) {
 // sums [R][V] += A B over `depth` words: R rows of A, V vectors of B's columns.
 //
 // A by rows: word k of row r at a[r * a_row + k]. A interleaved: at a[k * kUnit + r].
-// B: vector v of word k at b[k * b_step + v * kLanes].
+// B: vector v of word k at b[k * b_step + v * b_column].
 template <class Mode, int R, int V, bool kInterleaved>
 SEQMNIST_INLINE void accumulate(Vec (&sums)[R][V], const float* a, std::ptrdiff_t a_row, const float* b,
-                                std::ptrdiff_t b_step, std::ptrdiff_t depth) {
+                                std::ptrdiff_t b_step, std::ptrdiff_t depth, std::ptrdiff_t b_column = kLanes) {
   for (std::ptrdiff_t k = 0; k < depth; ++k) {
     Vec columns[V];
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) columns[v] = load(b + k * b_step + v * kLanes);
+    for (int v = 0; v < V; ++v) columns[v] = load(b + k * b_step + v * b_column);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const float word = kInterleaved ? a[k * kUnit + r] : a[r * a_row + k];

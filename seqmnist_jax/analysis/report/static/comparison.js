@@ -6,7 +6,7 @@ const runLabel = (comparison, run) => (comparison.fields.length && comparison.fi
 
 function comparisonSection(comparison) {
   const { runs, fields } = comparison;
-  const best = runs[comparison.best];
+  const best = runs[comparison.best]; // undefined where nothing was validated
   const overlaid = (metric) => runs.map((run, k) => ({ run, curve: run.curves[metric], k })).filter((one) => one.curve)
     .map(({ run, curve, k }) => ({
       name: runLabel(comparison, run), x: curve.steps, y: curve.values,

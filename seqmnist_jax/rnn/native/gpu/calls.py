@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seqmnist_jax.rnn.native.gpu import load, nvrtc
-from seqmnist_jax.rnn.native.gpu.source import Shape, blocks, groups, misfit, piece_words, shared_bytes
+from seqmnist_jax.rnn.native.gpu.source import Shape, blocks, groups, misfit, piece_words, shared_bytes, source
 from seqmnist_jax.rnn.stages import Operands, Options, Stages
 
 Array = jax.Array
@@ -111,6 +111,12 @@ def unfit(stages: Stages, options: Options) -> str | None:
     return None
 
 
+def text(stages: Stages, precision: str) -> str:
+    """The source that is generated for a cell, for whole sequences in training."""
+    d, half = stages.division, precision == "tensorfloat32"
+    return source(stages, Shape(d.hidden, blocks(stages), 8, "all", True, False, False, half))
+
+
 def forward(stages: Stages, options: Options, operands: Operands, save: bool) -> tuple[Array, Array | None, Kept]:
     """The carry after the last step, the outputs, and what is kept."""
     d, shape = stages.division, _shape(stages, options, operands, save)
@@ -166,11 +172,11 @@ def backward(
     )
     in_order = _in_order if shape.blocks == 1 else lambda array, axis: array
     of_pairs: dict[tuple[int, int], Array] = {}
-    for (sources, results), source, result in zip(joined, kept.sources, d_results, strict=True):
+    for (sources, results), of_sources, of_results in zip(joined, kept.sources, d_results, strict=True):
         rows = batch * time
         product = jax.lax.dot_general(
-            source.reshape(rows, source.shape[-1]),
-            result.reshape(rows, result.shape[-1]),
+            of_sources.reshape(rows, of_sources.shape[-1]),
+            of_results.reshape(rows, of_results.shape[-1]),
             (((0,), (0,)), ((), ())),
             preferred_element_type=jnp.float32,
         )

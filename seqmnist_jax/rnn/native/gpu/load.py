@@ -1,4 +1,4 @@
-"""What a GPU kernel needs of this process: a device, the launcher, and the compiled kernel, kept by all it depends on."""
+"""What a GPU kernel needs of this process: a device, the launcher, the compiled kernel, kept by what it depends on."""
 
 import ctypes
 import functools

@@ -1,4 +1,4 @@
-"""The kernel's source for one cell and shape: the skeleton `recurrence.cu`, and what is generated of the cell's stages."""
+"""The kernel's source for one cell and shape: the skeleton `recurrence.cu`, and what is generated of the stages."""
 
 import functools
 import re
@@ -160,15 +160,15 @@ def recalled(stages: Stages, shape: Shape) -> list[tuple[int, int]]:
     return [(i, places[f"u.c[{i}]"]) for i in kept if f"u.c[{i}]" in places]
 
 
-def remakes(shape: Shape) -> bool:
-    """Whether the way back makes again what it can: with 8 sequences to a block memory is what takes the time."""
+def spares(shape: Shape) -> bool:
+    """Whether less is kept and more made again: with 8 sequences to a block memory is what takes the time."""
     return shape.sequences == 8
 
 
 def kept_apart(stages: Stages, shape: Shape) -> list[int]:
     """The places in `Stages.kept` of what is kept beside the sources."""
     again = {("c", i) for i, _ in recalled(stages, shape)}
-    again |= {("t", i) for i in stages.remade} if remakes(shape) else set()
+    again |= {("t", i) for i in stages.spared} if spares(shape) else set()
     return [place for place, what in enumerate(stages.kept) if what not in again]
 
 
@@ -223,7 +223,7 @@ def cell(stages: Stages, shape: Shape) -> str:
     # `keep` is a function of its own, so all that it reads crosses.
     beyond = [(to, out, d.rounds + 1) for to, out, _ in keeps]
     forward = _stage_functions("forward", "Forward", stages.forward, writes + beyond, d.rounds)
-    back = [*stages.recall(apart, remakes(shape)), *stages.backward]
+    back = [*stages.recall(apart, spares(shape)), *stages.backward]
     if shape.outputs == "none":  # Zeros that the compiler would add, for what they do to a negative zero.
         back = [s._replace(text=re.sub(r" \+ u\.dy\[\d+\]$", "", s.text)) for s in back]
     back_writes = [(f"u.dm[{i}]", out, d.rounds - d.results[i][0]) for i, out in enumerate(stages.d_results)]
@@ -258,7 +258,8 @@ def cell(stages: Stages, shape: Shape) -> str:
             "  struct Backward {",
             f"    {raw}",
             f"    float k[{at(len(apart))}], after[{at(len(d.carries))}], ds[{at(len(d.sources))}];",
-            f"    float dn[{at(len(d.carries))}], dy[{at(d.outputs)}], dm[{at(len(d.results))}], dx[{at(d.count('x'))}];",
+            f"    float dn[{at(len(d.carries))}], dy[{at(d.outputs)}], dm[{at(len(d.results))}];",
+            f"    float dx[{at(d.count('x'))}];",
             *back_fields,
             "  };",
             *back_functions,

@@ -1,5 +1,6 @@
 """SIGINT and SIGTERM: a run that is asked to stop saves first, and doesn't keep who asked waiting."""
 
+import contextlib
 import os
 import select
 import signal
@@ -25,7 +26,10 @@ class StopOnSignal:
       number: of the signal that came; 0 before.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, go_on: str = "", *, by_hand: bool = True) -> None:
+        """Says `go_on`, how to go on, where it ends the process; not by hand, only SIGTERM counts, and only once."""
+        self._go_on = go_on
+        self._by_hand = by_hand
         self.number = 0
 
     def __call__(self) -> bool:
@@ -37,7 +41,9 @@ class StopOnSignal:
         os.set_blocking(self._writer, False)
         self._old_fd = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         # Without a handler in Python the signal would end the process; the thread does the rest.
-        self._old_handlers = {number: signal.signal(number, _nothing) for number in ASKED}
+        self._old_handlers = {
+            number: signal.signal(number, _nothing) for number in (ASKED if self._by_hand else ASKED[1:])
+        }
         threading.Thread(target=self._watch, name="signals", daemon=True).start()
         return self
 
@@ -64,19 +70,21 @@ class StopOnSignal:
             numbers = os.read(self._reader, 64)
             if not numbers:
                 return
-            for number in numbers:
-                if number in ASKED and self.number:
-                    self._leave("Asked twice")
-                elif number in ASKED:
+            for number in filter(self._old_handlers.__contains__, numbers):
+                if not self.number:
                     self.number = number
                     deadline = time.monotonic() + GRACE_SECONDS
-                    print("Stopping after this dispatch; once more to stop at once.", file=sys.stderr, flush=True)
+                    with contextlib.suppress(OSError):
+                        print("Stopping after this dispatch; once more to stop at once.", file=sys.stderr, flush=True)
+                elif self._by_hand:
+                    self._leave("Asked twice")
 
     def _leave(self, why: str) -> None:
-        if sys.stdout.isatty():
-            print(SHOW_CURSOR, end="", flush=True)  # a live display may have hidden it
-        print(f"{why}: stopped at once. The same command resumes from the last checkpoint.", file=sys.stderr)
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):
+            if sys.stdout.isatty():
+                print(SHOW_CURSOR, end="", flush=True)  # a live display may have hidden it
+            told = f"{why}: stopped at once. The same command resumes from the last checkpoint.{self._go_on}"
+            print(told, file=sys.stderr, flush=True)
         os._exit(128 + self.number)  # as a shell reports a process that the signal ended
 
 

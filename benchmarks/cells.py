@@ -1,0 +1,203 @@
+"""Cells written as a step alone: the kernel that the engine makes of each, beside the floor and beside other ways.
+
+    python -m benchmarks.cells [--json=FILE] [--cells=elman,lem] [--batch=128,32] [--precisions=float32,bfloat16] ...
+
+Training steps of one layer, all in one process and in turns, many repetitions in a dispatch (see `benchmarks.peers`).
+'generated' is the kernel made of the step, 'derived' the same division in plain JAX, 'scan' `lax.scan` with JAX's own
+derivative, 'layer' this repository's layer of that name. The floor of a cell is its matrix products at the best rate of
+`jnp.dot` (see `benchmarks.floor`); that of a cell without any is the time of writing and reading once what it keeps.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+
+from benchmarks import floor, timing
+from benchmarks.peers import FEEDBACK
+from benchmarks.steps import CELLS, Cell
+from seqmnist_jax import rnn
+from seqmnist_jax.rnn import cells, recurrence
+from seqmnist_jax.rnn.stages import Options
+
+FLAGS = flags.FLAGS
+Array = jax.Array
+Row = dict[str, Any]
+
+WAYS = ("generated", "layer", "derived", "scan")
+LAYERS: dict[str, Callable[..., Any]] = {"gru": rnn.gru, "lstm": rnn.lstm}
+
+
+class Case(NamedTuple):
+    """A cell's name and sizes."""
+
+    cell: str
+    batch: int
+    steps: int
+    hidden: int
+    precision: str
+
+
+def peephole_lstm_step(params: Any, carry: tuple[Array, Array], x: Array) -> tuple[tuple[Array, Array], Array]:
+    """Gers and Schmidhuber 2000: the gates see c, the output gate its new value."""
+    c, h = carry
+    i, f, g, o = jnp.split(x @ params["kernel"] + h @ params["recurrent_kernel"] + params["bias"], 4, axis=-1)
+    i, f = jax.nn.sigmoid(i + params["peepholes"][0] * c), jax.nn.sigmoid(f + params["peepholes"][1] * c)
+    c = f * c + i * jnp.tanh(g)
+    h = jax.nn.sigmoid(o + params["peepholes"][2] * c) * jnp.tanh(c)
+    return (c, h), h
+
+
+def init_peephole_lstm(key: Array, features: int, hidden: int) -> Any:
+    """Parameters of `peephole_lstm_step`."""
+    peepholes = 0.1 * jax.random.normal(jax.random.fold_in(key, 1), (3, hidden))
+    return cells.init_lstm(key, features, hidden) | {"peepholes": peepholes}
+
+
+def ind_rnn_step(params: Any, h: Array, x: Array) -> tuple[Array, Array]:
+    """Li et al. 2018: each unit sees its own state alone."""
+    h = jax.nn.relu(x @ params["W"] + params["u"] * h + params["b"])
+    return h, h
+
+
+def init_ind_rnn(key: Array, features: int, hidden: int) -> Any:
+    """Parameters of `ind_rnn_step`."""
+    return {
+        "W": jax.random.normal(key, (features, hidden)),
+        "u": jax.random.uniform(jax.random.fold_in(key, 1), (hidden,), maxval=0.99),
+        "b": jnp.zeros((hidden,)),
+    }
+
+
+ALL: dict[str, Cell] = CELLS | {
+    "gru": Cell(cells.gru_step, cells.init_gru, 1),
+    "gru_reset_before": Cell(cells.gru_step, functools.partial(cells.init_gru, reset_after=False), 1),
+    "lstm": Cell(cells.lstm_step, cells.init_lstm, 2),
+    "peephole_lstm": Cell(peephole_lstm_step, init_peephole_lstm, 2),
+    "ind_rnn": Cell(ind_rnn_step, init_ind_rnn, 1),
+}
+
+
+def last_output(way: str, case: Case, params: Any, x: Array) -> Array:
+    """A layer's last output [batch, hidden], made in one of the ways."""
+    cell = ALL[case.cell]
+    if way == "layer":
+        return LAYERS[case.cell](params, x, return_sequences=False, precision=case.precision)[1]
+    platform = {"generated": jax.default_backend(), "derived": "derived", "scan": ""}[way]
+    call = recurrence.Call(cell.step, Options("last", False, case.precision), platform)
+    given = recurrence.Given(params, x, cell.zero_carry(case.batch, case.hidden), None)
+    outputs = (recurrence.plain if way == "scan" else recurrence.recurrence)(call, given)[1]
+    assert outputs is not None
+    return outputs
+
+
+def program(way: str, case: Case) -> timing.Program:
+    """Training steps, all repetitions in one dispatch."""
+    params = ALL[case.cell].init(jax.random.key(0), 1, case.hidden)
+    x = jax.random.uniform(jax.random.key(1), (case.batch, case.steps, 1))
+
+    def loss(params: Any, x: Array) -> Array:
+        return jnp.sum(jnp.square(last_output(way, case, params, x)))
+
+    @jax.jit
+    def many(params: Any, x: Array, count: Array) -> Any:
+        def step(_: Any, params: Any) -> Any:
+            return jax.tree.map(lambda p, g: p - FEEDBACK * g, params, jax.grad(loss)(params, x))
+
+        return jax.lax.fori_loop(0, count, step, params)
+
+    compiled = many.lower(params, x, jnp.int32(1)).compile()
+    return lambda count: jax.block_until_ready(compiled(params, x, np.int32(count)))
+
+
+def products(case: Case) -> int:
+    """How many [hidden, hidden] matrices a step multiplies the state with."""
+    cell = ALL[case.cell]
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 1, case.hidden))
+    x = jax.ShapeDtypeStruct((case.batch, case.steps, 1), jnp.float32)
+    carry = jax.eval_shape(lambda: cell.zero_carry(case.batch, case.hidden))
+    return len(recurrence.stages_of(cell.step, params, x, carry, inline=True).division.products)
+
+
+def keeping(case: Case) -> timing.Program:
+    """Writing and reading once what a cell keeps."""
+    cell = ALL[case.cell]
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 1, case.hidden))
+    x = jax.ShapeDtypeStruct((case.batch, case.steps, 1), jnp.float32)
+    carry = jax.eval_shape(lambda: cell.zero_carry(case.batch, case.hidden))
+    call = recurrence.Call(cell.step, Options("last", False, case.precision), jax.default_backend())
+    count = recurrence.kept_bytes(call, (params, x, carry, None)) // 4
+
+    @jax.jit
+    def copies(array: Array, n: Array) -> Array:
+        return jax.lax.fori_loop(0, n, lambda _, a: a * 1.0000001, array)
+
+    compiled = copies.lower(jax.ShapeDtypeStruct((count,), jnp.float32), jnp.int32(1)).compile()
+    array = jnp.ones((count,), jnp.float32)
+    return lambda n: jax.block_until_ready(compiled(array, np.int32(n)))
+
+
+def measure(case: Case, ways: Sequence[str], rate: floor.Rate, rounds: int, seconds: float) -> list[Row]:
+    """One row for each way of one case."""
+    print(f"{case.cell}, batch {case.batch}, {case.precision}", flush=True)
+    found = {way: program(way, case) for way in ways if way != "layer" or case.cell in LAYERS}
+    count = products(case)
+    if count == 0:
+        found["floor"] = keeping(case)
+    timings = timing.alternate(found, rounds=rounds, seconds=seconds)
+    lowest = 6.0 * count * case.batch * case.steps * case.hidden**2 / rate.flops
+    if count == 0:
+        lowest = timings.pop("floor").median
+    layer = timings.get("layer")
+    return [
+        {
+            **case._asdict(),
+            "way": way,
+            **took.facts(),
+            "floor_milliseconds": 1e3 * lowest,
+            "against_floor": took.median / lowest,
+            "against_layer": None if layer is None else took.median / layer.median,
+        }
+        for way, took in timings.items()
+    ]
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Rows as a table with a line for each."""
+    names = ("cell", "batch", "precision", "way", "milliseconds", "against_floor", "against_layer")
+    return timing.markdown([name.replace("_", " ") for name in names], [[row[name] for name in names] for row in rows])
+
+
+def define_flags() -> None:
+    """The flags of this module as a command."""
+    timing.define_names("cells", list(ALL), "Which cells.")
+    timing.define_names("ways", WAYS, "Which ways.", usual=("generated", "layer"))
+    timing.define_names("precisions", cells.PRECISIONS, "Which precisions.", usual=("float32",))
+    flags.DEFINE_list("batch", ["128", "32"], "Batch sizes.")
+    flags.DEFINE_integer("steps", 784, "Steps of a sequence.")
+    flags.DEFINE_integer("hidden", 128, "Units.")
+    timing.define_measuring(rounds=5, seconds=1.0)
+
+
+def main(argv: list[str]) -> None:
+    """Measures, prints a table, and writes the JSON file after each case."""
+    del argv
+    rate = floor.best_rate(rounds=FLAGS.rounds, seconds=min(FLAGS.seconds, 0.2))
+    print(floor.words(rate))
+    rows: list[Row] = []
+    for precision in FLAGS.precisions:
+        for cell in FLAGS.cells:
+            for batch in map(int, FLAGS.batch):
+                case = Case(cell, batch, FLAGS.steps, FLAGS.hidden, precision)
+                rows += measure(case, FLAGS.ways, rate, FLAGS.rounds, FLAGS.seconds)
+                timing.write_json(FLAGS.json, {"rows": rows, "floor": rate._asdict()})
+    print(f"\n{timing.facts()['device']}. {floor.words(rate)}\n\n{table(rows)}")
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)

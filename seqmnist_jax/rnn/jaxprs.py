@@ -1,0 +1,209 @@
+"""Equations of a step, as `divide` needs them: calls laid flat, element-wise ones on scalars, their derivatives."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core as jex
+from jax.extend import source_info_util
+
+from seqmnist_jax.rnn import cells
+
+Array = jax.Array
+
+_CALLS = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "remat": "jaxpr",
+    "checkpoint": "jaxpr",
+    "remat2": "jaxpr",
+}
+# Calls with a derivative of their own, which stays theirs.
+CUSTOM = frozenset({"custom_jvp_call", "custom_vjp_call"})
+_ELEMENTWISE = """
+    add add_any sub mul div neg abs sign max min square integer_pow sqrt rsqrt exp log log1p expm1 tanh logistic sin cos
+    select_n gt lt ge le eq ne and or not convert_element_type copy copy_p stop_gradient
+"""
+ELEMENTWISE = frozenset(_ELEMENTWISE.split())
+# Their results are kept for the way back, which needs nothing else of them.
+KEPT = ("tanh", "logistic", "exp")
+SAME = frozenset({"broadcast_in_dim", "reshape", "squeeze", "expand_dims", "pvary"})
+
+
+class NotDivisibleError(ValueError):
+    """Why a step stays with `lax.scan`: a primitive, and where the step has it."""
+
+
+def where(equation: Any) -> str:
+    """The line of the user's source that an equation is from."""
+    return source_info_util.summarize(equation.source_info)
+
+
+def inner_of(equation: Any) -> Any:
+    """The jaxpr that a call calls, closed."""
+    inner = equation.params[_CALLS.get(equation.primitive.name, "call_jaxpr")]
+    return inner if hasattr(inner, "consts") else jex.ClosedJaxpr(inner, ())
+
+
+def apply(equation: Any, arguments: Sequence[Any]) -> list[Any]:
+    """One equation, on arrays of its own shapes."""
+    if equation.primitive.name in CUSTOM:
+        info = inner_of(equation).jaxpr.debug_info
+        alone = jex.Jaxpr((), equation.invars, equation.outvars, [equation], debug_info=info)
+        return list(jex.jaxpr_as_fun(jex.ClosedJaxpr(alone, ()))(*arguments))
+    out = equation.primitive.bind(*arguments, **equation.params)
+    return list(out) if equation.primitive.multiple_results else [out]
+
+
+def evaluate(closed: Any, arguments: Sequence[Any], *, custom: bool = False) -> list[Any]:
+    """A jaxpr with its calls laid flat; those with a derivative of their own too if `custom`.
+
+    A product of values side by side becomes the sum of their products: `concatenate([x, h]) @ W` is common.
+    """
+    values = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
+    values.update(zip(closed.jaxpr.invars, arguments, strict=True))
+    joined: dict[Any, list[Any]] = {}
+
+    def read(v: Any) -> Any:
+        return v.val if isinstance(v, jex.Literal) else values[v]
+
+    for equation in closed.jaxpr.eqns:
+        name, given = equation.primitive.name, [read(v) for v in equation.invars]
+        with source_info_util.user_context(equation.source_info.traceback):
+            if name in _CALLS or (custom and name in CUSTOM):
+                inner = inner_of(equation)
+                out = evaluate(inner, given, custom=custom)
+            elif name == "dot_general" and equation.invars[0] in joined and is_plain(equation):
+                (_, (axis,)), _ = equation.params["dimension_numbers"]
+                sizes = [part.shape[1] for part in joined[equation.invars[0]]]
+                starts = [sum(sizes[:i]) for i in range(len(sizes))]
+                rows = [jax.lax.slice_in_dim(given[1], s, s + n, axis=axis) for s, n in zip(starts, sizes, strict=True)]
+                terms = [
+                    equation.primitive.bind(part, row, **equation.params)
+                    for part, row in zip(joined[equation.invars[0]], rows, strict=True)
+                ]
+                out = [functools.reduce(jnp.add, terms)]
+            else:
+                out = apply(equation, given)
+        if name == "concatenate" and equation.params["dimension"] == 1:
+            joined[equation.outvars[0]] = given
+        values.update(zip(equation.outvars, out, strict=True))
+    return [read(v) for v in closed.jaxpr.outvars]
+
+
+def is_plain(equation: Any) -> bool:
+    """Whether a product is [rows, n] times a matrix, as it stands or transposed."""
+    (left, right), batch = equation.params["dimension_numbers"]
+    return tuple(left) == (1,) and len(right) == 1 and batch == ((), ()) and equation.invars[1].aval.ndim == 2
+
+
+def elementwise(closed: Any, arguments: Sequence[Any]) -> list[Any]:
+    """A jaxpr of element-wise equations on arrays, evaluated for one element."""
+    values = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
+    values.update(zip(closed.jaxpr.invars, arguments, strict=True))
+
+    def read(v: Any) -> Any:
+        return jnp.asarray(v.val if isinstance(v, jex.Literal) else values[v], v.aval.dtype)
+
+    for equation in closed.jaxpr.eqns:
+        name, given = equation.primitive.name, [read(v) for v in equation.invars]
+        if name in _CALLS or name in CUSTOM:
+            out = elementwise(inner_of(equation), given)
+        elif name in SAME:
+            out = given[:1]
+        else:
+            params = dict(equation.params)
+            if "sharding" in params:
+                params["sharding"] = None
+            out = [equation.primitive.bind(*given, **params)]
+        values.update(zip(equation.outvars, out, strict=True))
+    return [read(v) for v in closed.jaxpr.outvars]
+
+
+def is_elementwise(jaxpr: Any) -> bool:
+    """Whether each element of a jaxpr's results depends on the same element of its arguments alone."""
+    return all(
+        is_elementwise(inner_of(e).jaxpr)
+        if e.primitive.name in _CALLS or e.primitive.name in CUSTOM
+        else e.primitive.name in ELEMENTWISE
+        or (
+            e.primitive.name in SAME
+            and (e.invars[0].aval.ndim == 0 or e.invars[0].aval.shape == e.outvars[0].aval.shape)
+        )
+        for e in jaxpr.eqns
+    ) and all(jnp.ndim(c) == 0 for c in getattr(jaxpr, "consts", ()))
+
+
+def custom_call(equation: Any) -> Callable[..., Any]:
+    """A call with a derivative of its own, as a function of scalars with that derivative."""
+
+    def on_arrays(*arguments: Any) -> Any:
+        return apply(equation, arguments)[0]
+
+    avals = [v.aval for v in equation.invars]
+    primal = inner_of(equation)
+    pull = jax.make_jaxpr(lambda bar, *arguments: jax.vjp(on_arrays, *arguments)[1](bar))(
+        equation.outvars[0].aval, *avals
+    )
+    if not is_elementwise(pull.jaxpr):
+        raise NotDivisibleError(f"the derivative of {name_of(equation)} is not element-wise ({where(equation)})")
+
+    @jax.custom_vjp
+    def call(*arguments: Any) -> Any:
+        return elementwise(primal, arguments)[0]
+
+    call.defvjp(
+        lambda *arguments: (call(*arguments), arguments),
+        lambda arguments, bar: tuple(elementwise(pull, [bar, *arguments])),
+    )
+    return call
+
+
+def name_of(equation: Any) -> str:
+    """The name of the function that a call calls."""
+    return str(getattr(inner_of(equation).jaxpr.debug_info, "func_name", equation.primitive.name))
+
+
+@functools.cache
+def _sigmoid_primitives() -> list[str]:
+    return [e.primitive.name for e in inner_of(jax.make_jaxpr(cells.sigmoid)(jnp.zeros(())).jaxpr.eqns[0]).jaxpr.eqns]
+
+
+def is_sigmoid(equation: Any) -> bool:
+    """Whether it is `cells.sigmoid`, which is a logistic that keeps its last bits."""
+    return (
+        equation.primitive.name == "custom_jvp_call"
+        and [e.primitive.name for e in inner_of(equation).jaxpr.eqns] == _sigmoid_primitives()
+    )
+
+
+def _kept(gradient: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
+    """(x, f(x)) -> f(x), with f's gradient made of f(x) alone."""
+
+    @jax.custom_vjp
+    def f(x: Array, result: Array) -> Array:
+        return result
+
+    f.defvjp(lambda x, result: (result, result), lambda result, bar: (gradient(result, bar), jnp.zeros_like(bar)))
+    return f
+
+
+FROM_RESULT = {
+    "tanh": _kept(lambda y, bar: bar * (1.0 - y * y)),
+    "logistic": _kept(lambda y, bar: bar * (y * (1.0 - y))),
+    "exp": _kept(lambda y, bar: bar * y),
+}
+
+
+def alive(jaxpr: Any) -> list[Any]:
+    """The equations that a result needs."""
+    needed, alive = {v for v in jaxpr.outvars if not isinstance(v, jex.Literal)}, []
+    for e in reversed(jaxpr.eqns):
+        if needed.intersection(e.outvars):
+            alive.append(e)
+            needed.update(v for v in e.invars if not isinstance(v, jex.Literal))
+    return alive[::-1]

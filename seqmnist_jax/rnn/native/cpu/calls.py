@@ -1,0 +1,178 @@
+"""The CPU kernel's two calls: built at first use, kept by content, called through `jax.ffi`."""
+
+import ctypes
+import functools
+import hashlib
+import platform
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from seqmnist_jax.rnn.jaxprs import NotDivisibleError
+from seqmnist_jax.rnn.native import build
+from seqmnist_jax.rnn.native.build import CannotBuildError
+from seqmnist_jax.rnn.native.cpu.source import FOLDER, source
+from seqmnist_jax.rnn.stages import Operands, Options, Stages, remaking
+
+Array = jax.Array
+
+# XLA's name of each call: the function in the library.
+CALLS = {"seqmnist_rnn_cell_forward": "seqmnist_cell_forward", "seqmnist_rnn_cell_backward": "seqmnist_cell_backward"}
+FORWARD, BACKWARD = CALLS
+# What is more exact than was asked for will do.
+PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
+OUTPUTS = ("none", "all", "last")
+# Units are padded to this in what is kept.
+PADDING = 16
+
+
+class Kept(NamedTuple):
+    """What the way back needs of the forward pass.
+
+    Attributes:
+      carry: after the last step, [carries, batch, hidden].
+      values: [time, batch, units, number], in an order that is the kernel's own business.
+    """
+
+    carry: Array
+    values: Array
+
+
+@functools.cache
+def _launcher() -> ctypes.CDLL:
+    files = (FOLDER / "launch.cc", FOLDER / "call.h")
+    made = build.library(build.Source("launch", files, ("seqmnist_add", *CALLS.values()))).library
+    made.seqmnist_add.argtypes = [ctypes.c_int64, ctypes.c_void_p]
+    for name, symbol in CALLS.items():
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(made, symbol)), platform="cpu")
+    return made
+
+
+@functools.cache
+def _number(text: str) -> int:
+    """The number by which a built kernel is known, the same in every process."""
+    with tempfile.TemporaryDirectory(prefix="seqmnist_jax-") as scratch:
+        file = Path(scratch) / "cell.cc"
+        file.write_text(text)
+        cell = build.library(build.Source("cell", (file,), ("seqmnist_kernel",))).library
+    cell.seqmnist_kernel.restype = ctypes.c_void_p
+    number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little", signed=True)
+    _launcher().seqmnist_add(number, cell.seqmnist_kernel())
+    return number
+
+
+@functools.cache
+def text(stages: Stages, precision: str) -> str:
+    """The source that is generated for a cell."""
+    return source(remaking(stages), "bfloat16" if precision == "bfloat16" else "float32")
+
+
+@functools.cache
+def problem() -> str | None:
+    """Why this machine has no kernel for any cell, or None; builds what all cells share at the first call."""
+    try:
+        _launcher()
+    except (CannotBuildError, OSError) as error:
+        return str(error)
+    return None
+
+
+@functools.cache
+def unfit(stages: Stages, options: Options) -> str | None:
+    """Why the kernel can't run a cell, or None where it is ready; builds it at the first call."""
+    if stages.division.dtype != jnp.float32:
+        return f"the kernel computes in float32, and these arrays are {stages.division.dtype}"
+    try:
+        _number(text(stages, options.precision))
+    except (CannotBuildError, NotDivisibleError, OSError) as error:
+        return str(error)
+    return None
+
+
+def describe() -> str:
+    """What the kernel is, for `explain`; only where there is one."""
+    return f"a C++ kernel made of the step, for {platform.machine()}"
+
+
+def _call(name: str, stages: Stages, options: Options, results: Any, arguments: tuple[Array, ...]) -> Any:
+    # 'expand_dims': axes that vmap adds arrive in front, of size 1 where an array has none. To the kernel they are
+    # replicas.
+    call = jax.ffi.ffi_call(name, results, vmap_method="expand_dims")
+    return call(
+        *arguments,
+        kernel=np.int64(_number(text(stages, options.precision))),
+        outputs=np.int64(OUTPUTS.index(options.outputs)),
+        reverse=options.reverse,
+    )
+
+
+def _floats(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def _output_shape(stages: Stages, options: Options, operands: Operands) -> tuple[int, ...]:
+    d, (batch, time, _) = stages.division, operands.x.shape
+    shapes = {"all": (batch, time), "last": (batch,), "none": (0,)}
+    return (*shapes[options.outputs], d.outputs, d.hidden)
+
+
+def _arguments(operands: Operands, carry: Array) -> tuple[Array, ...]:
+    batch, time, _ = operands.x.shape
+    lengths = jnp.full((batch,), time, jnp.int32) if operands.lengths is None else operands.lengths
+    return operands.weights, operands.vectors, operands.inputs, operands.x, carry, lengths
+
+
+def forward(stages: Stages, options: Options, operands: Operands, save: bool) -> tuple[Array, Array | None, Kept]:
+    """The carry after the last step, the outputs, and what is kept: see `derived.forward`.
+
+    Raises:
+      CannotBuildError: this machine can't build the kernel.
+    """
+    d, (batch, time, _) = stages.division, operands.x.shape
+    units = -(-d.hidden // PADDING) * PADDING
+    end, outputs, values = _call(
+        FORWARD,
+        stages,
+        options,
+        (
+            _floats(len(d.carries), batch, d.hidden),
+            _floats(*_output_shape(stages, options, operands)),
+            _floats(time if save else 0, batch, units, len(remaking(stages).kept)),
+        ),
+        _arguments(operands, operands.carry),
+    )
+    return end, None if options.outputs == "none" else outputs, Kept(end, values)
+
+
+def backward(
+    stages: Stages, options: Options, operands: Operands, kept: Kept, d_carry: Array, d_outputs: Array | None
+) -> Operands:
+    """Gradients of all but x: see `derived.backward`."""
+    d, (batch, time, _) = stages.division, operands.x.shape
+    if d_outputs is None:
+        d_outputs = jnp.zeros(_output_shape(stages, options, operands), jnp.float32)
+    d_start, d_inputs, weights, sums = _call(
+        BACKWARD,
+        stages,
+        options,
+        (
+            _floats(len(d.carries), batch, d.hidden),
+            _floats(batch, time, d.count("x"), d.hidden),
+            _floats(len(d.products), d.hidden, d.hidden),
+            _floats(len(stages.sums), d.hidden),
+        ),
+        (*_arguments(operands, kept.carry), kept.values, d_carry, d_outputs),
+    )
+    vectors = [jnp.zeros(d.hidden) if place is None else sums[place] for place in stages.sum_of]
+    return Operands(
+        weights,
+        jnp.stack(vectors) if vectors else operands.vectors,
+        d_inputs,
+        jnp.zeros_like(operands.x),
+        d_start,
+        None,
+    )

@@ -1,0 +1,510 @@
+"""The kernel's source for one cell: the struct `Cell` that the skeleton (`recurrence.h`, `kernel.h`) takes."""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from seqmnist_jax.rnn.stages import Output, Stages, Statement, words
+
+FOLDER = Path(__file__).parent
+# Vectors of sums that a tile of rows has registers for.
+MOST_COLUMNS = 3
+# In C++: the type of the products' operands.
+PRECISIONS = {"float32": "Float32", "bfloat16": "BFloat16"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Write:
+    """A call of the skeleton with a value: `call` has a place for it."""
+
+    stage: int
+    call: str
+    text: str
+
+
+class Body:
+    """Statements put into the stages in which they are needed.
+
+    A value that is used in a later stage than it is made in crosses in a scratch array, unless it is as cheap to make
+    again: then each stage makes it for itself.
+
+    Attributes:
+      stages: statements by stage.
+      loads: raw values that a stage reads, by stage.
+      cross: names that cross, numbered.
+    """
+
+    def __init__(
+        self,
+        statements: Sequence[Statement],
+        writes: Sequence[Write],
+        last: int,
+        first: int,
+        late: Mapping[str, int],
+        free: str,
+    ):
+        self._made = {s.name: s for s in statements}
+        self._order = {s.name: i for i, s in enumerate(statements)}
+        self._first, self._late, self._free = first, late, free
+        self._cheap: dict[str, bool] = {}
+        self._needed: list[set[str]] = [set() for _ in range(last + 1)]
+        self.loads: list[set[str]] = [set() for _ in range(last + 1)]
+        self.cross: dict[str, int] = {}
+        self.writes = writes
+        for write in writes:
+            self._want(write.text, write.stage)
+        self.stages = [sorted(names, key=self._order.__getitem__) for names in self._needed]
+
+    def home(self, name: str) -> int:
+        """The stage in which a value is made."""
+        made = self._made.get(name)
+        return self._late.get(name, 0) if made is None else max(self._first, made.stage)
+
+    def _is_free(self, name: str) -> bool:
+        """Whether every stage may make it for itself."""
+        if name not in self._cheap:
+            text = self._made[name].text
+            self._cheap[name] = "_(" not in text.replace("opened_(", "(") and all(
+                self._is_free(w) if w in self._made else not w.startswith("u.") or w[2:].split("[")[0] in self._free
+                for w in words(text)
+            )
+        return self._cheap[name]
+
+    def _want(self, text: str, stage: int) -> None:
+        for name in words(text):
+            if name in self._made:
+                home = self.home(name)
+                if home != stage and not self._is_free(name):
+                    self.cross.setdefault(name, len(self.cross))
+                    stage_of = home
+                else:
+                    stage_of = stage
+                if name not in self._needed[stage_of]:
+                    self._needed[stage_of].add(name)
+                    self._want(self._made[name].text, stage_of)
+            elif name.startswith("u."):
+                home = self._late.get(name, stage)
+                if home < stage:
+                    self.cross.setdefault(name, len(self.cross))
+                self.loads[home].add(name)
+
+    def lines(self, stage: int, loads: Mapping[str, str]) -> list[str]:
+        """The body of one stage; `loads` says how the skeleton is asked for an indexed kind of value."""
+        writes = [write for write in self.writes if write.stage == stage]
+        here = set(self.stages[stage]) | self.loads[stage]
+        read = {w for n in self.stages[stage] for w in words(self._made[n].text)}
+        read |= {w for write in writes for w in words(write.text)}
+        lines = []
+        for name in sorted(self.loads[stage]):
+            kind, index = name[2:-1].split("[")
+            lines.append(f"const Vec {local(name)} = at.{loads[kind].format(index)};")
+        for name, place in self.cross.items():
+            if name in read and name not in here:
+                kind = "(IntVec)" if self._is_bool(name) else ""
+                lines.append(f"const auto {local(name)} = {kind}at.crossed({place});")
+        for name in self.stages[stage]:
+            s = self._made[name]
+            text = known(s.text)
+            lines.append(f"const {'auto' if s.kind == 'bool' else 'Vec'} {local(name)} = {_value(s.kind, text)};")
+        lines += [write.call.format(f"vec({known(write.text)})") + ";" for write in writes]
+        for name, place in self.cross.items():
+            if name in here and self.home(name) == stage:
+                lines.append(f"at.cross({place}, (Vec){local(name)});")
+        return lines
+
+    def _is_bool(self, name: str) -> bool:
+        return name in self._made and self._made[name].kind == "bool"
+
+
+def _value(kind: str, text: str) -> str:
+    return text if kind == "bool" else f"vec({text})"
+
+
+def local(name: str) -> str:
+    """A value's name inside a stage."""
+    if not name.startswith("u."):
+        return name
+    kind, index = name[2:-1].split("[")
+    return f"{'kept' if kind == 'k' else kind}{index}"
+
+
+def known(text: str) -> str:
+    """A text with its values by their local names."""
+    for name in sorted((w for w in words(text) if w.startswith("u.")), key=len, reverse=True):
+        text = text.replace(name, local(name))
+    return text
+
+
+def _chunks(n: int) -> list[int]:
+    """n columns in passes as even as can be."""
+    count = -(-n // MOST_COLUMNS)
+    return [n // count + (i < n % count) for i in range(count)]
+
+
+def _runs(numbers: Iterable[int]) -> list[tuple[int, int]]:
+    """Sorted numbers as (first, count) of neighbours."""
+    out: list[tuple[int, int]] = []
+    for n in sorted(numbers):
+        if out and sum(out[-1]) == n:
+            out[-1] = (out[-1][0], out[-1][1] + 1)
+        else:
+            out.append((n, 1))
+    return out
+
+
+def _grouped(columns: Iterable[int], terms: Mapping[int, frozenset[int]]) -> list[tuple[list[int], frozenset[int]]]:
+    """Columns that have the same terms, in passes."""
+    groups: dict[frozenset[int], list[int]] = {}
+    for c in columns:
+        groups.setdefault(terms[c], []).append(c)
+    out = []
+    for key, members in groups.items():
+        for size in _chunks(len(members)):
+            out.append((members[:size], key))
+            members = members[size:]
+    return out
+
+
+def _pass(round: int, columns: Sequence[int], terms: Sequence[tuple[int, int]]) -> str:
+    text = ", ".join(f"{{{first}, {count}}}" for first, count in terms)
+    return f"{{{round}, {len(columns)}, {{{', '.join(map(str, columns))}}}, {len(terms)}, {{{text}}}}}"
+
+
+def _table(type: str, name: str, values: Sequence[object]) -> str:
+    shown = ", ".join(str(value).lower() if isinstance(value, bool) else str(value) for value in values)
+    # An array has at least one element; how many count is said elsewhere.
+    return f"  static constexpr {type} {name}[] = {{{shown or '{}'}}};"
+
+
+def _functions(name: str, body: Sequence[Sequence[str]]) -> list[str]:
+    lines = []
+    for stage, statements in enumerate(body):
+        used = any("at." in s for s in statements)
+        lines += [
+            "  template <class At>",
+            f"  static SEQMNIST_INLINE void {name}(Int<{stage}>, const At&{' at' if used else ''}) {{",
+            *(f"    {s}" for s in statements),
+            "  }",
+        ]
+    return lines
+
+
+class Started:
+    """Forward statements whose sums with what needs no carry are made where the products begin.
+
+    A product's result that is only added to such values starts from them in place of zero: there they are read once for
+    all rows of a tile.
+
+    Attributes:
+      statements: those that are left.
+      starts: by result, the values added, as the names of statements or raw values.
+      outer: the statements that make them.
+    """
+
+    def __init__(self, stages: Stages):
+        read = [w for s in stages.forward for w in words(s.text)]
+        read += [out.text for out in (*stages.sources, *stages.carry, *stages.outputs)] + list(stages.texts)
+        made = {s.name: s for s in stages.forward}
+        outer = {w for s in stages.forward for w in words(s.text) if w.startswith(("u.x", "u.s", "u.p"))}
+        for s in stages.forward:
+            # A literal has no name; what is made of names that are outside is outside.
+            if all(w in outer for w in words(s.text) if w.startswith("u.") or w in made):
+                outer.add(s.name)
+        self.starts: dict[int, list[str]] = {}
+        self._names: dict[str, str] = {}
+        gone = set()
+        for i in range(len(stages.division.results)):
+            name = f"u.m[{i}]"
+            while True:
+                readers = [s for s in stages.forward if name in words(s.text)]
+                if len(readers) != 1 or read.count(name) != 1:
+                    break
+                terms = readers[0].text.split(" + ")
+                if len(terms) != 2 or name not in terms:
+                    break
+                other = terms[1 - terms.index(name)]
+                if other not in outer:
+                    break
+                self.starts.setdefault(i, []).append(other)
+                name = readers[0].name
+                gone.add(name)
+                self._names[name] = f"u.m[{i}]"
+        left = [s for s in stages.forward if s.name not in gone]
+        self.outer = [s for s in stages.forward if s.name in outer]
+        self.statements = [s._replace(text=self.known(s.text)) for s in left]
+
+    def known(self, text: str) -> str:
+        """A text in which sums that are started are products' results."""
+        for name in sorted(words(text), key=len, reverse=True):
+            if name in self._names:
+                text = _substitute(text, name, self._names[name])
+        return text
+
+    def lines(self) -> list[str]:
+        """The function that gives what a result starts from."""
+        lines = []
+        for i, names in self.starts.items():
+            text = " + ".join(names)
+            body = Body(self.outer, [Write(0, "return {}", text)], 0, 0, {}, "xsp")
+            kinds = {kind: f"{kind}({{}})" for kind in "xsp"}
+            lines += [f"    if (result == {i}) {{", *(f"      {line}" for line in body.lines(0, kinds)), "    }"]
+        at = "at" if lines else ""
+        return [
+            "  template <class At>",
+            f"  static SEQMNIST_INLINE Vec start(int{' result' if lines else ''}, const At& {at}) {{",
+            *lines,
+            "    return Vec{};",
+            "  }",
+        ]
+
+
+def _substitute(text: str, name: str, by: str) -> str:
+    return re.sub(rf"(?<![\w.]){re.escape(name)}(?![\w\[])", by, text)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Forward:
+    """The forward stages, and what the tables say of them."""
+
+    started: Started
+    body: Body
+    has_start: bool
+    origins: list[tuple[str, int]]
+    own: int
+    kept_groups: list[list[int]]
+    group_of_stage: list[int]
+    hold: list[list[str]]
+
+
+def _forward(stages: Stages) -> _Forward:
+    d, started = stages.division, Started(stages)
+    new_carry = [out._replace(text=started.known(out.text)) for out in stages.carry]
+    new_sources = [out._replace(text=started.known(out.text)) for out in stages.sources]
+    texts = [started.known(text) for text in stages.texts]
+    carry_of = {f"u.c[{i}]": i for i in range(len(d.carries))}
+    starts = [r == 1 and out.text not in carry_of for (r, _), out in zip(d.sources, new_sources, strict=True)]
+    has_start = d.rounds == 0 or any(starts)
+    # Stages before the first product belong to the first one after it, where nothing needs them earlier.
+    first = 0 if has_start else 1
+    least = min(1, d.rounds)
+
+    def at(out: Output) -> int:
+        return max(out.stage, least)
+
+    next_at = [at(out) for out in new_carry]
+    after = {out.text: i for i, out in reversed(list(enumerate(new_carry)))}
+    origins, own, writes = [], 0, []
+    for (round, _), out in zip(d.sources, new_sources, strict=True):
+        if out.text in carry_of:
+            origins.append(("Origin::kBefore", carry_of[out.text]))
+        elif out.text in after and next_at[after[out.text]] < round:
+            origins.append(("Origin::kAfter", after[out.text]))
+        else:
+            origins.append(("Origin::kOwn", own))
+            writes.append(Write(round - 1, f"at.source({own}, {{}})", out.text))
+            own += 1
+    writes += [
+        Write(stage, f"at.next({i}, {{}})", out.text)
+        for i, (stage, out) in enumerate(zip(next_at, new_carry, strict=True))
+    ]
+    writes += [Write(at(out), f"at.y({i}, {{}})", started.known(out.text)) for i, out in enumerate(stages.outputs)]
+    known_at = {s.name: s.stage for s in started.statements}
+    known_at |= {f"u.m[{i}]": round for i, (round, _) in enumerate(d.results)}
+    kept_at = [max(known_at.get(text, 0), least) for text in texts]
+    groups: list[list[int]] = []
+    group_of_stage = [-1] * (d.rounds + 1)
+    for stage in range(d.rounds + 1):
+        members = [i for i, at_stage in enumerate(kept_at) if at_stage == stage]
+        if members:
+            group_of_stage[stage] = len(groups)
+            groups.append(members)
+            writes += [Write(stage, f"at.keep({n}, {{}})", texts[i]) for n, i in enumerate(members)]
+    late = {f"u.m[{i}]": round for i, (round, _) in enumerate(d.results)}
+    body = Body(started.statements, writes, d.rounds, first, late, "cxsp")
+    hold = [
+        [f"at.next({i}, at.c({i}));" for i, s in enumerate(next_at) if s == stage]
+        + [f"at.no_y({i});" for i, out in enumerate(stages.outputs) if at(out) == stage]
+        for stage in range(d.rounds + 1)
+    ]
+    return _Forward(started, body, has_start, origins, own, groups, group_of_stage, hold)
+
+
+def _backward(stages: Stages) -> Body:
+    d = stages.division
+    statements = [*stages.recall(range(len(stages.kept))), *stages.backward]
+    after = sorted(set(stages.after.values()))
+    waits = {f"u.ds[{k}]": d.rounds - round + 1 for k, (round, _) in enumerate(d.sources)}
+    before_at = [out.stage for out in stages.d_carry]
+    while True:
+        writes = [Write(out.stage, f"at.remade({k}, {{}})", out.text) for k, out in enumerate(stages.sources_again)]
+        writes += [
+            Write(d.rounds - d.results[i][0], f"at.dm({i}, {{}})", out.text) for i, out in enumerate(stages.d_results)
+        ]
+        writes += [Write(out.stage, f"at.dx({i}, {{}})", out.text) for i, out in enumerate(stages.d_inputs)]
+        writes += [Write(out.stage, f"at.sum({i}, {{}})", out.text) for i, out in enumerate(stages.sums)]
+        writes += [
+            Write(stage, f"at.before({i}, {{}})", out.text)
+            for i, (stage, out) in enumerate(zip(before_at, stages.d_carry, strict=True))
+        ]
+        body = Body(statements, writes, d.rounds, 0, waits, "kpsa")
+        # A cotangent stands where that of the step before comes to stand, so it is replaced once nobody reads it.
+        read = [
+            max((s for s, n in enumerate(body.loads) if f"u.dn[{i}]" in n), default=0) for i in range(len(before_at))
+        ]
+        later = [max(a, b) for a, b in zip(before_at, read, strict=True)]
+        if later == before_at:
+            break
+        before_at = later
+    for n, i in enumerate(after):
+        stage = max((s for s, names in enumerate(body.loads) if f"u.after[{i}]" in names), default=0)
+        writes.append(Write(stage, f"at.remember({n}, {{}})", f"u.c[{i}]"))
+    return Body(statements, writes, d.rounds, 0, waits, "kpsa")
+
+
+def cell(stages: Stages) -> str:
+    """The struct `Cell`, of stages that make their sources again (`remaking`)."""
+    d = stages.division
+    forward, backward = _forward(stages), _backward(stages)
+    results_of = {k: frozenset(p.result for p in d.products if p.source == k) for k in range(len(d.sources))}
+    sources_of = {m: frozenset(p.source for p in d.products if p.result == m) for m in range(len(d.results))}
+    forward_passes, backward_passes, forward_terms = [], [], [1] * (d.rounds + 1)
+    for round in range(1, d.rounds + 1):
+        results = [m for m, (r, _) in enumerate(d.results) if r == round]
+        passes = _grouped(results, sources_of)
+        forward_terms[round] = sum(len(terms) for _, terms in passes)
+        forward_passes += [_pass(round, columns, [(k, 1) for k in sorted(terms)]) for columns, terms in passes]
+        sources = [k for k, (r, _) in enumerate(d.sources) if r == round]
+        backward_passes += [_pass(round, columns, _runs(terms)) for columns, terms in _grouped(sources, results_of)]
+    outers = []
+    for k in range(len(d.sources)):
+        for first, count in _runs(results_of[k]):
+            for size in _chunks(count):
+                outers.append(f"{{{k}, {first}, {size}}}")
+                first += size
+    after = sorted(set(stages.after.values()))
+    place_of = {i: (g, n) for g, members in enumerate(forward.kept_groups) for n, i in enumerate(members)}
+    counts = [len(members) for members in forward.kept_groups]
+    carries = len(d.carries)
+    sizes = {
+        "kRounds": d.rounds,
+        "kProducts": len(d.products),
+        "kVectors": d.count("p"),
+        "kInputs": d.count("x"),
+        "kFeatures": d.count("s"),
+        "kCarries": carries,
+        "kOutputs": d.outputs,
+        "kSources": len(d.sources),
+        "kResults": len(d.results),
+        "kOwn": forward.own,
+        "kKept": len(stages.kept),
+        "kGroups": len(counts),
+        "kCross": len(forward.body.cross),
+        "kCrossBack": len(backward.cross),
+        "kAfter": len(after),
+        "kSums": len(stages.sums),
+    }
+    stage_of_sum = {w.call: w.stage for w in backward.writes}
+    tables = [
+        _table("Pass", "forward_passes", forward_passes),
+        _table("Pass", "backward_passes", backward_passes),
+        _table("Outer", "outers", outers),
+        _table("int", "forward_terms", forward_terms),
+        _table("int", "product_source", [p.source for p in d.products]),
+        _table("int", "product_result", [p.result for p in d.products]),
+        _table("Origin", "source_origin", [origin for origin, _ in forward.origins]),
+        _table("int", "source_index", [i for _, i in forward.origins]),
+        _table("int", "source_stage", [out.stage for out in stages.sources_again]),
+        _table("int", "result_stage", [d.rounds - round for round, _ in d.results]),
+        _table(
+            "bool",
+            "carry_is_source",
+            [any(o != "Origin::kOwn" and i == c for o, i in forward.origins) for c in range(carries)],
+        ),
+        _table("int", "group_of_stage", forward.group_of_stage),
+        _table("int", "kept_count", counts),
+        _table("int", "kept_before", [sum(counts[:g]) for g in range(len(counts))]),
+        _table("int", "after_carry", after),
+        _table("int", "sum_stage", [stage_of_sum[f"at.sum({i}, {{}})"] for i in range(len(stages.sums))]),
+    ]
+    loads = {kind: f"{kind}({{}})" for kind in ("c", "m", "x", "s", "p", "dn", "dy", "ds")}
+    order = {i: n for n, i in enumerate(after)}
+    none = [
+        [
+            w.call.format("Vec{}") + ";"
+            for w in backward.writes
+            if w.stage == stage and w.call.startswith(("at.dm", "at.rem"))
+        ]
+        for stage in range(d.rounds + 1)
+    ]
+    none = [[line for line in lines if "remember" not in line] for lines in none]
+    no_inputs = [
+        [w.call.format("Vec{}") + ";" for w in backward.writes if w.stage == stage and w.call.startswith("at.dx")]
+        for stage in range(d.rounds + 1)
+    ]
+
+    def back_lines(stage: int) -> list[str]:
+        lines = backward.lines(stage, loads | {"k": "k<{}>", "after": "after<{}>"})
+        return [_placed(line, place_of, order) for line in lines]
+
+    return "\n".join(
+        [
+            "struct Cell {",
+            f"  static constexpr int {', '.join(f'{k} = {v}' for k, v in sizes.items())};",
+            f"  static constexpr bool kHasStart = {str(forward.has_start).lower()};",
+            *tables,
+            "",
+            *forward.started.lines(),
+            *_functions("forward", [forward.body.lines(s, loads) for s in range(d.rounds + 1)]),
+            *_functions("hold", forward.hold),
+            "",
+            *_functions("backward", [back_lines(s) for s in range(d.rounds + 1)]),
+            *_functions("none", none),
+            *_functions("no_inputs", no_inputs),
+            "};",
+        ]
+    )
+
+
+def _placed(line: str, place_of: Mapping[int, tuple[int, int]], after: Mapping[int, int]) -> str:
+    """A load of a kept value or of a later carry, at its place."""
+    for name, places in (("k<", place_of), ("after<", after)):
+        head, found, rest = line.partition(f"at.{name}")
+        if found:
+            index, _, tail = rest.partition(">")
+            place = places[int(index)]
+            shown = ", ".join(map(str, place)) if isinstance(place, tuple) else str(place)
+            return f"{head}at.{name[:-1]}({shown}){tail}"
+    return line
+
+
+@functools.cache
+def _file(path: Path) -> str:
+    """A header without what it includes of its neighbours."""
+    lines = path.read_text().splitlines()
+    return "\n".join(line for line in lines if not line.startswith(("#pragma once", '#include "')))
+
+
+def source(stages: Stages, precision: str) -> str:
+    """All of a kernel's source, which includes the standard library alone."""
+    return "\n".join(
+        [
+            *map(
+                _file, (FOLDER.parent / "products.h", FOLDER / "call.h", FOLDER / "stages.h", FOLDER / "recurrence.h")
+            ),
+            "",
+            "namespace seqmnist {",
+            "namespace {",
+            "",
+            f"using Precision = {PRECISIONS[precision]};",
+            "",
+            cell(stages),
+            "",
+            "}  // namespace",
+            "}  // namespace seqmnist",
+            "",
+            _file(FOLDER / "kernel.h"),
+            "",
+        ]
+    )

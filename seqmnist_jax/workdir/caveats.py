@@ -1,0 +1,46 @@
+"""What must be said with a result: one set of words, from what a run has on record, for all who tell it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+# What of a sitting, beside its command, a result's times and numbers depend on.
+ORIGIN = {"device": "device", "versions": "versions of packages", "git_commit": "commit"}
+
+
+def warnings(
+    facts: Mapping[str, Any], summary: Mapping[str, Any] | None, *, diverged: bool = False, step: int | None = None
+) -> list[str]:
+    """What must be said with a run's result, a sentence each.
+
+    Args:
+      facts: as in data.json, or a summary's dataset.
+      summary: as in summary.json; None of a run that has not ended, or diverged.
+      diverged: whether it did.
+      step: that of the checkpoint whose result it is, where that is not the summary's.
+    """
+    known: Mapping[str, Any] = summary or {}
+    selections = [str(selection) for selection in (known.get("selected_on"), facts.get("selection"))]
+    told = [
+        f"The checkpoint was chosen on test images ({name}): its accuracy can't be compared with an honest one."
+        for name in [name for name in selections if name.startswith("test")][:1]
+    ]
+    told += [facts["warning"]] if facts.get("warning") else []
+    if diverged:
+        told.append("The run diverged." + ("" if step is None else f" This is checkpoint {step}, from before."))
+    elif summary is None:
+        best = "" if step is None else f" This is the best checkpoint so far, of step {step}."
+        told.append(f"The run has not ended.{best}")
+    told += [f"Checkpoint {lost}, once the best, is lost." for lost in known.get("lost_checkpoints", [])]
+    if step is not None and known.get("best_step", step) != step:
+        told.append(f"This is checkpoint {step}; the result in the summary is that of checkpoint {known['best_step']}.")
+    sittings = known.get("sittings", [])
+    differing = [name for field, name in ORIGIN.items() if any(one[field] != sittings[0][field] for one in sittings)]
+    if differing:
+        first = ", ".join(str(sitting["first_step"]) for sitting in sittings)
+        told.append(f"The run was made in sittings that differ in {', '.join(differing)}, from steps {first} on.")
+    return told
+
+
+def of_means(diverged: int, count: int) -> list[str]:
+    """What must be said with means over the runs of one recipe, of which some diverged."""
+    return [f"{diverged} of {count} runs diverged, and are in no mean."] if diverged else []

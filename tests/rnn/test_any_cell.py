@@ -1,0 +1,316 @@
+"""Kernels made of a step against `lax.scan` over it in float64: values, and gradients of everything."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from any_cells import CELLS
+from hypothesis import HealthCheck, given, reject, settings
+from hypothesis import strategies as st
+
+from seqmnist_jax.rnn import recurrence
+from seqmnist_jax.rnn.jaxprs import NotDivisibleError
+from seqmnist_jax.rnn.native import build, cpu
+from seqmnist_jax.rnn.stages import Options
+
+DERIVED = ("derived", np.float64, 1e-9)
+CPU = ("cpu", np.float32, 1e-4)
+
+
+def case(cell, batch=4, time=6, features=1, hidden=8, ragged=False, seed=0, bias=0.0):
+    """A step and the arrays of a call in float64, all of them numbers that float32 holds."""
+    step, params, carries = cell(hidden, features)
+    rng = np.random.default_rng([seed, batch, time, features, hidden])
+
+    def normal(*shape):
+        return rng.standard_normal(shape).astype(np.float32).astype(np.float64)
+
+    if bias:
+        params["b"] = params["b"] + bias
+    carry = tuple(np.tanh(normal(batch, hidden)).astype(np.float32).astype(np.float64) for _ in range(carries))
+    lengths = None
+    if ragged:
+        lengths = rng.integers(0, time + 1, batch)
+        lengths[rng.integers(batch)] = 0
+        lengths[rng.integers(batch)] = time
+    return step, recurrence.Given(params, normal(batch, time, features), carry[0] if carries == 1 else carry, lengths)
+
+
+def bars_of(step, options, arrays, seed=1):
+    """Cotangents of the end's carry and of the outputs."""
+    rng = np.random.default_rng(seed)
+    call = recurrence.Call(step, options, "")
+    shapes = jax.eval_shape(functools.partial(recurrence.plain, call), arrays)
+    return jax.tree.map(lambda s: rng.standard_normal(s.shape).astype(np.float32).astype(np.float64), shapes)
+
+
+def by_scan(step, options, arrays, bars):
+    call = recurrence.Call(step, options, "")
+
+    @jax.jit
+    def run(params, x, carry, bars):
+        out, pull = jax.vjp(lambda *p: recurrence.plain(call, recurrence.Given(*p, arrays.lengths)), params, x, carry)
+        return out, pull(bars)
+
+    return run(*arrays[:3], bars)
+
+
+def by_kernel(platform, step, options, arrays, bars, dtype, inline=True):
+    arrays, bars = (
+        jax.tree.map(lambda a: jnp.asarray(a, dtype if jnp.asarray(a).dtype != jnp.int64 else jnp.int32), tree)
+        for tree in (arrays, bars)
+    )
+    call = recurrence.Call(step, options, platform)
+
+    @jax.jit
+    def run(arrays, bars):
+        end, outputs, kept = recurrence._kernel_forward(call, True, inline, arrays)
+        gradients = recurrence._kernel_backward(call, inline, arrays, kept, bars)
+        again = recurrence._kernel_forward(call, False, inline, arrays)[:2]
+        return (end, outputs), again, gradients[:3]
+
+    out, again, gradients = run(arrays, bars)
+    compare("without a way back, ", again, out, 1e-6)
+    return out, (gradients[0], None if inline else gradients[1], gradients[2])
+
+
+def compare(name, got, wanted, tolerance):
+    """Each array within a part of its own largest number, or of 1 where that is smaller than 1e-3."""
+    for (path, g), w in zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(wanted), strict=True):
+        w = np.asarray(w)
+        if not w.size:
+            continue
+        error = np.max(np.abs(np.asarray(g, np.float64) - w)) / max(np.max(np.abs(w)), 1e-3)
+        assert error < tolerance, f"{name}{jax.tree_util.keystr(path)}: {error:.1e}"
+
+
+def check(kernel, step, options, arrays, inline=True):
+    platform, dtype, tolerance = kernel
+    with jax.enable_x64(True):
+        bars = bars_of(step, options, arrays)
+        wanted, wanted_gradients = by_scan(step, options, arrays, bars)
+        got, gradients = by_kernel(platform, step, options, arrays, bars, dtype, inline)
+        compare("result", got, wanted, tolerance)
+        for name, g, w in zip(("params", "x", "carry"), gradients, wanted_gradients, strict=True):
+            if g is not None:
+                compare(name, g, w, tolerance)
+
+
+BOTH = pytest.mark.parametrize("kernel", [CPU, DERIVED], ids=lambda k: k[0])
+
+
+def options_and(cell, outputs="all", reverse=False, **sizes):
+    step, arrays = case(cell, **sizes)
+    return step, Options(outputs, reverse, "float32"), arrays
+
+
+@BOTH
+@pytest.mark.parametrize("name", CELLS)
+def test_cell(kernel, name):
+    check(kernel, *options_and(CELLS[name]))
+
+
+@BOTH
+@pytest.mark.parametrize("name", ["gru", "lem", "concatenating", "ind_rnn"])
+def test_many_features_with_the_gradient_of_x(kernel, name):
+    check(kernel, *options_and(CELLS[name], features=6, ragged=True, batch=3), inline=False)
+
+
+@BOTH
+@pytest.mark.parametrize("name", ["lstm", "gru_reset_before"])
+@pytest.mark.parametrize("outputs", ["all", "last", "none"])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_lengths_and_outputs(kernel, name, outputs, reverse):
+    check(kernel, *options_and(CELLS[name], outputs, reverse, batch=5, ragged=True))
+
+
+# Odd and even, below and above a vector and a tile, more rows than a slice; blocks of steps that don't come out even.
+SIZES = [(1, 1, 3), (17, 2, 9), (96, 37, 4), (128, 9, 30), (200, 1, 2), (16, 130, 6)]
+
+
+@pytest.mark.parametrize("name", ["gru", "lstm", "lem", "cornn", "ind_rnn"])
+@pytest.mark.parametrize(("hidden", "batch", "time"), SIZES)
+def test_sizes(name, hidden, batch, time):
+    ragged = batch > 1
+    check(CPU, *options_and(CELLS[name], "last", hidden=hidden, batch=batch, time=time, ragged=ragged))
+
+
+@BOTH
+@pytest.mark.parametrize("name", ["gru", "lstm", "ur_lstm"])
+def test_nearly_closed_gates_and_saturation(kernel, name):
+    for bias in (9.0, -9.0):
+        check(kernel, *options_and(CELLS[name], "last", time=40, bias=bias))
+
+
+def test_hidden_units_that_divide_by_zero_do_not_reach_others():
+    def step(p, h, x):
+        h = jnp.tanh(h @ p["U"] + x @ p["W"]) / p["scale"]
+        return h, h
+
+    rng = np.random.default_rng(0)
+    params = {"U": rng.standard_normal((5, 5)), "W": rng.standard_normal((1, 5)), "scale": np.full(5, 2.0)}
+    arrays = recurrence.Given(params, rng.standard_normal((3, 4, 1)), rng.standard_normal((3, 5)), None)
+    check(CPU, step, Options("all", False, "float32"), arrays)
+
+
+@BOTH
+def test_bfloat16_rounds_what_is_multiplied(kernel):
+    step, options, arrays = options_and(CELLS["lem"], hidden=32, batch=3)
+    platform = kernel[0]
+    with jax.enable_x64(True):
+        bars = bars_of(step, options, arrays)
+        wanted, wanted_gradients = by_scan(step, options, arrays, bars)
+        rounded = options._replace(precision="bfloat16")
+        got, gradients = by_kernel(platform, step, rounded, arrays, bars, np.float32)
+        compare("result", got, wanted, 2e-2)
+        compare("params", gradients[0], wanted_gradients[0], 5e-2)
+        with pytest.raises(AssertionError):
+            compare("result", got, wanted, 1e-5)
+
+
+@pytest.mark.parametrize("name", ["gru", "cornn"])
+def test_replicas(name):
+    step, options, arrays = options_and(CELLS[name], "last", hidden=20, batch=3)
+    arrays = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), arrays)
+    call = recurrence.Call(step, options, "cpu")
+
+    def loss(params, x):
+        end, last = recurrence.recurrence(call, arrays._replace(params=params, x=x))
+        return sum(jnp.sum(part**2) for part in jax.tree.leaves((end, last)))
+
+    many = jax.tree.map(lambda p: jnp.stack([p * (1 + 0.1 * i) for i in range(3)]), arrays.params)
+    got = jax.vmap(jax.value_and_grad(loss), in_axes=(0, None))(many, arrays.x)
+    one = [jax.value_and_grad(loss)(jax.tree.map(lambda p: p[i], many), arrays.x) for i in range(3)]  # noqa: B023
+    compare("replicas", got, jax.tree.map(lambda *parts: jnp.stack(parts), *one), 1e-5)
+
+
+def test_a_second_process_builds_nothing(tmp_path, monkeypatch):
+    step, _, arrays = options_and(CELLS["elman"])
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, jnp.float32), arrays)
+    stages = recurrence.stages_of(step, shapes.params, shapes.x, shapes.carry, True)
+    text = cpu.calls.text(stages, "float32")
+    monkeypatch.setenv("SEQMNIST_CACHE_DIR", str(tmp_path))
+    number = cpu.calls._number.__wrapped__(text)
+    built = sorted(path.name for path in (tmp_path / "native").glob("cell-*.so"))
+    assert len(built) == 1
+
+    def refuse(*_):
+        raise AssertionError("built again")
+
+    monkeypatch.setattr(build, "_compile", refuse)
+    assert cpu.calls._number.__wrapped__(text) == number
+
+
+# ---- Random cells ----
+
+UNARY = [
+    jnp.tanh,
+    jax.nn.sigmoid,
+    lambda a: jnp.exp(-jnp.abs(a)),
+    lambda a: 0.5 * a * a,
+    jax.nn.relu,
+    lambda a: 1.0 - a,
+    jnp.sin,
+]
+BINARY = [
+    lambda a, b: 0.5 * (a + b),
+    lambda a, b: a * b,
+    lambda a, b: a - 0.5 * b,
+    jnp.maximum,
+    lambda a, b: jnp.where(a > 0.1, a, 0.3 * b),
+    lambda a, b: a / (1.0 + b * b),
+]
+
+
+@st.composite
+def random_cells(draw):
+    """A step with one to three rounds of one to five products; all that it is made of is drawn."""
+    carries = draw(st.integers(1, 2))
+    rounds = draw(st.lists(st.integers(1, 2), min_size=1, max_size=3).filter(lambda r: sum(r) <= 5))
+    picks = st.integers(0, 99)
+    stage = st.lists(st.tuples(picks, picks, picks), min_size=0, max_size=4)
+    plan = [(draw(stage), [(draw(picks), draw(picks)) for _ in range(count)]) for count in rounds]
+    ends = draw(st.lists(st.tuples(picks, picks), min_size=carries, max_size=carries))
+    outputs = draw(st.lists(picks, min_size=1, max_size=2))
+    last = draw(stage)
+
+    def cell(hidden, features):
+        rng = np.random.default_rng(7)
+
+        def matrix(*shape):
+            return (rng.standard_normal(shape) / np.sqrt(shape[0])).astype(np.float32).astype(np.float64)
+
+        params = {"W": matrix(features, 2 * hidden), "b": matrix(2 * hidden), "v": matrix(2, hidden)}
+        params["U"] = [matrix(hidden, hidden) for _ in range(sum(rounds))]
+
+        def elementwise(values, program):
+            for op, i, j in program:
+                a, b = values[i % len(values)], values[j % len(values)]
+                ops = UNARY + BINARY
+                f = ops[op % len(ops)]
+                values.append(f(a) if f in UNARY else f(a, b))
+
+        def step(p, carry, x):
+            state = list(carry) if carries > 1 else [carry]
+            inputs = x @ p["W"] + p["b"]
+            values = [*state, inputs[:, :hidden], inputs[:, hidden:], state[0] * p["v"][0], state[-1] + p["v"][1]]
+            matrices = iter(p["U"])
+            for program, products in plan:
+                elementwise(values, program)
+                sources = [values[i % len(values)] for i, _ in products]
+                made = [
+                    jnp.tanh(s) @ next(matrices) if how % 2 else s @ next(matrices)
+                    for s, (_, how) in zip(sources, products, strict=True)
+                ]
+                if len(made) == 2 and products[0][1] % 3 == 0:
+                    made = [made[0] + made[1]]
+                values += made
+            elementwise(values, last)
+            values = values[::-1]
+            new = [
+                0.5 * c + 0.5 * jnp.tanh(values[i % len(values)]) if how % 2 else jnp.tanh(values[i % len(values)])
+                for c, (i, how) in zip(state, ends, strict=True)
+            ]
+            y = jnp.concatenate([jnp.tanh(values[i % len(values)]) for i in outputs], axis=1)
+            return (tuple(new) if carries > 1 else new[0]), y
+
+        return step, params, carries
+
+    return cell
+
+
+SHAPES = st.fixed_dictionaries(
+    {
+        "hidden": st.sampled_from([1, 5, 16, 33]),
+        "batch": st.integers(1, 11),
+        "time": st.integers(1, 7),
+        "features": st.sampled_from([1, 3, 6]),
+        "ragged": st.booleans(),
+        "outputs": st.sampled_from(["all", "last"]),
+        "reverse": st.booleans(),
+    }
+)
+
+
+def check_random(kernel, cell, shape, inline):
+    try:
+        check(kernel, *options_and(cell, **shape), inline=inline)
+    except NotDivisibleError:
+        reject()
+
+
+@BOTH
+@settings(max_examples=2, deadline=None, derandomize=True, database=None)
+@given(cell=random_cells(), shape=SHAPES, inline=st.booleans())
+def test_random_cells(kernel, cell, shape, inline):
+    check_random(kernel, cell, shape, inline)
+
+
+@pytest.mark.slow
+@BOTH
+@settings(max_examples=500, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@given(cell=random_cells(), shape=SHAPES, inline=st.booleans())
+def test_many_random_cells(kernel, cell, shape, inline):
+    check_random(kernel, cell, shape, inline)

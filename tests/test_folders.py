@@ -1,0 +1,295 @@
+"""What a folder holds is decided before anything is written: runs, sweeps and their members are never lost."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from configs import row_lstm
+from seqmnist_jax.analysis.rerun import first_difference
+from seqmnist_jax.errors import UsageError
+from seqmnist_jax.training import sweep
+from seqmnist_jax.training.replicas import QUIET, Diverged, Watch
+from seqmnist_jax.training.run import build_run
+from seqmnist_jax.training.train import Stopped, train, train_replicas
+from seqmnist_jax.workdir import provenance
+from seqmnist_jax.workdir.checkpoints import Checkpoints
+from seqmnist_jax.workdir.files import WorkdirError
+from seqmnist_jax.workdir.lock import Moved
+
+FIELDS = {
+    "data.source": "embedded",
+    "model.hidden_size": 4,
+    "train.batch_size": 8,
+    "train.steps": 20,
+    "train.eval_every": 10,
+}
+# A rate at which the first step leads out of the finite numbers.
+DIVERGING = {"optimizer.name": "sgd", "optimizer.learning_rate": 3e38, "optimizer.clip.mask": "none"}
+
+
+def config_of(**changes):
+    config = row_lstm.get_config()
+    config.update_from_flattened_dict({**FIELDS, **changes})
+    return config
+
+
+def run_in(folder, stop_at=None, **changes):
+    done = []
+    watch = QUIET._replace(
+        show=lambda now: done.append(now.step), should_stop=lambda: bool(stop_at and done) and done[-1] >= stop_at
+    )
+    return train(build_run(config_of(**changes)), folder, watch=watch)
+
+
+def sweep_in(folder, seeds, stop_at=None, said=None, **changes):
+    config = config_of(**changes)
+    grid = sweep.build_sweep(config, seeds)
+    done = []
+    watch = Watch(
+        say=lambda line: None if said is None else said(line),
+        show=lambda now: done.append(now.step),
+        should_stop=lambda: bool(stop_at and done) and done[-1] >= stop_at,
+    )
+    return sweep.train_sweep(grid, sweep.build_points(config, grid), folder, watch=watch)
+
+
+def content(folder):
+    """All files of a folder, with their bytes."""
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def summary_of(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, cache_dir):
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    run_in(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory, cache_dir):
+    """A sweep over two seeds."""
+    folder = tmp_path_factory.mktemp("two") / "sweep"
+    sweep_in(folder, "1-2")
+    return folder
+
+
+def test_an_extended_sweep_leaves_its_finished_runs_alone(two, tmp_path):
+    folder = shutil.copytree(two, tmp_path / "sweep")
+    before = content(folder / "replicas")
+
+    def die(line):
+        if line.startswith("Compiled"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep_in(folder, "1-3", said=die)
+    assert content(folder / "replicas").items() >= before.items()
+    summary = sweep_in(folder, "1-3")
+    assert content(folder / "replicas").items() >= before.items()
+    assert [entry["test"]["n"] for entry in summary["ranking"]] == [3]
+    # The new one trains by itself, and gives what it gives alone.
+    alone = run_in(tmp_path / "alone", seed=3)
+    assert summary_of(folder / "replicas" / "seed=3")["test_loss"] == alone["test_loss"]
+    assert first_difference(tmp_path / "alone", folder / "replicas" / "seed=3") is None
+
+
+def test_a_member_that_was_removed_is_made_anew_to_the_same_bits(two, tmp_path):
+    folder = shutil.copytree(two, tmp_path / "sweep")
+    shutil.rmtree(folder / "replicas" / "seed=2")
+    before = content(folder / "replicas" / "seed=1")
+    sweep_in(folder, "1-2")
+    assert content(folder / "replicas" / "seed=1") == before
+    for name in ("seed=1", "seed=2"):
+        assert first_difference(two / "replicas" / name, folder / "replicas" / name) is None
+
+
+def test_a_member_that_is_left_out_for_a_while_changes_no_other(two, tmp_path):
+    with pytest.raises(Stopped):
+        sweep_in(tmp_path, "1-2", stop_at=10, **{"runtime.dispatch_seconds": 1e-9})
+    sweep_in(tmp_path, "2")
+    assert not (tmp_path / "replicas" / "seed=1" / "summary.json").exists()
+    sweep_in(tmp_path, "1-2")
+    for name in ("seed=1", "seed=2"):
+        assert first_difference(two / "replicas" / name, tmp_path / "replicas" / name) is None
+
+
+def test_who_is_further_on_does_not_go_back_for_who_begins(two, tmp_path):
+    with pytest.raises(Stopped):
+        sweep_in(tmp_path, "1-2", stop_at=15, **{"runtime.dispatch_seconds": 1e-9})
+    shutil.rmtree(tmp_path / "replicas" / "seed=2")
+    said = []
+    sweep_in(tmp_path, "1-2", said=said.append)
+    assert [line for line in said if line.startswith("Resuming at step 15")]
+    for name in ("seed=1", "seed=2"):
+        assert first_difference(two / "replicas" / name, tmp_path / "replicas" / name) is None
+
+
+def test_a_run_and_a_sweep_do_not_overwrite_each_other(finished, two, tmp_path):
+    for folder in (finished, two):
+        shutil.copytree(folder, tmp_path / folder.name)
+    before = content(tmp_path)
+    with pytest.raises(WorkdirError, match="holds a run"):
+        sweep_in(tmp_path / "run", "1-2")
+    with pytest.raises(WorkdirError, match="holds a sweep, not one run"):
+        run_in(tmp_path / "sweep")
+    with pytest.raises(WorkdirError, match=r"holds another sweep.*\n  model\.hidden_size: 4 there, 5 here"):
+        sweep_in(tmp_path / "sweep", "1-2", **{"model.hidden_size": 5})
+    with pytest.raises(WorkdirError, match="swept fields"):
+        sweep_in(tmp_path / "sweep", "1-2", sweep="{'optimizer.learning_rate': (0.1, 0.2)}")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="file is a file; expected a folder"):
+        run_in(tmp_path / "file")
+    (tmp_path / "file").unlink()
+    assert content(tmp_path) == before
+
+
+def test_results_without_checkpoints_stay(finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(folder / "checkpoints")
+    before = content(folder)
+    assert run_in(folder) == summary_of(finished)
+    with pytest.raises(WorkdirError, match="the result of 20 steps, but no checkpoint"):
+        run_in(folder, **{"train.steps": 40})
+    assert content(folder) == before
+    # As results/ keeps them.
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    shutil.copy(finished / "summary.json", kept)
+    assert run_in(kept) == summary_of(finished)
+    with pytest.raises(WorkdirError, match="seed: 0 there, 1 here"):
+        run_in(kept, seed=1)
+    (kept / "summary.json").write_text("{}")
+    with pytest.raises(WorkdirError, match=r"has summary\.json but no config\.json"):
+        run_in(kept)
+
+
+def test_what_diverged_is_told_to_its_own_config_only(tmp_path):
+    with pytest.raises(Diverged, match="diverged at step 1"):
+        run_in(tmp_path / "run", **DIVERGING)
+    before = content(tmp_path / "run")
+    with pytest.raises(Diverged, match=r"has diverged\. Training diverged at step 1"):
+        run_in(tmp_path / "run", **DIVERGING)
+    assert content(tmp_path / "run") == before
+    sweep_in(tmp_path / "sweep", "1-2", **DIVERGING)
+    with pytest.raises(WorkdirError, match=r"holds another sweep.*\n  optimizer.clip.mask"):
+        sweep_in(tmp_path / "sweep", "1-2")
+
+
+def test_a_member_that_diverged_keeps_its_place_in_the_program(tmp_path):
+    changes = {"optimizer.name": "sgd", "optimizer.clip.mask": "none", "runtime.dispatch_seconds": 1e-9}
+    rates = {**changes, "sweep": "{'optimizer.learning_rate': (0.1, 3e38, 0.01)}"}
+    whole = sweep_in(tmp_path / "whole", "", **rates)
+    with pytest.raises(Stopped):
+        sweep_in(tmp_path / "stopped", "", stop_at=7, **rates)
+    assert sweep_in(tmp_path / "stopped", "", **rates)["ranking"][0]["test"] == whole["ranking"][0]["test"]
+    for rate in (0.1, 0.01):
+        name = f"replicas/learning_rate={rate}"
+        assert first_difference(tmp_path / "whole" / name, tmp_path / "stopped" / name) is None
+    # From Python, too, nobody begins again for one that diverged.
+    runs = [build_run(config_of(**{**changes, "optimizer.learning_rate": rate})) for rate in (0.1, 3e38)]
+    folders = [tmp_path / "a", tmp_path / "b"]
+    done = []
+    watch = QUIET._replace(show=lambda now: done.append(now.step), should_stop=lambda: done[-1] >= 7)
+    with pytest.raises(Stopped):
+        train_replicas(runs, folders, [None, None], watch)
+    said = []
+    assert train_replicas(runs, folders, [None, None], Watch(say=said.append))[1] is None
+    assert [line for line in said if line.startswith("Resuming at step 10")]
+
+
+def test_recipes_of_which_a_seed_diverged_come_last(tmp_path):
+    summary = sweep_in(tmp_path, "", sweep="{'seed': (1, 2), 'optimizer.learning_rate': (0.0001, 0.02)}")
+    for folder in (tmp_path / "replicas").glob("seed=2,learning_rate=0.02"):
+        (folder / "summary.json").unlink()
+        shutil.rmtree(folder / "checkpoints")
+        (folder / "diverged.json").write_text(json.dumps({"reason": "Training diverged at step 1"}))
+    before = {str(entry["changes"]): entry["validation"]["mean"] for entry in summary["ranking"]}
+    assert max(before, key=before.get) == "{'optimizer.learning_rate': 0.02}"
+    again = sweep_in(tmp_path, "", sweep="{'seed': (1, 2), 'optimizer.learning_rate': (0.0001, 0.02)}")
+    assert [(e["changes"]["optimizer.learning_rate"], e["diverged"]) for e in again["ranking"]] == [
+        (0.0001, []),
+        (0.02, ["seed=2,learning_rate=0.02"]),
+    ]
+
+
+def test_a_folder_that_is_moved_while_its_run_goes_on_ends_it(tmp_path):
+    folder, moved = tmp_path / "run", tmp_path / "moved"
+
+    def move(now):
+        if now.step >= 5 and not moved.exists():
+            os.rename(folder, moved)
+            folder.mkdir()
+
+    with pytest.raises(Moved, match=r"run is not the folder any more that this run began in"):
+        train(build_run(config_of(**{"runtime.dispatch_seconds": 1e-9})), folder, watch=QUIET._replace(show=move))
+    assert list(folder.iterdir()) == []
+    assert run_in(moved)["steps"] == 20
+
+
+def test_an_end_between_evaluations_leaves_no_trace_in_a_longer_run(tmp_path):
+    changes = {"train.eval_every": 15, "train.steps": 30}
+    run_in(tmp_path / "straight", **changes)
+    # What was measured at this end would be the best.
+    run_in(tmp_path / "longer", **{**changes, "train.steps": 20})
+    with Checkpoints(tmp_path / "longer" / "checkpoints") as checkpoints:
+        state = checkpoints.restore(20, build_run(config_of(**changes)).learner.template().shapes())
+        checkpoints.save(state, checkpoints.metadata(20), {"accuracy": 0.99, "loss": 0.1})
+    summary = run_in(tmp_path / "longer", **changes)
+    assert summary["best_step"] == summary_of(tmp_path / "straight")["best_step"]
+    assert first_difference(tmp_path / "straight", tmp_path / "longer") is None
+
+
+def test_times_name_all_devices_they_were_taken_on(tmp_path, monkeypatch):
+    with pytest.raises(Stopped):
+        run_in(tmp_path, stop_at=10)
+    environment = json.loads((tmp_path / "environment.json").read_text())
+    monkeypatch.setattr(provenance, "device", lambda: "1 x GPU")
+    summary = run_in(tmp_path)
+    assert summary["device"] == f"{environment['device']}; then 1 x GPU"
+    assert [sitting["first_step"] for sitting in summary["sittings"]] == [1, 11]
+    later = json.loads((tmp_path / "environment.json").read_text())
+    assert [one["device"] for one in (later, *later["later"])] == [environment["device"], "1 x GPU"]
+
+
+def test_logits_that_are_not_finite_at_the_test_are_a_divergence(tmp_path, monkeypatch):
+    """Without a validation set nothing is measured before."""
+    from seqmnist_jax.training.programs import Programs
+
+    evaluate = Programs.evaluate
+
+    def writable(self, variables, split):
+        return [(scores, np.array(logits)) for scores, logits in evaluate(self, variables, split)]
+
+    monkeypatch.setattr(Programs, "evaluate", lambda self, *given: _poisoned(writable(self, *given)))
+    changes = {"data.split": "first:0"}
+    with pytest.raises(Diverged, match=r"at step 20: the loss on test is not finite: the logits of 1 of 500 images"):
+        run_in(tmp_path / "one", **changes)
+    assert (tmp_path / "one" / "diverged.json").exists()
+    summary = sweep_in(tmp_path / "sweep", "1-2", **changes)
+    assert [one["name"] for one in summary["diverged"]] == ["seed=1"]
+    assert summary["ranking"][0]["test"]["n"] == 1
+
+
+def _poisoned(found):
+    found[0][1][3, 2] = np.inf
+    return found
+
+
+def test_a_result_is_not_given_to_another_checkpoint(tmp_path):
+    changes = {"optimizer.name": "sgd", "optimizer.learning_rate": 0.0, "model.norm": "none", "train.steps": 30}
+    before = run_in(tmp_path, **changes)
+    assert before["best_step"] == 10
+    for path in (tmp_path / "checkpoints" / "10" / "model").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    said = []
+    after = train(build_run(config_of(**changes)), tmp_path, watch=Watch(say=said.append))
+    assert after == {**before, "lost_checkpoints": [10]} == summary_of(tmp_path)
+    assert [line for line in said if "checkpoint 10 is lost, whose result the summary has" in line]
