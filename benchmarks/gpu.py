@@ -236,7 +236,8 @@ def start(bench: Bench) -> None:
     arguments = ["launch.py", "--config=configs/row_lstm.py", f"--workdir={bench.folder('start')}"]
     arguments += SMALL_ROWS if bench.rehearse else ["--config.train.steps=500"]
     command = [sys.executable, "-X", "importtime", "-m", "cProfile", "-o", str(profile), *arguments]
-    bench.run("start", command, 40)
+    if bench.run("start", command, 40).code is None:
+        return
     imports = re.findall(r"^import time: +\d+ \| +(\d+) \| ( *\S+)$", (bench.scratch / "start.err").read_text(), re.M)
     imports = sorted(((int(spent), name) for spent, name in imports), reverse=True)[:60]
     text = io.StringIO()

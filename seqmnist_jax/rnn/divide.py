@@ -148,6 +148,10 @@ class Division:
         read: dict[Raw, None] = {}
         for equation in equations:
             self._classify(equation, found, read)
+        # A new carry or an output may need no carry at all.
+        for v in (*new, *y):
+            if self._kind(v) != "C":
+                self._read("an output", v, self._kind(v), read)
         found.sort(key=lambda f: f[0])
         self.sources = list(dict.fromkeys((round, origin) for round, origin, *_ in found))
         self.results = list(dict.fromkeys((round, Block(self._sum(v), p.columns)) for round, _, v, p in found))
@@ -205,7 +209,7 @@ class Division:
                 self._check_layout(e, name)
                 for v, k in zip(e.invars, kinds, strict=True):
                     if k != "C" and not isinstance(v, jex.Literal):
-                        self._read(e, v, k, read)
+                        self._read(f"{name} of the state ({where(e)})", v, k, read)
         for v in e.outvars:
             self._kinds[v], self._round[v] = kind, round
 
@@ -299,7 +303,7 @@ class Division:
         if name not in SAME and e.outvars[0].aval.ndim != 2:
             raise NotDivisibleError(f"{name} makes {e.outvars[0].aval.shape} of the state ({where(e)})")
 
-    def _read(self, e: Any, v: Any, kind: str, read: dict[Raw, None]) -> None:
+    def _read(self, what: str, v: Any, kind: str, read: dict[Raw, None]) -> None:
         """Notes the blocks of a P or X value that the stages read."""
         v = self._narrow(v)
         if isinstance(v, jex.Literal):
@@ -308,9 +312,9 @@ class Division:
         columns = shape[-1] if shape else 1
         rows = shape[0] if len(shape) == 2 else 1
         if v.aval.dtype != self.dtype or len(shape) > 2 or rows not in (1, self._rows if kind == "X" else 1):
-            raise NotDivisibleError(f"{e.primitive.name} of the state with {v.aval} ({where(e)})")
+            raise NotDivisibleError(f"{what} with {v.aval}")
         if columns != 1 and columns % self.hidden:
-            raise NotDivisibleError(f"{e.primitive.name} of {columns} columns ({where(e)})")
+            raise NotDivisibleError(f"{what} with {columns} columns")
         blocks: Any = [None] if columns == 1 and self.hidden != 1 else range(columns // self.hidden)
         read.update({Raw(kind.lower(), Block(v, b)): None for b in blocks})
 

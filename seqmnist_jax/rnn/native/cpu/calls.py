@@ -167,7 +167,7 @@ def backward(
         ),
         (*_arguments(operands, kept.carry), kept.values, d_carry, d_outputs),
     )
-    vectors = [jnp.zeros(d.hidden) if place is None else sums[place] for place in stages.sum_of]
+    vectors = [jnp.zeros(d.hidden, jnp.float32) if place is None else sums[place] for place in stages.sum_of]
     return Operands(
         weights,
         jnp.stack(vectors) if vectors else operands.vectors,
