@@ -293,5 +293,6 @@ def test_a_result_is_not_given_to_another_checkpoint(tmp_path):
             path.write_bytes(b"")
     said = []
     after = train(build_run(config_of(**changes)), tmp_path, watch=Watch(say=said.append))
-    assert after == {**before, "lost_checkpoints": [10]} == summary_of(tmp_path)
+    told = [*before["warnings"], "Checkpoint 10, once the best, is lost."]
+    assert after == {**before, "lost_checkpoints": [10], "warnings": told} == summary_of(tmp_path)
     assert [line for line in said if "checkpoint 10 is lost, whose result the summary has" in line]

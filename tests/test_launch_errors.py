@@ -275,7 +275,7 @@ def test_impossible_schedule_is_refused_by_field(build, field, value):
         ("data.split", "first:0"),
         ("optimizer.learning_rate", 0.0),
         ("optimizer.rmsprop_decay", 0.0),
-        ("optimizer.adam_epsilon", 0.0),
+        ("optimizer.rmsprop_epsilon", 0.0),
         ("data.permutation", f"numpy:{2**32 - 1}"),
         ("model.hidden_size", 1),
     ],

@@ -104,6 +104,8 @@ def trained(tmp_path_factory):
             job("replicas_four", [1, 2, 3, 4], "auto", **easy),
             job("replicas_both", [1, 2, 3, 4], "replica:2,data:2", **easy),
             job("parts", [1], "replica:1,data:2", **easy, **{"train.accumulate": 4}),
+            job("hard_parts_one", [1], "replica:1,data:1", **HARD, **{"train.accumulate": 2}),
+            job("hard_parts_four", [1], "replica:1,data:4", **HARD, **{"train.accumulate": 2}),
         ]
     )
     return folder
@@ -116,7 +118,8 @@ def test_same_batch_same_result(trained, name):
 
 
 def test_statistics_masks_and_lengths_are_those_of_the_whole_batch(trained):
-    assert_close(params_of(trained / "hard_four"), params_of(trained / "hard_one"))
+    for name in ("hard", "hard_parts"):
+        assert_close(params_of(trained / f"{name}_four"), params_of(trained / f"{name}_one"))
 
 
 def test_replicas_on_devices_of_their_own(trained):

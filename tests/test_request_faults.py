@@ -59,19 +59,22 @@ def start(*arguments, cwd, **options):
 @pytest.fixture
 def parsed(monkeypatch):
     """Parses a command line, as launch.py does; the flags are as before afterwards."""
-    saved = flags.FLAGS.flag_values_dict()
+
+    def forget():
+        for name in list(flags.FLAGS):
+            if name.startswith("config."):
+                delattr(flags.FLAGS, name)  # defined as a config is parsed
+            else:
+                flags.FLAGS[name].unparse()
 
     def parse(*arguments):
         argv = ["launch.py", *arguments]
         monkeypatch.setattr(sys, "argv", argv)
-        flags.FLAGS.unparse_flags()
+        forget()
         cli_flags.parse(argv)
 
     yield parse
-    flags.FLAGS.unparse_flags()
-    for name in saved:
-        flags.FLAGS[name].unparse()
-    flags.FLAGS(["launch.py"])
+    forget()
 
 
 @pytest.fixture(scope="module")

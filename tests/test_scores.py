@@ -136,6 +136,10 @@ def test_over_seeds_has_students_interval():
     assert result["interval"] == pytest.approx([0.964 - 2.776 * scale, 0.964 + 2.776 * scale], abs=5e-4 * scale)
 
 
+def test_an_interval_of_shares_ends_at_0_and_1():
+    assert over_seeds([0.01, 0.9])["interval"] == [0.0, 1.0]
+
+
 def test_one_seed_has_no_spread():
     assert over_seeds([0.9]) == {"n": 1, "mean": 0.9, "std": None, "interval": None, "min": 0.9, "max": 0.9}
 

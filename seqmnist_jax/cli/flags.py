@@ -14,7 +14,7 @@ from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from seqmnist_jax.cli.output import show_error
 from seqmnist_jax.errors import UsageError, did_you_mean
-from seqmnist_jax.workdir.config import defaults, flatten
+from seqmnist_jax.workdir.config import check, defaults, flatten
 from seqmnist_jax.workdir.files import matching
 
 FLAGS = flags.FLAGS
@@ -59,14 +59,12 @@ def given_config() -> ml_collections.ConfigDict:
     Raises:
       UsageError: none is given, or one with a field that is none.
     """
-    config = given("config", "as in --config configs/row_lstm.py")
-    if config.runtime.compilation_cache != "none":
-        checked_path(config.runtime.compilation_cache or ".", "runtime.compilation_cache")
-    checked_path(config.runtime.data_dir or ".", "runtime.data_dir")
+    config, known = given("config", "as in --config configs/row_lstm.py"), defaults()
+    check(config)
+    for field in ("compilation_cache", "data_dir"):
+        checked_path(config.runtime[field] or ".", f"runtime.{field}")
     # As text says it, and the command of a sweep's run.
-    nothing = [
-        field for field, value in named_fields().items() if value == "None" and defaults().get(field, "") is None
-    ]
+    nothing = [field for field, value in named_fields().items() if value == "None" and known.get(field, "") is None]
     config.update_from_flattened_dict(dict.fromkeys(nothing))
     return config
 

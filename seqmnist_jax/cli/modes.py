@@ -68,9 +68,7 @@ def _join(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Makes this process what the config asks for, before anything asks JAX for its devices; gives the config."""
     from seqmnist_jax.cli import process
     from seqmnist_jax.devices import processes
-    from seqmnist_jax.workdir import config as configs
 
-    configs.check(config)
     if config.runtime.distributed and not FLAGS.workdir:
         raise UsageError("runtime.distributed needs --workdir, a folder that all processes see.")
     if config.runtime.deterministic:

@@ -77,11 +77,11 @@ def over_seeds(values: Sequence[float] | npt.ArrayLike) -> Json:
     """What runs that differ in their seed alone have in common.
 
     Args:
-      values: finite numbers [n], one of each run, as its test accuracy.
+      values: shares [n], 0 to 1, one of each run, as its test accuracy.
 
     Returns:
       n, mean, min and max; std, the sample's standard deviation (n - 1 in the denominator); interval,
-      [low, high] of the mean, 95 %, by Student's t with n - 1 degrees of freedom. The last two are None
+      [low, high] of the mean, 95 %, by Student's t with n - 1 degrees of freedom, cut at 0 and 1. The last two are None
       for a single run, which says nothing of its spread.
 
     Raises:
@@ -101,7 +101,7 @@ def over_seeds(values: Sequence[float] | npt.ArrayLike) -> Json:
         error = scipy.stats.sem(numbers)
         # SciPy has no interval of width 0 and gives NaN.
         ends = scipy.stats.t.interval(CONFIDENCE, len(numbers) - 1, loc=mean, scale=error) if error else (mean, mean)
-        interval = [float(end) for end in ends]
+        interval = [min(max(float(end), 0.0), 1.0) for end in ends]
     return {
         "n": len(numbers),
         "mean": mean,

@@ -38,7 +38,7 @@ class NotWritten(WorkdirError, Interrupted):
 
 def matching(text: str) -> list[Path]:
     """What is there under a name; where nothing is, what the name matches as a pattern of a shell."""
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))  # which leaves the tilde of an unknown user
     return [path] if path.exists() else sorted(map(Path, glob.glob(str(path))))
 
 
