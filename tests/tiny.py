@@ -37,22 +37,24 @@ QUICK_FLAG = "--xla_cpu_use_fusion_emitters=false"
 QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": QUICK_FLAG}
 
 
+get_options = compiler.get_compile_options
+
+
+def get_quick_options(*given, env_options_overrides=None, **options):
+    overrides = {**(env_options_overrides or {}), "xla_cpu_use_fusion_emitters": False}
+    return get_options(*given, env_options_overrides=overrides, **options)
+
+
 @contextlib.contextmanager
-def quick_compiler():
+def quick_compiler(is_on=True):
     """What the environment QUICK does, in this process and for a while. JAX has no public setting for flags of XLA."""
-    get_options = compiler.get_compile_options
-
-    def quick_options(*given, env_options_overrides=None, **options):
-        overrides = {**(env_options_overrides or {}), "xla_cpu_use_fusion_emitters": False}
-        return get_options(*given, env_options_overrides=overrides, **options)
-
     before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    with mock.patch.object(compiler, "get_compile_options", quick_options):
-        try:
+    jax.config.update("jax_disable_most_optimizations", is_on)
+    try:
+        with mock.patch.object(compiler, "get_compile_options", get_quick_options if is_on else get_options):
             yield
-        finally:
-            jax.config.update("jax_disable_most_optimizations", before)
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
 
 
 def train(folder):
