@@ -2,21 +2,31 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 from pathlib import Path
 
 import jax
-import platformdirs
 import pytest
 
+from seqmnist_jax.data import cache as data_cache
+from seqmnist_jax.rnn.native import build
 from tests import tiny
 
 
-def users_kernels():
-    """The folder of built kernels where users have it, made if need be."""
-    named = os.environ.get("SEQMNIST_CACHE_DIR")
-    folder = (Path(named) if named else platformdirs.user_cache_path("seqmnist_jax")) / "native"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o755)
-    return folder
+@contextlib.contextmanager
+def only_one(path):
+    """Lets one worker after the other pass."""
+    with open(path, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def copy_kernel(folder):
+    """Takes the recurrence's kernel from where users have it, if it is there: ten seconds for a compiler."""
+    native = data_cache.folder() / "native"
+    folder.mkdir(mode=0o755)
+    for path in native.glob(f"{build.RECURRENCE.name}-*"):
+        shutil.copy(path, folder)
 
 
 @pytest.fixture(scope="session")
@@ -28,11 +38,12 @@ def shared_dir(tmp_path_factory):
 
 @pytest.fixture(autouse=True, scope="session")
 def cache_dir(shared_dir, tmp_path_factory):
-    """Decoded and fetched data go into folders of this test run, not into the user's; only built kernels are theirs."""
+    """Data and kernels that a test makes go into folders of this test run, not into the user's."""
     folder = shared_dir / "cache"
-    folder.mkdir(exist_ok=True)
-    with contextlib.suppress(OSError):  # another worker has made the link, or there is no folder to link
-        (folder / "native").symlink_to(users_kernels())
+    with only_one(shared_dir / "cache.lock"):
+        if not folder.exists():
+            folder.mkdir()
+            copy_kernel(folder / "native")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SEQMNIST_CACHE_DIR", str(folder))
         patch.setenv("TFDS_DATA_DIR", str(tmp_path_factory.mktemp("tfds")))
@@ -57,8 +68,7 @@ def quick_compiler():
 def tiny_run(shared_dir, compilation_cache):
     """Folder and summary of a finished run of `tiny.config()`, one for all workers; to be copied, not changed."""
     folder = shared_dir / "tiny_run"
-    with open(shared_dir / "tiny_run.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with only_one(shared_dir / "tiny_run.lock"):
         if not folder.exists():
             tiny.train(folder)
     return folder, json.loads((folder / "summary.json").read_text())

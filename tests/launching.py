@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
+from tests.tiny import QUICK
+
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("analysis", "cli", "training")
 MODULES = [
     f"seqmnist_jax.{name}.{path.stem}" for name in PACKAGES for path in ROOT.glob(f"seqmnist_jax/{name}/[a-z]*.py")
 ]
 PATIENCE = 300
-QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
 class Done(NamedTuple):
@@ -62,7 +63,7 @@ def _launch(
     """In the forked process."""
     os.chdir(cwd)
     os.environ.clear()
-    os.environ.update(environment)
+    os.environ.update(environment | QUICK)
     for target, log in zip((1, 2), logs, strict=True):
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), target)
     if most_bytes is not None:

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from tests.launching import QUICK, ROOT
+from tests.launching import ROOT
+from tests.tiny import QUICK
 
 PACKAGE = ROOT / "seqmnist_jax"
 

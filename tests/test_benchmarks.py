@@ -160,11 +160,11 @@ def test_end_to_end():
 
 def test_replicas_train():
     config = row_lstm.get_config()
-    config.update_from_flattened_dict({"data.source": "embedded", "model.hidden_size": 4, "train.batch_size": 8})
+    config.update_from_flattened_dict({"data.source": "embedded", "model.hidden_size": 4, "train.batch_size": 40})
     advance = trainers.OurTrainer(config, 2).advance
     advance(3)
     # Past the end of an epoch, which is the end of a dispatch.
-    advance(4000 // 8 * 2)
+    advance(4000 // 40 * 2)
 
 
 def test_time_to_accuracy_stops_at_the_target_or_at_the_end():

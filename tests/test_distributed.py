@@ -19,7 +19,8 @@ from seqmnist_jax.training.run import build_run
 from seqmnist_jax.training.state import restore_state
 from seqmnist_jax.training.train import train
 from seqmnist_jax.workdir.checkpoints import Checkpoints
-from tests.launching import QUICK, ROOT, launch
+from tests.launching import ROOT, launch
+from tests.tiny import QUICK
 
 CHANGES = {
     "data.source": "embedded",

@@ -9,6 +9,7 @@ from seqmnist_jax.errors import UsageError
 from seqmnist_jax.training import jobs, sweep
 from seqmnist_jax.training.replicas import QUIET, Watch
 from seqmnist_jax.workdir.lock import owned
+from tests.tiny import QUICK
 
 
 def build(**changes):
@@ -34,7 +35,9 @@ def run_local(folder, built):
     return sweep.train_sweep(*built, folder, executor=executor, watch=Watch(say=lines.append)), lines
 
 
-def test_groups_run_as_jobs_and_failed_ones_again(tmp_path):
+def test_groups_run_as_jobs_and_failed_ones_again(tmp_path, monkeypatch, quick_compiler):
+    for name, value in QUICK.items():
+        monkeypatch.setenv(name, value)  # for the jobs
     built = build()
     # The folder of one run is in use, so its group fails.
     broken = tmp_path / "replicas" / "seed=1,hidden_size=5"

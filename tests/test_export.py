@@ -18,7 +18,7 @@ from seqmnist_jax.models.build import CELLS
 from seqmnist_jax.workdir import files
 from seqmnist_jax.workdir.checkpoints import CheckpointError
 from seqmnist_jax.workdir.files import WorkdirError
-from tests.launching import QUICK
+from tests.tiny import QUICK
 from tests.untrained import HEIGHT, WIDTH, random_images, write_run
 
 safetensors = pytest.importorskip("safetensors.numpy", reason="safetensors is not installed")

@@ -19,6 +19,8 @@ from seqmnist_jax.workdir.checkpoints import Checkpoints
 from seqmnist_jax.workdir.files import WorkdirError
 from seqmnist_jax.workdir.lock import Moved
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 FIELDS = {
     "data.source": "embedded",
     "model.hidden_size": 4,

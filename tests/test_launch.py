@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from tests.launching import QUICK, ROOT, launch
+from tests.launching import ROOT, launch
+from tests.tiny import QUICK
 
 SMALL = ("--config.model.hidden_size=4", "--config.train.batch_size=8", "--config.train.eval_every=50")
 
@@ -65,7 +66,7 @@ def test_train_interrupt_resume_evaluate(tmp_path, environment, number, code):
 def test_without_a_workdir_each_run_gets_its_own(tmp_path, environment):
     arguments = ["--config", str(ROOT / "configs" / "row_lstm.py"), *SMALL, "--config.train.steps=2"]
     done = subprocess.run(
-        command(*arguments), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+        command(*arguments), cwd=tmp_path, env={**environment, **QUICK}, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "runs" / "row_lstm").iterdir()

@@ -12,6 +12,7 @@ import pytest
 
 from seqmnist_jax.devices.mesh import largest_divisor, make_mesh
 from seqmnist_jax.errors import UsageError
+from tests.tiny import QUICK_FLAG
 
 ROOT = Path(__file__).parent.parent
 DEVICES = 4
@@ -29,7 +30,6 @@ from seqmnist_jax.training.state import restore_state
 from seqmnist_jax.training.train import train_replicas
 
 jax.config.update("jax_compilation_cache_dir", None)
-jax.config.update("jax_disable_most_optimizations", True)
 jobs = json.loads(sys.argv[1])
 assert len(jax.devices()) == int(sys.argv[2])
 for job in jobs:
@@ -49,7 +49,8 @@ for job in jobs:
 def train_jobs(jobs, devices=DEVICES):
     environment = {
         **os.environ,
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {QUICK_FLAG}",
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(ROOT),
     }

@@ -33,6 +33,9 @@ from seqmnist_jax.training.train import train
 from seqmnist_jax.workdir import files
 from seqmnist_jax.workdir.checkpoints import Checkpoints
 from seqmnist_jax.workdir.files import WorkdirError
+from tests.tiny import QUICK
+
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / "configs" / "row_lstm.py")
@@ -48,7 +51,7 @@ def config_of(**changes):
 
 def start(*arguments, cwd, **options):
     environment = {name: value for name, value in os.environ.items() if name != "SEQMNIST_DATA_DIR"}
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment, **options}
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment | QUICK, **options}
     command = [sys.executable, str(ROOT / "launch.py"), "--config", CONFIG, *SMALL, *arguments]
     return subprocess.Popen(command, cwd=cwd, text=True, **options)
 

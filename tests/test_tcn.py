@@ -63,8 +63,7 @@ def test_last_of_every_step_is_the_plain_call(variables, x, time):
     np.testing.assert_allclose(apply(variables, x[:, :time]), every[:, -1], atol=1e-5)
 
 
-@pytest.mark.parametrize("length_dtype", [jnp.int32, jnp.uint8])
-@pytest.mark.parametrize("padding", [0.0, 7.0, np.nan])
+@pytest.mark.parametrize(("padding", "length_dtype"), [(0.0, jnp.int32), (7.0, jnp.uint8), (np.nan, jnp.int32)])
 def test_ragged_sequences_read_as_whole_ones_up_to_their_end(variables, x, padding, length_dtype):
     padded = jnp.where((jnp.arange(TIME) < ENDS[:, None])[..., None], x, padding)
     whole = apply(variables, x, every_step=True)

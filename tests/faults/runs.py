@@ -10,6 +10,7 @@ from pathlib import Path
 from seqmnist_jax.analysis.rerun import first_difference
 from seqmnist_jax.cli import text
 from seqmnist_jax.workdir import files
+from tests.tiny import QUICK
 
 ROOT = Path(__file__).parent.parent.parent
 STEPS = 3000
@@ -55,7 +56,7 @@ def start(workdir: Path, *arguments: str, before: str = "") -> subprocess.Popen[
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={name: value for name, value in os.environ.items() if name != "SEQMNIST_DATA_DIR"},
+        env={name: value for name, value in os.environ.items() if name != "SEQMNIST_DATA_DIR"} | QUICK,
     )
 
 

@@ -185,7 +185,7 @@ def test_fused_at_any_shape(cell, drawn):
 
 
 @pytest.mark.parametrize("cell", GATES)
-@few(max_examples=3)
+@few(max_examples=2)
 @given(drawn=cases())
 def test_scan_at_any_shape(cell, drawn):
     check_drawn(cell, drawn, BOUNDS["float32"], backend="scan")
@@ -199,7 +199,7 @@ def test_fused_at_any_shape_in_bfloat16(cell, drawn):
 
 
 @pytest.mark.parametrize("cell", GATES)
-@few(max_examples=2)
+@few(max_examples=1)
 @given(drawn=cases(some_units))
 def test_scan_at_any_shape_in_bfloat16(cell, drawn):
     check_drawn(cell, drawn, BOUNDS["bfloat16"], backend="scan", precision="bfloat16")

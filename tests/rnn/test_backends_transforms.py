@@ -12,6 +12,7 @@ import pytest
 from jax import export
 
 from seqmnist_jax import rnn
+from tests.tiny import QUICK_FLAG
 
 LENGTHS = np.array([4, 7, 0], np.int32)
 
@@ -255,7 +256,7 @@ print(json.dumps(results))
 @pytest.fixture(scope="module")
 def sharded():
     """The error of each way to run on two devices, made in a process that has them."""
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count=2 {QUICK_FLAG}", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-c", SHARDED],
         env=os.environ | flags,

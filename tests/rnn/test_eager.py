@@ -12,6 +12,7 @@ from jax import export
 
 from seqmnist_jax import rnn
 from seqmnist_jax.rnn import eager
+from tests.tiny import quick_compiler
 
 PARAMS = rnn.init_gru(jax.random.key(0), 3, 8)
 X, H = jnp.ones((4, 10, 3)), jnp.zeros((4, 8))
@@ -159,12 +160,8 @@ def test_a_second_derivative_names_the_backend_that_has_it(need_native, backend,
 
 def temporaries(function, *arguments):
     """In MiB, of the program as users have it."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", False)
-    try:
+    with quick_compiler(False):
         return memory_of(function, *arguments)
-    finally:
-        jax.config.update("jax_disable_most_optimizations", before)
 
 
 def memory_of(function, *arguments):

@@ -241,8 +241,6 @@ CASES = {
     "gru": Case("gru", precision="bfloat16"),
     "gru, reversed, last": Case("gru", lengths=True, reverse=True, outputs="last", batch=6),
     "gru, 17 units, 4 sequences": Case("gru", 17, sequences=4, lengths=True, batch=7),
-    "gru, x has a gradient": Case("gru", features=3, wants_dx=True, batch=4),
-    "lstm, last": Case("lstm", lengths=True, outputs="last", batch=5, precision="bfloat16"),
     "lstm, x has a gradient": Case("lstm", sequences=4, features=6, wants_dx=True, reverse=True),
     "lem": Case("lem", 64, batch=4, lengths=True, outputs="none"),
     "cornn": Case("cornn", 64, sequences=4, outputs="none", batch=4),
@@ -254,6 +252,8 @@ CASES = {
 }
 # What combines the parts of the cases above.
 SLOW = {
+    "gru, x has a gradient": Case("gru", features=3, wants_dx=True, batch=4),
+    "lstm, last": Case("lstm", lengths=True, outputs="last", batch=5, precision="bfloat16"),
     "cluster, three rounds": Case("three_rounds", 64, 4, lengths=True, precision="bfloat16", time=4),
     "gru, 4 sequences, lengths": Case("gru", sequences=4, lengths=True, batch=6, precision="bfloat16"),
     "cluster, cornn, 4 sequences": Case("cornn", 64, 4, sequences=4, batch=3, precision="bfloat16"),

@@ -21,6 +21,7 @@ import pytest
 
 from seqmnist_jax.rnn.native import build
 from seqmnist_jax.rnn.native import compiler as cxx
+from tests.tiny import QUICK
 
 # What a process says: which backend 'auto' explains, why, and how many warnings came of two calls of either layer.
 SCRIPT = """
@@ -42,7 +43,7 @@ print(explanation.backend, len(ours), explanation.why, *[w.message for w in ours
 
 def environment(**changes):
     """This process's environment with changes; None takes a name away."""
-    changed = os.environ | {"JAX_PLATFORMS": "cpu"} | changes
+    changed = os.environ | QUICK | {"JAX_PLATFORMS": "cpu"} | changes
     return {name: str(value) for name, value in changed.items() if value is not None}
 
 
@@ -451,6 +452,7 @@ def test_forked_process_has_the_kernel(built):
 FORKED = """
 import os, threading, time
 from seqmnist_jax.rnn.native import build
+from tests.tiny import QUICK
 builder = threading.Thread(target=build.problem)
 builder.start()
 time.sleep(0.7)
