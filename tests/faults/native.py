@@ -19,6 +19,7 @@ from typing import NamedTuple
 from unittest import mock
 
 from seqmnist_jax.rnn.native import build
+from seqmnist_jax.rnn.native import compiler as cxx
 from tests.faults import sanitizers
 from tests.faults.outcome import Outcome
 
@@ -67,7 +68,9 @@ cp {self.kernel} "$last"
     def target(self) -> Path:
         """Where the kernel will lie."""
         with mock.patch.dict(os.environ, {name: value for name, value in self.environment.items() if value}):
-            return build._place(build._folder(), build._key(build._flags()), build._compiler())
+            source = build.RECURRENCE
+            key = build._key(source, cxx.flags_of_machine())
+            return build._place(source, build._folder(), key, cxx.command())
 
     def cached(self) -> Path:
         """Puts the kernel into the cache, as a process before this one would have."""
@@ -106,7 +109,7 @@ class Fault(NamedTuple):
 
 def _hangs(scene: Scene) -> None:
     scene.compiler("sleep 1000")
-    scene.before = "from seqmnist_jax.rnn.native import build\nbuild.COMPILE_SECONDS = 0.5\n"
+    scene.before = "from seqmnist_jax.rnn.native import compiler\ncompiler.COMPILE_SECONDS = 0.5\n"
 
 
 def _garbage(scene: Scene) -> None:
@@ -145,8 +148,9 @@ def _checksum_damaged(scene: Scene) -> None:
 def _stale(scene: Scene) -> None:
     """The kernel of other sources."""
     source = scene.folder / "recurrence.cc"
-    source.write_text(build.SOURCE.read_text() + "// changed\n")
-    with mock.patch.object(build, "SOURCE", source):
+    source.write_text(build.RECURRENCE.files[0].read_text() + "// changed\n")
+    changed = build.RECURRENCE._replace(files=(source, *build.RECURRENCE.files[1:]))
+    with mock.patch.object(build, "RECURRENCE", changed):
         scene.cached()
 
 
@@ -296,7 +300,7 @@ def campaign(tries: int, seed: int) -> list[Outcome]:
     outcomes = []
     with tempfile.TemporaryDirectory() as name:
         kernel = Path(name) / "kernel.so"
-        build._compile(build._compiler(), build._flags(), kernel)
+        cxx.compile(build.RECURRENCE, cxx.command(), cxx.flags_of_machine(), kernel)
         faults = FAULTS + (MOUNTED_FAULTS if CAN_MOUNT else ())
         each = -(-tries // (len(faults) + 1))
         for fault in faults:

@@ -12,6 +12,7 @@ from unittest import mock
 import jax
 
 from seqmnist_jax.rnn.native import build
+from seqmnist_jax.rnn.native import compiler as cxx
 
 ROOT = Path(__file__).parent.parent.parent
 CALLER = Path(__file__).parent / "caller.cc"
@@ -55,7 +56,7 @@ def runtime(sanitizer: Sanitizer) -> str | None:
     if sanitizer.runtime is None:
         return ""
     asked = subprocess.run(
-        [*build._compiler(), f"-print-file-name={sanitizer.runtime}"], capture_output=True, text=True, check=True
+        [*cxx.command(), f"-print-file-name={sanitizer.runtime}"], capture_output=True, text=True, check=True
     )
     path = Path(asked.stdout.strip())
     return str(path) if path.is_absolute() and path.exists() else None
@@ -64,14 +65,14 @@ def runtime(sanitizer: Sanitizer) -> str | None:
 def compiler(sanitizer: Sanitizer, folder: Path) -> Path:
     """A compiler that puts the sanitizer's flags after all others."""
     path = folder / "c++"
-    path.write_text(f'#!/bin/sh\nexec {shlex.join(build._compiler())} "$@" {DEBUG} {sanitizer.flags}\n')
+    path.write_text(f'#!/bin/sh\nexec {shlex.join(cxx.command())} "$@" {DEBUG} {sanitizer.flags}\n')
     path.chmod(0o700)
     return path
 
 
 def build_caller(compiler: Path, target: Path) -> Path:
     """Builds what calls the kernel in XLA's place."""
-    command = [str(compiler), *build.FLAGS, "-isystem", jax.ffi.include_dir(), str(CALLER), "-o", str(target)]
+    command = [str(compiler), *cxx.FLAGS, "-isystem", jax.ffi.include_dir(), str(CALLER), "-o", str(target)]
     subprocess.run(command, check=True)
     return target
 
@@ -79,7 +80,7 @@ def build_caller(compiler: Path, target: Path) -> Path:
 def build_kernel(compiler: Path, target: Path) -> Path:
     """Builds the kernel as users do whose CXX names this compiler."""
     with mock.patch.dict(os.environ, CXX=str(compiler)):
-        build._compile(build._compiler(), build._flags(), target)
+        cxx.compile(build.RECURRENCE, cxx.command(), cxx.flags_of_machine(), target)
     return target
 
 

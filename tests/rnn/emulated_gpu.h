@@ -1,11 +1,14 @@
-// The names of native/gpu/machine.h in plain C++: the kernels run on a CPU, a fibre a thread, one cluster after another.
+// The names of native/gpu/machine.h in plain C++: the kernels run on a CPU, a fibre a thread, one cluster after
+// another.
 //
-// It shows what depends on indices, the layout of fragments and barriers: a warp runs as far ahead of the others as the barriers
-// let it, or, with EMULATE_REVERSE set, in the other order; shared memory that nobody wrote is no number; an asynchronous copy
-// is made when it is waited for and not before, and what is sent to another block arrives at once, or, in the other order, when
-// it is waited for. Memory is otherwise in order, and speed means nothing. What can't go on is told: `emulated::trouble`.
+// It shows what depends on indices, the layout of fragments and barriers: a warp runs as far ahead of the others as the
+// barriers let it, or, with EMULATE_REVERSE set, in the other order, or in the order that the number EMULATE_SHUFFLE draws; shared memory that nobody wrote is no number; an
+// asynchronous copy is made when it is waited for and not before; what is sent to another block arrives at once, or, with
+// EMULATE_LATE set, when it is waited for. Memory is otherwise in order, and speed means nothing. What can't go on is
+// told: `emulated::trouble`.
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -14,6 +17,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <random>
 #include <vector>
 
 typedef unsigned u32;
@@ -82,7 +86,7 @@ inline Thread* me;
 inline std::vector<std::unique_ptr<Block>> cluster;
 inline Barrier whole;
 inline int threads_of_cluster;
-inline bool reverse;
+inline bool late;
 inline unsigned long events;  // Barriers passed and threads that ended: none in a round of all warps means that all are stuck.
 inline const char* trouble;
 inline ucontext_t scheduler;
@@ -141,7 +145,10 @@ inline void entry() {
 inline const char* launch(unsigned blocks, unsigned threads, unsigned per_cluster, unsigned bytes,
                           std::function<void()> kernel) {
   body = kernel;
-  reverse = std::getenv("EMULATE_REVERSE") != nullptr;
+  const bool reverse = std::getenv("EMULATE_REVERSE") != nullptr;
+  const char* const shuffle = std::getenv("EMULATE_SHUFFLE");
+  std::minstd_rand draw(shuffle ? std::atoi(shuffle) : 1);
+  late = std::getenv("EMULATE_LATE") != nullptr;
   trouble = nullptr;
   for (unsigned first = 0; first < blocks; first += per_cluster) {
     std::vector<Thread> all(per_cluster * threads);
@@ -168,14 +175,16 @@ inline const char* launch(unsigned blocks, unsigned threads, unsigned per_cluste
         makecontext(&thread.context, entry, 0);
       }
     }
-    const unsigned warps = all.size() / 32;
+    std::vector<unsigned> order(all.size() / 32);
+    for (unsigned w = 0; w < order.size(); w++) order[w] = reverse ? order.size() - 1 - w : w;
     for (bool any = true; any;) {
       any = false;
       const unsigned long so_far = events;
-      for (unsigned w = 0; w < warps; w++) {
-        Thread* lanes = &all[32 * (reverse ? warps - 1 - w : w)];
-        for (unsigned before = ~0u; lanes->warp->barrier.turn != before;) {
-          before = lanes->warp->barrier.turn;
+      if (shuffle) std::shuffle(order.begin(), order.end(), draw);
+      for (unsigned w : order) {
+        Thread* lanes = &all[32 * w];
+        for (unsigned long before = ~0ul; events != before;) {
+          before = events;
           for (unsigned l = 0; l < 32; l++) {
             if (lanes[l].done) continue;
             any = true;
@@ -242,14 +251,14 @@ inline void barrier_expect(u32 barrier, u32 bytes) {
   if (at.pending == 0) emulated::stop("a barrier that nobody passed expects more");
   at.pending = 0;
   at.bytes += bytes;
-  if (!emulated::reverse) emulated::deliver(at);
+  if (!emulated::late) emulated::deliver(at);
 }
 inline void barrier_wait(u32 barrier, u32 turn) {
   auto& at = emulated::arrivals_at(barrier, *emulated::me->block);
   while ((at.turn & 1) == turn) {
     long sent = 0;
     for (const auto& one : at.sent) sent += one.bytes;
-    if (emulated::reverse && at.pending == 0 && at.bytes == sent)
+    if (emulated::late && at.pending == 0 && at.bytes == sent)
       emulated::deliver(at);
     else
       emulated::pause();
@@ -263,7 +272,7 @@ inline void put_far(u32 to, const u32 (&v)[N], u32 barrier) {
   emulated::Sent one = {block.shared + (to & emulated::kInBlock), {}, 4 * N};
   std::memcpy(one.words, v, 4 * N);
   at.sent.push_back(one);
-  if (!emulated::reverse) emulated::deliver(at);
+  if (!emulated::late) emulated::deliver(at);
 }
 
 inline u32 pack_half(float a, float b) {

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from seqmnist_jax.rnn import recurrence
 from seqmnist_jax.rnn.jaxprs import NotDivisibleError
-from seqmnist_jax.rnn.native import build, cpu
+from seqmnist_jax.rnn.native import compiler, cpu
 from seqmnist_jax.rnn.stages import Options
 
 DERIVED = ("derived", np.float64, 1e-9)
@@ -199,7 +199,7 @@ def test_a_second_process_builds_nothing(tmp_path, monkeypatch):
     def refuse(*_):
         raise AssertionError("built again")
 
-    monkeypatch.setattr(build, "_compile", refuse)
+    monkeypatch.setattr(compiler, "compile", refuse)
     assert cpu.calls._number.__wrapped__(text) == number
 
 

@@ -20,6 +20,7 @@ import jax
 import pytest
 
 from seqmnist_jax.rnn.native import build
+from seqmnist_jax.rnn.native import compiler as cxx
 
 # What a process says: which backend 'auto' explains, why, and how many warnings came of two calls of either layer.
 SCRIPT = """
@@ -102,7 +103,7 @@ def cache(tmp_path, monkeypatch):
 def place(cache):
     """Where the kernel of the compiler that CXX names lies."""
     source = build.RECURRENCE
-    return build._place(source, cache / "native", build._key(source, build._flags()), build._compiler())
+    return build._place(source, cache / "native", build._key(source, cxx.flags_of_machine()), cxx.command())
 
 
 def changed(source):
@@ -170,8 +171,8 @@ def test_compiler_that_hangs_is_ended_with_all_it_started(cache, tmp_path, monke
     hang = f"sleep 1000 & echo $! > {pid}; wait"
     body = f'case "$*" in *--version) {hang if step == "version" else "exit 0"};; esac\n{hang}\n'
     monkeypatch.setenv("CXX", str(script(tmp_path / "c++", body)))
-    monkeypatch.setattr(build, "VERSION_SECONDS", 0.5)
-    monkeypatch.setattr(build, "COMPILE_SECONDS", 0.5)
+    monkeypatch.setattr(cxx, "VERSION_SECONDS", 0.5)
+    monkeypatch.setattr(cxx, "COMPILE_SECONDS", 0.5)
     with pytest.raises(build.CannotBuildError, match=r"within 0\.5 seconds"):
         build._kernel()
     assert not is_running(int(pid.read_text()))
@@ -549,7 +550,7 @@ def test_kernel_that_cannot_be_read_is_none(cache, compiler, monkeypatch, capfd)
     monkeypatch.setattr(os, "replace", denied)
     capfd.readouterr()
     monkeypatch.setattr(
-        build, "_compile", lambda *given: of_path(place(cache)) and given[-1].write_bytes(of_path(place(cache)))
+        cxx, "compile", lambda *given: of_path(place(cache)) and given[-1].write_bytes(of_path(place(cache)))
     )
     assert build._kernel().library[next(iter(build.SYMBOLS.values()))]
     said = capfd.readouterr().err

@@ -16,10 +16,7 @@ import hashlib
 import os
 import platform
 import shlex
-import shutil
-import signal
 import stat
-import subprocess
 import sys
 import tempfile
 import threading
@@ -33,29 +30,15 @@ import jax
 import jaxlib
 import platformdirs
 
+from seqmnist_jax.rnn.native import compiler as cxx
+from seqmnist_jax.rnn.native.compiler import CannotBuildError, Source
+
 FORWARD, BACKWARD = "seqmnist_rnn_forward", "seqmnist_rnn_backward"
 # XLA's name of each call: the function in the library.
 SYMBOLS = {FORWARD: "seqmnist_forward", BACKWARD: "seqmnist_backward"}
 
-FLAGS = ("-std=gnu++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-shared", "-pthread")
-COMPILERS = ("c++", "g++", "clang++")
-VERSION_SECONDS, COMPILE_SECONDS = 60, 300
 # A little more than a build may take: who holds the lock for longer is not building.
-LOCK_SECONDS = COMPILE_SECONDS + 60
-
-
-class Source(NamedTuple):
-    """What a library is built from.
-
-    Attributes:
-      name: the beginning of its file's name in the cache.
-      files: the first is compiled; it depends on all.
-      symbols: functions that it must have.
-    """
-
-    name: str
-    files: tuple[Path, ...]
-    symbols: tuple[str, ...]
+LOCK_SECONDS = cxx.COMPILE_SECONDS + 60
 
 
 RECURRENCE = Source(
@@ -65,112 +48,11 @@ RECURRENCE = Source(
 )
 
 
-class CannotBuildError(Exception):
-    """There is no kernel on this machine; the message says why."""
-
-
 class Kernel(NamedTuple):
     """The library, and where it comes from in words."""
 
     library: ctypes.CDLL
     origin: str
-
-
-def _say(line: str) -> None:
-    """Tells the user on stderr, where there is one."""
-    with contextlib.suppress(OSError, ValueError):
-        print(line, file=sys.stderr, flush=True)
-
-
-# ---- The compiler ------------------------------------------------------------------------
-
-
-def _named_compiler() -> list[str]:
-    """What CXX says: a compiler and what it adds to every command; empty where it is not set."""
-    named = os.environ.get("CXX", "")
-    try:
-        return shlex.split(named)
-    except ValueError as error:
-        raise CannotBuildError(f"CXX is {named!r}, which is no command ({error})") from error
-
-
-def _compiler() -> list[str]:
-    """The command that compiles C++: CXX where it is set, else the first one found."""
-    named = _named_compiler()
-    if named:
-        return named
-    for name in COMPILERS:
-        found = shutil.which(name)
-        if found:
-            return [found]
-    raise CannotBuildError("there is no C++ compiler (c++, g++ or clang++, or what CXX names)")
-
-
-def _flags() -> list[str]:
-    """Flags for this machine's processor and system."""
-    if platform.machine() in ("x86_64", "AMD64", "i686"):
-        return [*FLAGS, "-march=native"]
-    # Apple's clang and GCC name an ARM processor this way.
-    return [*FLAGS, "-mcpu=native"]
-
-
-def _run(command: list[str], seconds: float) -> subprocess.CompletedProcess[str]:
-    """Runs a compiler in a session of its own, so that one that hangs goes with all that it has started."""
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    ) as process:
-        try:
-            out, err = process.communicate(timeout=seconds)
-        except BaseException:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            raise
-    return subprocess.CompletedProcess(command, process.returncode, out, err)
-
-
-def _version(compiler: list[str]) -> str:
-    name = shlex.join(compiler)
-    try:
-        done = _run([*compiler, "--version"], VERSION_SECONDS)
-    except subprocess.TimeoutExpired as error:
-        raise CannotBuildError(f"the compiler {name} does not answer within {error.timeout:g} seconds") from error
-    except OSError as error:
-        raise CannotBuildError(f"the compiler {name} does not run ({error})") from error
-    if done.returncode != 0:
-        raise CannotBuildError(f"the compiler {name} does not run (exit code {done.returncode} of --version)")
-    return done.stdout
-
-
-def _first_error(messages: str) -> str:
-    """What a compiler has to say, in one printable line."""
-    lines = messages.splitlines()
-    line = next((line for line in lines if "error" in line), lines[0] if lines else "it said nothing")
-    return "".join(c if c.isprintable() else "?" for c in line[:300])
-
-
-def _compile(source: Source, compiler: list[str], flags: list[str], target: Path) -> None:
-    """Compiles the kernel into the file `target`."""
-    name = shlex.join(compiler)
-    _say(f"Building the {source.name} kernel with {name}, once on this machine: about ten seconds.")
-    try:
-        done = _run(
-            [*compiler, *flags, "-isystem", jax.ffi.include_dir(), str(source.files[0]), "-o", str(target)],
-            COMPILE_SECONDS,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise CannotBuildError(f"{name} has not built it within {error.timeout:g} seconds") from error
-    except OSError as error:
-        raise CannotBuildError(f"{name} could not build it: {error}") from error
-    if done.returncode != 0:
-        raise CannotBuildError(f"{name} failed: {_first_error(done.stderr)}")
-    if not target.exists():
-        raise CannotBuildError(f"{name} ended without an error and without a library")
 
 
 # ---- The cache ---------------------------------------------------------------------------
@@ -201,12 +83,12 @@ def _digest(*parts: str | bytes) -> str:
 
 def _key(source: Source, flags: list[str]) -> str:
     """Names what a library depends on, the compiler apart. What CXX adds to a compiler's name are flags too."""
-    parts = (*flags, *_named_compiler()[1:], _cpu(), jaxlib.__version__)
+    parts = (*flags, *cxx.named()[1:], _cpu(), jaxlib.__version__)
     return _digest(*(file.read_bytes() for file in source.files), *parts)
 
 
-def _place(source: Source, folder: Path, key: str, compiler: list[str]) -> Path:
-    return folder / f"{source.name}-{key}-{_digest(*compiler, _version(compiler))}.so"
+def _place(source: Source, folder: Path, key: str, command: list[str]) -> Path:
+    return folder / f"{source.name}-{key}-{_digest(*command, cxx.version(command))}.so"
 
 
 def _is_ours(path: Path) -> bool:
@@ -275,7 +157,7 @@ def _locked(path: Path) -> Iterator[None]:
                     break
                 except (BlockingIOError, PermissionError):
                     if not waits:
-                        _say("Another process builds a recurrence kernel; this one waits for it.")
+                        cxx.say("Another process builds a recurrence kernel; this one waits for it.")
                     waits = True
                     time.sleep(0.05)
         yield
@@ -298,12 +180,12 @@ def _publish(made: Path, target: Path) -> None:
 # ---- The kernel --------------------------------------------------------------------------
 
 
-def _build(source: Source, compiler: list[str], flags: list[str], target: Path | None) -> ctypes.CDLL:
+def _build(source: Source, command: list[str], flags: list[str], target: Path | None) -> ctypes.CDLL:
     """Builds and loads the library, and leaves it at `target` where that can be."""
     # The compiler needs temporary files anyway; a library that is loaded needs no file any more.
     with tempfile.TemporaryDirectory(prefix="seqmnist_jax-") as scratch:
         made = Path(scratch) / "recurrence.so"
-        _compile(source, compiler, flags, made)
+        cxx.compile(source, command, flags, made)
         trouble: Exception | None = None
         if target is not None:
             try:
@@ -320,29 +202,29 @@ def _build(source: Source, compiler: list[str], flags: list[str], target: Path |
         except (OSError, AttributeError) as error:
             raise CannotBuildError(f"the library that was built does not load: {error}") from error
         if trouble is not None:
-            _say(f"The {source.name} kernel is built for this process alone: {trouble}.")
+            cxx.say(f"The {source.name} kernel is built for this process alone: {trouble}.")
         return library
 
 
 def _built(source: Source, folder: Path, key: str, flags: list[str]) -> Kernel:
     """The library of today's compiler, from the cache or newly built."""
-    compiler = _compiler()
-    origin = f"built by {shlex.join(compiler)}"
-    target = _place(source, folder, key, compiler)
+    command = cxx.command()
+    origin = f"built by {shlex.join(command)}"
+    target = _place(source, folder, key, command)
     library = _cached(source, target)
     if library is not None:
         return Kernel(library, origin)
     try:
         _make(folder)
     except OSError as error:
-        _say(f"The {source.name} kernel is built for this process alone: {error}.")
-        return Kernel(_build(source, compiler, flags, None), origin)
+        cxx.say(f"The {source.name} kernel is built for this process alone: {error}.")
+        return Kernel(_build(source, command, flags, None), origin)
     with _locked(target.with_suffix(".lock")):
         library = _cached(source, target)
         if library is None:
             if os.access(target, os.R_OK):
-                _say(f"The {source.name} kernel {target} is damaged, and is built anew.")
-            library = _build(source, compiler, flags, target)
+                cxx.say(f"The {source.name} kernel {target} is damaged, and is built anew.")
+            library = _build(source, command, flags, target)
     return Kernel(library, origin)
 
 
@@ -354,7 +236,7 @@ def library(source: Source) -> Kernel:
     """
     if sys.platform not in ("linux", "darwin"):
         raise CannotBuildError(f"the kernel is for Linux and macOS, not {sys.platform}")
-    folder, flags = _folder(), _flags()
+    folder, flags = _folder(), cxx.flags_of_machine()
     key = _key(source, flags)
     try:
         return _built(source, folder, key, flags)
@@ -362,7 +244,7 @@ def library(source: Source) -> Kernel:
         for path in sorted(folder.glob(f"{source.name}-{key}-*.so")):
             found = _cached(source, path)
             if found is not None:
-                _say(f"The {source.name} kernel is one that was built here earlier, because {error}.")
+                cxx.say(f"The {source.name} kernel is one that was built here earlier, because {error}.")
                 return Kernel(found, "built here earlier")
         raise
 
