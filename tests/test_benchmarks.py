@@ -123,7 +123,8 @@ def small(config):
     config.train.batch_size = 4
     config.train.eval_every = 2
     config.train.steps = 4
-    config.optimizer.warmup_steps = 1
+    if config.optimizer.schedule == "warmup_cosine":
+        config.optimizer.warmup_steps = 1
     return config
 
 
