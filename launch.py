@@ -11,14 +11,13 @@ python launch.py --mode=export --workdir DIR [--json]
 
 import signal
 import sys
-import traceback
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from seqmnist_jax.cli import modes
 from seqmnist_jax.cli.flags import FLAGS, parse, refuse_unused
-from seqmnist_jax.cli.output import Unprinted, show, show_error
+from seqmnist_jax.cli.output import Unprinted, replace_unprintable, show, show_error
 from seqmnist_jax.errors import SeqMnistError
 
 # Each mode, and the flags beside --mode, --debug and absl's own that it reads.
@@ -43,9 +42,7 @@ flags.DEFINE_enum(
     "export: write the selected checkpoint for use without this package.",
 )
 flags.DEFINE_string("workdir", None, "The run's folder. Default: runs/<config name>/<timestamp>.")
-flags.DEFINE_string(
-    "seeds", "", "train: one run for each seed, together: 1,2,3 or 1-8. For other fields see config.sweep."
-)
+flags.DEFINE_string("seeds", "", "train: a run for each seed, together: 1,2,3 or 1-8. Other fields: config.sweep.")
 flags.DEFINE_string("split", "test", "evaluate: which examples to measure, train, validation or test.")
 flags.DEFINE_string("data_dir", "", "evaluate: a folder of IDX files. Default: the one the run was trained from.")
 flags.DEFINE_boolean("allow_other_data", False, "evaluate: accept data that are not those of the run.")
@@ -64,8 +61,7 @@ def main(argv: list[str]) -> None:
     """Runs one mode; a failure that the user can mend is one message and an exit code."""
     # JAX and orbax report by absl what no user of a launcher asked for; errors are said in our own words.
     logging.set_verbosity(logging.INFO if FLAGS.debug else logging.FATAL)
-    for stream in (sys.stdout, sys.stderr):  # which may have no sign for all that is said
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    replace_unprintable()
     try:
         refuse_unused({mode: names for mode, (_, names) in MODES.items()})
         show(MODES[FLAGS.mode][0](), as_json=FLAGS.json)
@@ -73,10 +69,8 @@ def main(argv: list[str]) -> None:
         # What a run made is in its folder; of other modes it is lost.
         sys.exit(0 if FLAGS.mode == "train" else SeqMnistError.exit_code)
     except (SeqMnistError, OSError) as e:
-        if FLAGS.debug:
-            traceback.print_exc()
-        show_error(str(e))
-        sys.exit(e.exit_code if isinstance(e, SeqMnistError) else SeqMnistError.exit_code)
+        show_error(str(e), with_traceback=FLAGS.debug)
+        sys.exit(getattr(e, "exit_code", SeqMnistError.exit_code))
     except KeyboardInterrupt:  # where there is nothing to save
         sys.exit(128 + signal.SIGINT)
 

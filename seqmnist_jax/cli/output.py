@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import textwrap
+import traceback
 from typing import Any, NamedTuple, TextIO
 
 
@@ -52,8 +53,16 @@ def lose(error: OSError) -> None:
         print(f"WARNING: standard output can't be written ({error.strerror or error}).", file=sys.stderr, flush=True)
 
 
-def show_error(message: str) -> None:
-    """Says what went wrong."""
+def replace_unprintable() -> None:
+    """Lets the standard streams print a question mark for what they have no sign for."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+
+
+def show_error(message: str, with_traceback: bool = False) -> None:
+    """Says what went wrong, and where, if asked, of the exception that is being handled."""
+    if with_traceback:
+        traceback.print_exc()
     print_text(f"error: {message}", sys.stderr)
 
 
