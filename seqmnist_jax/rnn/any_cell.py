@@ -10,7 +10,7 @@ from seqmnist_jax.rnn.cells import PRECISIONS
 from seqmnist_jax.rnn.checks import as_array, check_inputs, check_rows, choice, flag, whole
 from seqmnist_jax.rnn.eager import compiled
 from seqmnist_jax.rnn.recurrence import Call, Given, Options
-from seqmnist_jax.rnn.scan import Step, run, without_padding
+from seqmnist_jax.rnn.scan import Step, run, with_frames_of_its_own
 
 Array = jax.Array
 Carry = TypeVar("Carry")
@@ -109,7 +109,7 @@ def _run(
     if backend == "native" or (backend == "auto" and call.platform != "cpu"):
         trouble = _problem(call, params, x, carry, unroll)
         if trouble is None:
-            x, lengths = without_padding(x, lengths)
+            x, lengths = with_frames_of_its_own(x, lengths, reverse)
             params, x, carry = jax.tree.map(jnp.asarray, (params, x, carry))
             return recurrence.recurrence(call, Given(params, x, carry, lengths))
         if backend == "native":

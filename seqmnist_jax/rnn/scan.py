@@ -61,12 +61,25 @@ def _stand_ins(lengths: Array) -> Array:
     return jnp.where(lengths > 0, rows, jnp.argmax(lengths).astype(jnp.int32))
 
 
+def with_frames_of_its_own(x: Array, lengths: Array | None, reverse: bool) -> tuple[Array, Array | None]:
+    """x whose padding repeats a frame that its sequence reads, and lengths `clamped`.
+
+    As `without_padding`, for steps that may be singular where x is zero.
+    """
+    if lengths is None:
+        return x, None
+    lengths = clamped(lengths, x)
+    row = _stand_ins(lengths)
+    frames = x[row, lengths[row] - 1 if reverse else jnp.maximum(lengths - 1, 0)]
+    return where_running(_running(x, lengths), x, jax.lax.stop_gradient(frames)[:, None]), lengths
+
+
 def loop(
     step: Any, params: Any, x: Array, carry: Any, lengths: Any, reverse: bool, collect: bool, unroll: int = 1
 ) -> tuple[Any, Any]:
     """`lax.scan` over x [batch, time, features]; outputs [batch, time, ...] if `collect`, else None.
 
-    Sequences that have ended, or not begun, repeat a step that is theirs (`visited`, and x as `run` fills it):
+    Sequences that have ended, or not begun, repeat a step that is theirs (`visited`, and x `with_frames_of_its_own`):
     at an invented point a slope may be infinite, and 0 times that reaches the parameters' gradients.
     """
     visited = None
@@ -99,11 +112,7 @@ def run(
     step: Any, params: Any, x: Array, carry: Any, lengths: Any, reverse: bool, return_sequences: bool, unroll: int
 ) -> tuple[Any, Any]:
     """`loop` as `rnn.scan` has it: all outputs, or those of each sequence's last step."""
-    if lengths is not None:
-        lengths = clamped(lengths, x)
-        row = _stand_ins(lengths)
-        frames = x[row, lengths[row] - 1 if reverse else jnp.maximum(lengths - 1, 0)]
-        x = where_running(_running(x, lengths), x, jax.lax.stop_gradient(frames)[:, None])
+    x, lengths = with_frames_of_its_own(x, lengths, reverse)
     if return_sequences:
         return loop(step, params, x, carry, lengths, reverse, True, unroll)
 

@@ -83,6 +83,26 @@ def test_a_step_is_differentiated_only_where_a_sequence_goes(step, lengths, way,
 
 
 @both_directions
+def test_a_kernel_of_a_step_that_is_singular_at_zero_takes_no_padding(need_native, reverse):
+    need_native("native")
+    rng = np.random.default_rng(0)
+    params = {"U": 0.4 * rng.standard_normal((6, 6)), "W": rng.uniform(0.5, 1, (2, 6))}
+    params = jax.tree.map(jnp.float32, params)
+    x, lengths = jnp.float32(rng.uniform(0.5, 1, (3, 5, 2))), jnp.array([5, 3, 0])
+    x = x.at[1, 3:].set(0).at[2].set(0)
+
+    def step(p, h, x_t):
+        h = jnp.tanh(h @ p["U"] + jnp.sqrt(x_t @ p["W"]))
+        return h, h
+
+    def total(params, x, backend):
+        return rnn.scan(step, params, x, jnp.zeros((3, 6)), lengths=lengths, reverse=reverse, backend=backend)[1].sum()
+
+    got, want = (jax.grad(total, (0, 1))(params, x, backend) for backend in ("native", "scan"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5), got, want)
+
+
+@both_directions
 @pytest.mark.parametrize(
     ("cell", "backend"),
     [("lstm", "scan"), ("gru", "fused"), ("lstm", "native"), ("gru", "native"), ("min_gru", "auto")],
