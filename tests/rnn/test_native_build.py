@@ -13,6 +13,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
 from pathlib import Path
 
@@ -176,6 +177,9 @@ def test_compiler_that_hangs_is_ended_with_all_it_started(cache, tmp_path, monke
     monkeypatch.setattr(cxx, "COMPILE_SECONDS", 0.5)
     with pytest.raises(build.CannotBuildError, match=r"within 0\.5 seconds"):
         build._kernel()
+    end = time.monotonic() + 10  # who is killed is gone a moment later
+    while is_running(int(pid.read_text())) and time.monotonic() < end:
+        time.sleep(0.01)
     assert not is_running(int(pid.read_text()))
 
 
