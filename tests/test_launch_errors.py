@@ -137,6 +137,22 @@ def test_describe_prints_one_json_object_and_writes_nothing(launch):
     assert sum(row["size"] for row in description["parameters"]) == description["parameter_count"]
 
 
+def test_describe_knows_the_sweep_and_the_folder(launch, tmp_path):
+    def described(*more):
+        done = launch("--mode=describe", "--json", "--config", CONFIG, *more)
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        return found["runs"], found["workdir"]
+
+    swept = "--config.sweep={{'model.hidden_size': (8, 16)}}"
+    assert described() == ([], None)
+    assert described(swept, "--workdir={workdir}") == (["hidden_size=8", "hidden_size=16"], "new")
+    (tmp_path / "metrics.jsonl").touch()
+    for more in ((), (swept,)):  # as training would be
+        message = message_of(launch("--mode=describe", "--config", CONFIG, *more, f"--workdir={tmp_path}"), 1)
+        assert "choose another --workdir" in message.lower()
+
+
 # In this process: what a config may not hold.
 
 

@@ -108,14 +108,19 @@ def evaluate() -> Output:
 
 
 def describe() -> Output:
-    """What a run will do."""
-    config = given_config()
+    """What a run or a sweep will do, and what it will find in its folder."""
+    config, workdir = given_config(), given_path("workdir")
     from seqmnist_jax.cli import text
     from seqmnist_jax.cli.describe import describe as describe_run
+    from seqmnist_jax.training import start, sweep
     from seqmnist_jax.training.run import build_run
 
-    run = build_run(config, named=named_fields())
-    result = describe_run(run, named_fields())
+    grid = sweep.build_sweep(config)
+    points = sweep.build_points(config, grid, named_fields()) if grid else []
+    run = points[0].run if points else build_run(config, named=named_fields())
+    result = describe_run(run, named_fields()) | {"runs": [point.name for point in points], "workdir": None}
+    if workdir is not None:  # refused as training in it would be
+        result["workdir"] = sweep.survey(grid, points, workdir)[0] if points else start.look(run, workdir)
     return Output(result, text.description(run, result))
 
 

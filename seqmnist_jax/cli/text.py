@@ -114,6 +114,10 @@ def description(run: Run, description: Json) -> str:
         f"Device       {', '.join(description['device'])}",
         f"Recurrence   {description['recurrence']}",
     ]
+    if names := description["runs"]:
+        lines += [f"Sweep        {len(names)} runs: {'; '.join(names)}. The first is described here."]
+    if description["workdir"]:
+        lines += [f"Workdir      {description['workdir']}"]
     if data["warning"]:
         lines += ["", f"WARNING: {data['warning']}"]
     return "\n".join(lines)

@@ -23,7 +23,7 @@ from seqmnist_jax.training.replicas import ALOUD, Diverged, Watch
 from seqmnist_jax.training.run import Run, build_run
 from seqmnist_jax.training.scores import over_seeds
 from seqmnist_jax.training.signals import StopOnSignal
-from seqmnist_jax.training.start import GOING, LEFT_BY_RUNS, NEW, explaining_full_disk, look
+from seqmnist_jax.training.start import BEGUN, GOING, LEFT_BY_RUNS, NEW, explaining_full_disk, look
 from seqmnist_jax.training.train import train_replicas
 from seqmnist_jax.workdir import caveats, files
 from seqmnist_jax.workdir import config as configs
@@ -204,12 +204,12 @@ def train_sweep(
     """
     workdir = Path(workdir).expanduser()
     with ExitStack() as exits, explaining_full_disk([workdir]):
-        together = _look(grid, points, workdir)
+        _, together = survey(grid, points, workdir)
         check_place: Callable[[], None] = lambda: None  # noqa: E731
         if processes.is_main():
             workdir.mkdir(parents=True, exist_ok=True)
             check_place = exits.enter_context(owned(workdir))
-            together = _look(grid, points, workdir)  # again, now that nobody else can change it
+            _, together = survey(grid, points, workdir)  # again, now that nobody else can change it
         processes.wait("who trains together is known")
         jobs = {point.name: Job(point.run, _folder(workdir, point), command(point.overrides)) for point in points}
         asked = [[jobs[name] for name in names if name in jobs] for names in together]
@@ -234,11 +234,11 @@ def train_sweep(
     return summary
 
 
-def _look(grid: Grid, points: Sequence[SweepPoint], workdir: Path) -> list[list[str]]:
-    """Which runs train together, by the names of their folders, if this sweep may go on in the folder.
+def survey(grid: Grid, points: Sequence[SweepPoint], workdir: Path) -> tuple[str, list[list[str]]]:
+    """What a folder is to a sweep, and which runs train together, by the names of their folders.
 
-    Who began together stays together, so that a run that goes on, or is made anew, comes to the same bits whatever
-    else is asked for now. Nothing is written.
+    The first is NEW or BEGUN, as of a run. Who began together stays together, so that a run that goes on, or is made
+    anew, comes to the same bits whatever else is asked for now. Nothing is written.
 
     Raises:
       WorkdirError, UsageError: the folder, or that of a run, holds something else; the message says what.
@@ -264,7 +264,7 @@ def _look(grid: Grid, points: Sequence[SweepPoint], workdir: Path) -> list[list[
         standing = look(point.run, _folder(workdir, point))
         if point.name not in begun:
             new.setdefault((point.run.program, standing == NEW), []).append(point.name)
-    return [*together, *new.values()]
+    return BEGUN if old else NEW, [*together, *new.values()]
 
 
 def _train_groups(groups: Sequence[list[Job]], executor: Any, watch: Watch) -> None:
