@@ -43,7 +43,7 @@ LOCK_SECONDS = cxx.COMPILE_SECONDS + 60
 
 RECURRENCE = Source(
     "recurrence",
-    (Path(__file__).parent / "recurrence.cc", Path(__file__).parent / "products.h"),
+    tuple(Path(__file__).parent / name for name in ("recurrence.cc", "products.h", "threads.h")),
     tuple(SYMBOLS.values()),
 )
 

@@ -11,14 +11,10 @@
 // has added are replicas: each is sliced by itself, with its own weights.
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
-#include <condition_variable>
 #include <cstdlib>
 #include <exception>
-#include <functional>
 #include <memory>
-#include <mutex>
 #include <new>
 #include <numeric>
 #include <string>
@@ -28,11 +24,9 @@
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
-#if defined(__SSE__)
-#include <xmmintrin.h>
-#endif
 
 #include "products.h"
+#include "threads.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace seqmnist {
@@ -674,86 +668,6 @@ void finish(const Sizes& s, const Arrays& a, const std::unique_ptr<WeightGradien
       }
 }
 
-// ---- Threads -----------------------------------------------------------------------------
-
-// Numbers below 2^-126 would cost hundreds of cycles each.
-class FlushDenormals {
-#if defined(__SSE__)
- public:
-  FlushDenormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ | 0x8040); }
-  ~FlushDenormals() { _mm_setcsr(saved_); }
-
- private:
-  unsigned saved_;
-#elif defined(__aarch64__)
- public:
-  FlushDenormals() {
-    asm volatile("mrs %0, fpcr" : "=r"(saved_));
-    asm volatile("msr fpcr, %0" ::"r"(saved_ | (1u << 24)));
-  }
-  ~FlushDenormals() { asm volatile("msr fpcr, %0" ::"r"(saved_)); }
-
- private:
-  uint64_t saved_;
-#endif
-};
-
-// work(0) .. work(count - 1) on the calling thread and those of XLA's pool that come to help.
-// The caller never waits for a helper that has not begun, so a busy pool can't stop it.
-void parallel_for(ffi::ThreadPool& pool, std::ptrdiff_t threads, std::ptrdiff_t count,
-                  const std::function<void(std::ptrdiff_t)>& work) {
-  struct Shared {
-    std::atomic<std::ptrdiff_t> next{0}, done{0};
-    std::mutex mutex;
-    std::condition_variable all_done;
-    std::exception_ptr error;
-  };
-  auto shared = std::make_shared<Shared>();
-  // A helper that comes late finds nothing left, and does not touch `work`, which may be gone.
-  auto help = [shared, count, &work] {
-    const FlushDenormals flush;
-    for (std::ptrdiff_t i; (i = shared->next.fetch_add(1)) < count;) {
-      std::exception_ptr error;
-      try {
-        work(i);
-      } catch (...) {
-        error = std::current_exception();
-      }
-      const std::lock_guard<std::mutex> lock(shared->mutex);
-      if (error) shared->error = error;
-      if (shared->done.fetch_add(1) + 1 == count) shared->all_done.notify_one();
-    }
-  };
-  for (std::ptrdiff_t i = 1; i < std::min(threads, count); ++i) pool.Schedule([help] { help(); });
-  help();
-  for (int i = 0; i < 20000 && shared->done.load() < count; ++i) {
-#if defined(__SSE__)
-    _mm_pause();
-#endif
-  }
-  std::unique_lock<std::mutex> lock(shared->mutex);
-  shared->all_done.wait(lock, [&] { return shared->done.load() == count; });
-  if (shared->error) std::rethrow_exception(shared->error);
-}
-
-// How a batch is cut: all slices of all replicas should keep all threads busy to the end, fill
-// the product's tiles, and leave room in the caches.
-struct Slices {
-  std::ptrdiff_t per_replica, rows;
-
-  Slices(std::ptrdiff_t replicas, std::ptrdiff_t batch, std::ptrdiff_t threads) {
-    constexpr std::ptrdiff_t kMostRows = 64;
-    // A multiple of this gives every thread as many slices as the others.
-    const std::ptrdiff_t even = std::max<std::ptrdiff_t>(1, threads / std::gcd(replicas, threads));
-    std::ptrdiff_t wanted = even;
-    while ((batch + wanted - 1) / wanted > kMostRows) wanted += even;
-    rows = (batch + wanted - 1) / wanted;
-    rows = (rows + kTileRows - 1) / kTileRows * kTileRows;
-    rows = std::max<std::ptrdiff_t>(1, std::min(rows, batch));
-    per_replica = (batch + rows - 1) / rows;
-  }
-};
-
 // ---- XLA's calls -------------------------------------------------------------------------
 
 // An array of a call: its name, its place in Arrays, the shape of one replica. Where it is
@@ -932,7 +846,7 @@ ffi::Error forward(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Remaining
                                     {"c", &Arrays::c, {lstm ? s.batch : 0, s.hidden}}};
   if (!call.bind(layer_fields(s, lstm), carry + saved_fields(s, lstm))) return call.invalid();
   const std::ptrdiff_t threads = std::max<std::ptrdiff_t>(1, pool.num_threads());
-  const Slices slices(call.replicas, s.batch, threads);
+  const Slices slices(call.replicas, s.batch, threads, kTileRows);
   return call.run(bfloat16, [&](auto mode, auto cell) {
     parallel_for(pool, threads, call.replicas * slices.per_replica, [&](std::ptrdiff_t i) {
       const std::ptrdiff_t first = i % slices.per_replica * slices.rows;
@@ -963,7 +877,7 @@ ffi::Error backward(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Remainin
   saved[0].optional = saved[2].optional = false;
   if (!call.bind(layer_fields(s, lstm) + saved + cotangents, gradients)) return call.invalid();
   const std::ptrdiff_t threads = std::max<std::ptrdiff_t>(1, pool.num_threads());
-  const Slices slices(call.replicas, s.batch, threads);
+  const Slices slices(call.replicas, s.batch, threads, kTileRows);
   return call.run(bfloat16, [&](auto mode, auto cell) {
     using Cell = decltype(cell);
     std::vector<std::unique_ptr<WeightGradients<Cell>>> sums(call.replicas * slices.per_replica);

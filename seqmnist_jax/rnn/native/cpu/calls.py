@@ -44,7 +44,7 @@ class Kept(NamedTuple):
 
 @functools.cache
 def _launcher() -> ctypes.CDLL:
-    files = (FOLDER / "launch.cc", FOLDER / "call.h")
+    files = (FOLDER / "launch.cc", FOLDER / "call.h", FOLDER.parent / "threads.h")
     made = build.library(build.Source("launch", files, ("seqmnist_add", *CALLS.values()))).library
     made.seqmnist_add.argtypes = [ctypes.c_int64, ctypes.c_void_p]
     for name, symbol in CALLS.items():
