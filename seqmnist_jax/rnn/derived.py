@@ -188,7 +188,7 @@ def backward(
     """
     stages = remaking(stages)
     d, (batch, time, _) = stages.division, operands.x.shape
-    program, numbers = _Program(stages, batch), range(d.count("p"))
+    program = _Program(stages, batch)
     representatives = [stages.sum_of.index(i) for i in range(len(stages.sums))]
     n_carries, n_sources = len(d.carries), len(d.sources)
     first_source = program.count + program.made
@@ -265,14 +265,4 @@ def backward(
         reverse=not options.reverse,
     )
     d_inputs = jnp.transpose(d_inputs.reshape(time, *d_inputs.shape[2:]), (2, 0, 1, 3))
-    vectors = [
-        sums[place] if (place := stages.sum_of[i]) is not None else jnp.zeros(d.hidden, d.dtype) for i in numbers
-    ]
-    return Operands(
-        weights,
-        jnp.stack(vectors) if vectors else operands.vectors,
-        d_inputs,
-        jnp.zeros_like(operands.x),
-        start,
-        None,
-    )
+    return stages.gradients(operands, weights, sums, d_inputs, start)

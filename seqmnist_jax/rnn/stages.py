@@ -286,6 +286,13 @@ class Stages:
         self.sums = different
         self.sum_of = [different.index(bar) if bar in different else None for bar in by_kind["p"]]
 
+    def gradients(self, given: Operands, weights: Array, sums: Array, d_inputs: Array, d_carry: Array) -> Operands:
+        """Puts together what a kernel's way back gives; `sums` are the cotangents [sums, hidden] of `self.sums`."""
+        none = jnp.zeros(self.division.hidden, self.division.dtype)
+        vectors = [none if place is None else sums[place] for place in self.sum_of]
+        d_vectors = jnp.stack(vectors) if vectors else given.vectors
+        return Operands(weights, d_vectors, d_inputs, jnp.zeros_like(given.x), d_carry, None)
+
     def _find_spared(self, results: Sequence[Output], recalled: Sequence[int]) -> dict[int, list[Statement]]:
         """See `spared`: a tanh of what is kept too costs the way back less than its two bytes cost the memory."""
         made = {s.name: s for s in self.forward}

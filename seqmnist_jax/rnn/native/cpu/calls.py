@@ -167,12 +167,4 @@ def backward(
         ),
         (*_arguments(operands, kept.carry), kept.values, d_carry, d_outputs),
     )
-    vectors = [jnp.zeros(d.hidden, jnp.float32) if place is None else sums[place] for place in stages.sum_of]
-    return Operands(
-        weights,
-        jnp.stack(vectors) if vectors else operands.vectors,
-        d_inputs,
-        jnp.zeros_like(operands.x),
-        d_start,
-        None,
-    )
+    return stages.gradients(operands, weights, sums, d_inputs, d_start)

@@ -184,14 +184,12 @@ def backward(
         of_pairs |= {(s, r): product[i, :, j] for i, s in enumerate(sources) for j, r in enumerate(results)}
     total, hidden = sums.sum(0), d.hidden
     weights = [of_pairs[p.source, p.result][:hidden, :hidden] for p in d.products]
-    vectors = [jnp.zeros(hidden) if place is None else total[place, :hidden] for place in stages.sum_of]
-    return Operands(
+    return stages.gradients(
+        operands,
         jnp.stack(weights) if weights else operands.weights,
-        jnp.stack(vectors) if vectors else operands.vectors,
+        total[:, :hidden],
         d_inputs[..., :hidden],
-        jnp.zeros_like(operands.x),
         d_start[..., :hidden],
-        None,
     )
 
 
