@@ -1,6 +1,7 @@
 """What a run will do, said without doing any of it."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,12 +12,14 @@ from seqmnist_jax.training.run import Run
 Json = dict[str, Any]
 
 
-def describe(run: Run, overridden: dict[str, Any]) -> Json:
+def describe(run: Run, overridden: dict[str, Any], *, runs: Sequence[str] = (), workdir: str | None = None) -> Json:
     """The effective config, the parameters, the shapes, the schedule and the data of a run, as JSON values.
 
     Args:
       run: as `build_run` makes it.
       overridden: the fields that the command line set, by their dotted names.
+      runs: the names of a sweep's runs, of which `run` is the first.
+      workdir: what the folder holds for this run or sweep, None if no folder is named.
     """
     facts = run.task.facts()
     learner = run.learner
@@ -49,4 +52,6 @@ def describe(run: Run, overridden: dict[str, Any]) -> Json:
         "permutation": facts["permutation_indices"] or list(range(math.prod(facts["image_shape"]))),
         "device": [str(device) for device in jax.devices()],
         "recurrence": run.recurrence(),
+        "runs": list(runs),
+        "workdir": workdir,
     }

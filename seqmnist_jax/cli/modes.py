@@ -118,9 +118,10 @@ def describe() -> Output:
     grid = sweep.build_sweep(config)
     points = sweep.build_points(config, grid, named_fields()) if grid else []
     run = points[0].run if points else build_run(config, named=named_fields())
-    result = describe_run(run, named_fields()) | {"runs": [point.name for point in points], "workdir": None}
+    found = None
     if workdir is not None:  # refused as training in it would be
-        result["workdir"] = sweep.survey(grid, points, workdir)[0] if points else start.look(run, workdir)
+        found = sweep.survey(grid, points, workdir)[0] if points else start.look(run, workdir)
+    result = describe_run(run, named_fields(), runs=[point.name for point in points], workdir=found)
     return Output(result, text.description(run, result))
 
 
