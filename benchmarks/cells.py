@@ -38,6 +38,7 @@ class Case(NamedTuple):
     cell: str
     batch: int
     steps: int
+    features: int
     hidden: int
     precision: str
 
@@ -97,8 +98,8 @@ def last_output(way: str, case: Case, params: Any, x: Array) -> Array:
 
 def program(way: str, case: Case) -> timing.Program:
     """Training steps, all repetitions in one dispatch."""
-    params = ALL[case.cell].init(jax.random.key(0), 1, case.hidden)
-    x = jax.random.uniform(jax.random.key(1), (case.batch, case.steps, 1))
+    params = ALL[case.cell].init(jax.random.key(0), case.features, case.hidden)
+    x = jax.random.uniform(jax.random.key(1), (case.batch, case.steps, case.features))
 
     def loss(params: Any, x: Array) -> Array:
         return jnp.sum(jnp.square(last_output(way, case, params, x)))
@@ -117,8 +118,8 @@ def program(way: str, case: Case) -> timing.Program:
 def products(case: Case) -> int:
     """How many [hidden, hidden] matrices a step multiplies the state with."""
     cell = ALL[case.cell]
-    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 1, case.hidden))
-    x = jax.ShapeDtypeStruct((case.batch, case.steps, 1), jnp.float32)
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), case.features, case.hidden))
+    x = jax.ShapeDtypeStruct((case.batch, case.steps, case.features), jnp.float32)
     carry = jax.eval_shape(lambda: cell.zero_carry(case.batch, case.hidden))
     return len(recurrence.stages_of(cell.step, params, x, carry, inline=True).division.products)
 
@@ -126,8 +127,8 @@ def products(case: Case) -> int:
 def keeping(case: Case) -> timing.Program:
     """Writing and reading once what a cell keeps."""
     cell = ALL[case.cell]
-    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 1, case.hidden))
-    x = jax.ShapeDtypeStruct((case.batch, case.steps, 1), jnp.float32)
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), case.features, case.hidden))
+    x = jax.ShapeDtypeStruct((case.batch, case.steps, case.features), jnp.float32)
     carry = jax.eval_shape(lambda: cell.zero_carry(case.batch, case.hidden))
     call = recurrence.Call(cell.step, Options("last", False, case.precision), jax.default_backend())
     count = recurrence.kept_bytes(call, (params, x, carry, None)) // 4
@@ -179,6 +180,7 @@ def define_flags() -> None:
     timing.define_names("precisions", cells.PRECISIONS, "Which precisions.", usual=("float32",))
     flags.DEFINE_list("batch", ["128", "32"], "Batch sizes.")
     flags.DEFINE_integer("steps", 784, "Steps of a sequence.")
+    flags.DEFINE_integer("features", 1, "Values that a step reads.")
     flags.DEFINE_integer("hidden", 128, "Units.")
     timing.define_measuring(rounds=5, seconds=1.0)
 
@@ -192,7 +194,7 @@ def main(argv: list[str]) -> None:
     for precision in FLAGS.precisions:
         for cell in FLAGS.cells:
             for batch in map(int, FLAGS.batch):
-                case = Case(cell, batch, FLAGS.steps, FLAGS.hidden, precision)
+                case = Case(cell, batch, FLAGS.steps, FLAGS.features, FLAGS.hidden, precision)
                 rows += measure(case, FLAGS.ways, rate, FLAGS.rounds, FLAGS.seconds)
                 timing.write_json(FLAGS.json, {"rows": rows, "floor": rate._asdict()})
     print(f"\n{timing.facts()['device']}. {floor.words(rate)}\n\n{table(rows)}")
