@@ -121,7 +121,8 @@ def products(case: Case) -> int:
     params = jax.eval_shape(lambda: cell.init(jax.random.key(0), case.features, case.hidden))
     x = jax.ShapeDtypeStruct((case.batch, case.steps, case.features), jnp.float32)
     carry = jax.eval_shape(lambda: cell.zero_carry(case.batch, case.hidden))
-    return len(recurrence.stages_of(cell.step, params, x, carry, inline=True).division.products)
+    call = recurrence.Call(cell.step, Options("last", False, case.precision), jax.default_backend())
+    return len(recurrence.stages_of(call, params, x, carry).division.products)
 
 
 def keeping(case: Case) -> timing.Program:

@@ -136,4 +136,4 @@ def explain_step(
     if not source:
         return f"native: {kernel.describe()}"
     params, x, carry = _shapes(params, x, carry)
-    return str(kernel.text(recurrence.stages_of(step, params, x, carry, inline=True), precision))
+    return str(kernel.text(recurrence.stages_of(call, params, x, carry), precision))

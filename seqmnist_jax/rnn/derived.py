@@ -20,6 +20,7 @@ from seqmnist_jax.rnn.stages import Operands, Options, Stages, remaking
 
 Array = jax.Array
 
+MULTIPLIES_X = False
 MOST_BLOCK_STEPS = 28
 
 
@@ -177,7 +178,13 @@ def _block_size(time: int) -> int:
 
 
 def backward(
-    stages: Stages, options: Options, operands: Operands, kept: Kept, d_carry: Array, d_outputs: Array | None
+    stages: Stages,
+    options: Options,
+    operands: Operands,
+    kept: Kept,
+    d_carry: Array,
+    d_outputs: Array | None,
+    wants_dx: bool,
 ) -> Operands:
     """Gradients of all but x.
 

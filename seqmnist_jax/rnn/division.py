@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.extend import core as jex
 
 from seqmnist_jax.rnn import cells
-from seqmnist_jax.rnn.jaxprs import CUSTOM, FROM_RESULT, KEPT, SAME, apply, custom_call, is_sigmoid
+from seqmnist_jax.rnn.jaxprs import CUSTOM, FROM_RESULT, KEPT, SAME, apply, custom_call, is_plain, is_sigmoid
 
 Array = jax.Array
 
@@ -136,6 +136,27 @@ class Division:
     def count(self, kind: str) -> int:
         """How many raw scalars are of a kind."""
         return sum(raw.kind == kind for raw in self.raws)
+
+    def multiplies_x(self) -> bool:
+        """Whether the 'x' values are linear in x, each row by itself, and products of x are among them."""
+        products = 0
+        for e in self.equations:
+            kinds = ["P" if isinstance(v, jex.Literal) else self.kinds[v] for v in e.invars]
+            if any(self.kinds[v] != "X" for v in e.outvars):
+                continue
+            name, shapes = e.primitive.name, {v.aval.shape for v in (*e.invars, *e.outvars)}
+            if name == "dot_general":
+                products += 1
+                linear = kinds == ["X", "P"] and is_plain(e)
+            elif name in ("mul", "div"):
+                linear = kinds == ["X", "P"] or (name == "mul" and kinds == ["P", "X"])
+            elif name in ("split", "slice", "concatenate"):
+                linear = all(v.aval.shape[0] == self.rows for v in (*e.invars, *e.outvars))
+            else:
+                linear = name in ("add", "sub", "neg") or (name in SAME and len(shapes) == 1)
+            if not linear:
+                return False
+        return products > 0
 
     # ---- The scalar function ----
 

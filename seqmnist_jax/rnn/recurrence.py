@@ -24,8 +24,10 @@ Array = jax.Array
 # A kernel, by the platform that XLA knows; 'derived' is the same in plain JAX. Each has
 # - ``problem() -> str | None``, why this process has none, and ``describe()``, ``PRECISIONS``;
 # - ``unfit(stages, options) -> str | None``, why it can't run a cell, and ``text(stages, precision)``, its source;
+# - ``MULTIPLIES_X``, whether it makes what is linear in x itself (`Stages.front`);
 # - ``forward(stages, options, operands, save) -> (carry, outputs, kept)`` and
-#   ``backward(stages, options, operands, kept, d_carry, d_outputs) -> Operands``, the gradients, x's zero.
+#   ``backward(stages, options, operands, kept, d_carry, d_outputs, wants_dx) -> Operands``, the gradients, that of x
+#   where it multiplies x and it is wanted, else zero.
 KERNELS: dict[str, Any] = {"cpu": cpu, "cuda": gpu, "derived": derived}
 
 
@@ -47,22 +49,35 @@ class Given(NamedTuple):
 
 
 @functools.lru_cache(maxsize=256)
-def _stages(step: Step[Any], tree: Any, shapes: tuple[Any, ...], inline: bool) -> Stages:
+def _divided(step: Step[Any], tree: Any, shapes: tuple[Any, ...], inline: bool) -> Division:
     params, carry, x = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(s, d) for s, d in shapes])
-    return Stages(divide(step, params, carry, x, inline=inline))
+    return divide(step, params, carry, x, inline=inline)
 
 
-def stages_of(step: Step[Any], params: Any, x: Any, carry: Any, inline: bool) -> Stages:
-    """The stages of a step, for x [batch, time, features] and a carry [batch, ...]; remembered.
+def _division(step: Step[Any], params: Any, x: Any, carry: Any, rows: Any, inline: bool) -> Division:
+    """A step divided, for so many rows of x; remembered."""
+    carry = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype), carry)
+    leaves, tree = jax.tree.flatten((params, carry, jax.ShapeDtypeStruct((rows, x.shape[-1]), x.dtype)))
+    return _divided(step, tree, tuple((leaf.shape, leaf.dtype) for leaf in leaves), inline)
+
+
+@functools.lru_cache(maxsize=256)
+def _stages(division: Division, front: bool) -> Stages:
+    return Stages(division, front=front)
+
+
+def stages_of(call: Call, params: Any, x: Any, carry: Any, inline: bool = True) -> Stages:
+    """The stages of a call's step, for x [batch, time, features] and a carry [batch, ...]; remembered.
+
+    Args:
+      call, params, x, carry: the call, and its arrays or their shapes.
+      inline: whether products of x of few features may be made in the stages; these have no gradient of x.
 
     Raises:
       NotDivisibleError: there is no kernel for it.
     """
-    batch, time, features = x.shape
-    rows = batch * time
-    carry = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype), carry)
-    leaves, tree = jax.tree.flatten((params, carry, jax.ShapeDtypeStruct((rows, features), x.dtype)))
-    return _stages(step, tree, tuple((leaf.shape, leaf.dtype) for leaf in leaves), inline)
+    division = _division(call.step, params, x, carry, x.shape[0] * x.shape[1], inline)
+    return _stages(division, KERNELS[call.platform].MULTIPLIES_X and division.multiplies_x())
 
 
 def problem(call: Call, params: Any, x: Any, carry: Any) -> str | None:
@@ -78,7 +93,7 @@ def problem(call: Call, params: Any, x: Any, carry: Any) -> str | None:
     if not all(isinstance(n, int) and n > 0 for leaf in jax.tree.leaves((params, x, carry)) for n in leaf.shape):
         return "a size is zero, or not known yet"
     try:
-        stages = stages_of(call.step, params, x, carry, inline=True)
+        stages = stages_of(call, params, x, carry)
     except NotDivisibleError as error:
         return f"no kernel can be made of the step: {error}"
     return kernel.unfit(stages, call.options)
@@ -88,15 +103,30 @@ def _rows(x: Array) -> Array:
     return x.reshape(-1, x.shape[-1])
 
 
-def _operands(division: Division, hoisted: Hoisted, given: Given) -> Operands:
-    batch, time, _ = given.x.shape
-    leaves, hidden = jax.tree.leaves(given.carry), division.hidden
+def _hoisted(call: Call, stages: Stages, given: Given, params: Any, x: Array) -> Hoisted:
+    """What stands outside the loop, in the shapes that a kernel takes it; `given` for its shapes."""
+    d, (batch, time, features) = stages.division, given.x.shape
+    shape = d.count("x"), d.hidden
+    if not stages.front:
+        hoisted = d.hoist(params, _rows(x))
+        return hoisted._replace(inputs=hoisted.inputs.reshape(batch, time, *shape))
+    # What is linear in x is known by its value at zero and by its slope.
+    few = _division(call.step, params, x, given.carry, features, inline=False)
+    unit = jnp.eye(features, dtype=x.dtype)
+    at_zero, slope = jax.jvp(lambda x: few.hoist(params, x), (jnp.zeros_like(unit),), (unit,))
+    vectors = jnp.concatenate([at_zero.vectors, at_zero.inputs[0].reshape(shape)])
+    return Hoisted(at_zero.weights, vectors, slope.inputs.reshape(features, *shape))
+
+
+def _operands(stages: Stages, hoisted: Hoisted, given: Given) -> Operands:
+    d = stages.division
+    leaves, hidden = jax.tree.leaves(given.carry), d.hidden
     return Operands(
         hoisted.weights,
         hoisted.vectors,
-        hoisted.inputs.reshape(batch, time, division.count("x"), hidden),
-        given.x if division.count("s") else given.x[..., :0],
-        jnp.stack([leaves[leaf][:, b * hidden : (b + 1) * hidden] for leaf, b in division.carries]),
+        hoisted.inputs,
+        given.x if d.count("s") or stages.front else given.x[..., :0],
+        jnp.stack([leaves[leaf][:, b * hidden : (b + 1) * hidden] for leaf, b in d.carries]),
         given.lengths,
     )
 
@@ -123,24 +153,24 @@ def plain(call: Call, given: Given) -> tuple[Any, Array | None]:
 
 
 def _kernel_forward(call: Call, save: bool, inline: bool, given: Given) -> Any:
-    stages = stages_of(call.step, given.params, given.x, given.carry, inline)
+    stages = stages_of(call, given.params, given.x, given.carry, inline)
     d = stages.division
-    operands = _operands(d, d.hoist(given.params, _rows(given.x)), given)
+    operands = _operands(stages, _hoisted(call, stages, given, given.params, given.x), given)
     end, outputs, kept = KERNELS[call.platform].forward(stages, call.options, operands, save)
     outputs = None if outputs is None else outputs.reshape(*outputs.shape[:-2], -1)
     return _carry(d, end, given.carry), outputs, kept
 
 
 def _kernel_backward(call: Call, inline: bool, given: Given, kept: Any, bars: Any) -> Given:
-    stages = stages_of(call.step, given.params, given.x, given.carry, inline)
+    stages = stages_of(call, given.params, given.x, given.carry, inline)
     d = stages.division
-    hoisted, pull = jax.vjp(lambda params, x: d.hoist(params, _rows(x)), given.params, given.x)
+    hoisted, pull = jax.vjp(functools.partial(_hoisted, call, stages, given), given.params, given.x)
     d_outputs = None if bars[1] is None else bars[1].reshape(*bars[1].shape[:-1], d.outputs, d.hidden)
-    operands = _operands(d, hoisted, given)
-    d_carry = _operands(d, hoisted, given._replace(carry=bars[0])).carry
-    bars = KERNELS[call.platform].backward(stages, call.options, operands, kept, d_carry, d_outputs)
-    d_params, dx = pull(Hoisted(bars.weights, bars.vectors, bars.inputs.reshape(hoisted.inputs.shape)))
-    return Given(d_params, dx, _carry(d, bars.carry, given.carry), None)
+    operands = _operands(stages, hoisted, given)
+    d_carry = _operands(stages, hoisted, given._replace(carry=bars[0])).carry
+    bars = KERNELS[call.platform].backward(stages, call.options, operands, kept, d_carry, d_outputs, not inline)
+    d_params, dx = pull(Hoisted(bars.weights, bars.vectors, bars.inputs))
+    return Given(d_params, bars.x if stages.front else dx, _carry(d, bars.carry, given.carry), None)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -81,8 +81,10 @@ class Operands(NamedTuple):
     Attributes:
       weights: [products, hidden, hidden], from source (rows) to result (columns).
       vectors: the 'p' values, [number, hidden].
-      inputs: the 'x' values, [batch, time, number, hidden].
-      x: for the 's' values, [batch, time, features]; no features where there are none. A kernel has no gradient of it.
+      inputs: the 'x' values, [batch, time, number, hidden]; the matrix that makes them, [features, number, hidden],
+        where a kernel does that itself (`Stages.front`).
+      x: for the 's' values or that matrix, [batch, time, features]; no features where there are none. A kernel has a
+        gradient of it with the matrix alone.
       carry: [carries, batch, hidden].
       lengths: int32 [batch] in 0 to time, or None.
     """
@@ -208,6 +210,8 @@ class Stages:
     """The stages of a division, forward and backward.
 
     Attributes:
+      front: whether a kernel makes the 'x' values of x itself, by a matrix; what is added to its product stands behind
+        the 'p' values then, and has its sums there too.
       forward, backward: statements; in them the raw scalars are ``u.c[0]``, ``u.m[0]``, ...
       sources, carry, outputs: results forward.
       kept: what the forward pass keeps, ('c', i) a carry before the step, ('t', i) the result number i of a tanh,
@@ -221,8 +225,9 @@ class Stages:
       sources_again: the sources, made again of what is kept; none unless `with_sources`.
     """
 
-    def __init__(self, division: Division, with_sources: bool = False):
+    def __init__(self, division: Division, with_sources: bool = False, front: bool = False):
         self.division = d = division
+        self.front = front
         n, n_sources, n_carries = len(d.raws), len(d.sources), len(d.carries)
         names, stages, counts = [], [], dict.fromkeys("cmxsp", 0)
         for raw in d.raws:
@@ -282,16 +287,18 @@ class Stages:
         for raw, bar in zip((raw for raw in d.raws if raw.kind != "s"), bars, strict=True):
             by_kind[raw.kind].append(bar)
         self.d_carry, self.d_results, self.d_inputs = by_kind["c"], by_kind["m"], by_kind["x"]
-        different = [bar for bar in dict.fromkeys(by_kind["p"]) if bar.text != "0.0f"]
-        self.sums = different
-        self.sum_of = [different.index(bar) if bar in different else None for bar in by_kind["p"]]
+        summed = by_kind["p"] + (by_kind["x"] if front else [])
+        self.sums = [bar for bar in dict.fromkeys(summed) if bar.text != "0.0f"]
+        self.sum_of = [self.sums.index(bar) if bar in self.sums else None for bar in summed]
 
-    def gradients(self, given: Operands, weights: Array, sums: Array, d_inputs: Array, d_carry: Array) -> Operands:
+    def gradients(
+        self, given: Operands, weights: Array, sums: Array, d_inputs: Array, d_carry: Array, dx: Array | None = None
+    ) -> Operands:
         """Puts together what a kernel's way back gives; `sums` are the cotangents [sums, hidden] of `self.sums`."""
         none = jnp.zeros(self.division.hidden, self.division.dtype)
         vectors = [none if place is None else sums[place] for place in self.sum_of]
         d_vectors = jnp.stack(vectors) if vectors else given.vectors
-        return Operands(weights, d_vectors, d_inputs, jnp.zeros_like(given.x), d_carry, None)
+        return Operands(weights, d_vectors, d_inputs, jnp.zeros_like(given.x) if dx is None else dx, d_carry, None)
 
     def _find_spared(self, results: Sequence[Output], recalled: Sequence[int]) -> dict[int, list[Statement]]:
         """See `spared`: a tanh of what is kept too costs the way back less than its two bytes cost the memory."""
@@ -343,7 +350,7 @@ class Stages:
 @functools.cache
 def remaking(stages: Stages) -> Stages:
     """The same, with the sources made again on the way back in place of being kept beside the rest."""
-    return Stages(stages.division, with_sources=True)
+    return Stages(stages.division, with_sources=True, front=stages.front)
 
 
 def words(text: str) -> frozenset[str]:

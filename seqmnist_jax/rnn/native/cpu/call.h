@@ -11,7 +11,7 @@ enum Outputs { kNone = 0, kAll = 1, kLast = 2 };
 
 // One call's sizes, without replicas.
 struct Sizes {
-  std::ptrdiff_t batch, time, hidden;
+  std::ptrdiff_t batch, time, features, hidden;
   int outputs;
   bool reverse;
 };
@@ -20,7 +20,7 @@ struct Sizes {
 struct Arrays {
   const float* weights;  // [products, hidden, hidden]
   const float* vectors;  // [vectors, hidden]
-  const float* inputs;   // [batch, time, inputs, hidden]
+  const float* inputs;   // [batch, time, inputs, hidden]; where x is multiplied inside, the matrix [features, inputs, hidden]
   const float* x;        // [batch, time, features]
   const float* carry;    // [carries, batch, hidden]: forward before the first step, backward after the last
   const int32_t* lengths;
@@ -28,7 +28,7 @@ struct Arrays {
   float* outputs;  // [batch, time, outputs, hidden], or of the last step
   float* kept;     // [time, batch, units, kept], in an order of its own
   const float *d_end, *d_outputs;
-  float *d_carry, *d_inputs, *d_weights;
+  float *d_carry, *d_inputs, *d_weights, *d_x;
   float* sums;  // [sums, hidden]
 };
 
@@ -36,6 +36,7 @@ struct Arrays {
 // floats and zero at first, takes what it adds to the gradients that all slices have in common.
 struct Kernel {
   std::ptrdiff_t products, vectors, inputs, features, carries, outputs, kept, sums, tile_rows;
+  bool front;  // whether x is multiplied inside
   void (*forward)(const Sizes&, const Arrays&, std::ptrdiff_t first, std::ptrdiff_t count);
   void (*backward)(const Sizes&, const Arrays&, std::ptrdiff_t first, std::ptrdiff_t count, float* share);
   std::ptrdiff_t (*share)(const Sizes&);

@@ -23,6 +23,7 @@ Array = jax.Array
 # XLA's name of each call: the function in the library.
 CALLS = {"seqmnist_rnn_cell_forward": "seqmnist_cell_forward", "seqmnist_rnn_cell_backward": "seqmnist_cell_backward"}
 FORWARD, BACKWARD = CALLS
+MULTIPLIES_X = True
 # What is more exact than was asked for will do.
 PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
 OUTPUTS = ("none", "all", "last")
@@ -149,22 +150,29 @@ def forward(stages: Stages, options: Options, operands: Operands, save: bool) ->
 
 
 def backward(
-    stages: Stages, options: Options, operands: Operands, kept: Kept, d_carry: Array, d_outputs: Array | None
+    stages: Stages,
+    options: Options,
+    operands: Operands,
+    kept: Kept,
+    d_carry: Array,
+    d_outputs: Array | None,
+    wants_dx: bool,
 ) -> Operands:
-    """Gradients of all but x: see `derived.backward`."""
-    d, (batch, time, _) = stages.division, operands.x.shape
+    """Gradients; of x where x is multiplied inside and its gradient is wanted: see `derived.backward`."""
+    d, (batch, time, features) = stages.division, operands.x.shape
     if d_outputs is None:
         d_outputs = jnp.zeros(_output_shape(stages, options, operands), jnp.float32)
-    d_start, d_inputs, weights, sums = _call(
+    d_start, d_inputs, weights, sums, dx = _call(
         BACKWARD,
         stages,
         options,
         (
             _floats(len(d.carries), batch, d.hidden),
-            _floats(batch, time, d.count("x"), d.hidden),
+            _floats(*operands.inputs.shape),
             _floats(len(d.products), d.hidden, d.hidden),
             _floats(len(stages.sums), d.hidden),
+            _floats(batch if stages.front and wants_dx else 0, time, features),
         ),
         (*_arguments(operands, kept.carry), kept.values, d_carry, d_outputs),
     )
-    return stages.gradients(operands, weights, sums, d_inputs, d_start)
+    return stages.gradients(operands, weights, sums, d_inputs, d_start, dx if dx.size else None)

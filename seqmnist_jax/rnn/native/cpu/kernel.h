@@ -6,7 +6,8 @@ namespace {
 constexpr int at_least_one(int n) { return n > 0 ? n : 1; }
 constexpr int kRounds = Cell::kRounds, kForwardPasses = Cell::kRounds > 0 ? int(std::size(Cell::forward_passes)) : 0,
               kBackwardPasses = Cell::kRounds > 0 ? int(std::size(Cell::backward_passes)) : 0,
-              kOuters = Cell::kRounds > 0 ? int(std::size(Cell::outers)) : 0;
+              kOuters = Cell::kRounds > 0 || Cell::kFront ? int(std::size(Cell::outers)) : 0,
+              kFrontPasses = Cell::kFront ? int(std::size(Cell::front_passes)) : 0;
 
 // Scratch memory that begins at a cache line.
 class Scratch {
@@ -51,15 +52,17 @@ SEQMNIST_INLINE void for_blocks(std::ptrdiff_t vectors, Work&& work) {
     if (j < vectors) work(Int<1>{}, j);
 }
 
-// A slice's sizes.
+// A slice's sizes. Features are padded to whole groups.
 struct Slice : Sizes {
-  std::ptrdiff_t first, count, rows, units, vectors, plane;
+  std::ptrdiff_t first, count, rows, units, vectors, plane, feature_units, feature_vectors;
 
   Slice(const Sizes& s, std::ptrdiff_t first, std::ptrdiff_t count) : Sizes(s), first(first), count(count) {
     rows = (count + 1) / 2 * 2;
     units = (hidden + kPadding - 1) / kPadding * kPadding;
     vectors = units / kLanes;
     plane = rows * units;
+    feature_units = (features + kUnit - 1) / kUnit * kUnit;
+    feature_vectors = (features + kLanes - 1) / kLanes;
   }
   std::ptrdiff_t when(std::ptrdiff_t step) const { return reverse ? time - 1 - step : step; }
   // How many of vector j's lanes are units.
@@ -163,6 +166,73 @@ class Panels {
   Scratch data;
 };
 
+// The values of x that stages read, made of a step's x: one plane for each. The matrix is packed as `Panels` has it.
+template <class Mode>
+class Front {
+ public:
+  Front(const Slice& s, const Arrays& a, const float* biases)
+      : s(s),
+        a(a),
+        biases(biases),
+        depth(words<Mode>(s.features)),
+        panel(depth * Cell::kInputs * kLanes),
+        panels(s.vectors * panel, true),
+        x(s.rows * depth, true),
+        values(Cell::kInputs * s.plane) {
+    for (std::ptrdiff_t j = 0; j < s.vectors; ++j)
+      for (const FrontPass& pass : Cell::front_passes)
+        for (std::ptrdiff_t f = 0; f < s.features; ++f)
+          for (int c = 0; c < pass.width; ++c)
+            for (int lane = 0; lane < s.lanes(j); ++lane)
+              Mode::put(panels.get() + j * panel + (pass.first * depth + f / Mode::kPack * pass.width + c) * kLanes,
+                        static_cast<int>(lane * Mode::kPack + f % Mode::kPack),
+                        a.inputs[(f * Cell::kInputs + pass.first + c) * s.hidden + j * kLanes + lane]);
+  }
+
+  void make(std::ptrdiff_t t) {
+    for (std::ptrdiff_t row = 0; row < s.count; ++row)
+      for (std::ptrdiff_t f = 0; f < s.features; ++f)
+        Mode::put(x.get() + row * depth, static_cast<int>(f), a.x[((s.first + row) * s.time + t) * s.features + f]);
+    for (std::ptrdiff_t j = 0; j < s.vectors; ++j)
+      for_tiles(s.rows, [&](auto size, std::ptrdiff_t row) {
+        each<0, kFrontPasses>([&](auto pass) { multiply<decltype(pass)::value, decltype(size)::value>(j, row); });
+      });
+  }
+  SEQMNIST_INLINE Vec operator()(int i, std::ptrdiff_t at) const { return load(values.get() + i * s.plane + at); }
+
+ private:
+  template <int kPass, int R>
+  SEQMNIST_INLINE void multiply(std::ptrdiff_t j, std::ptrdiff_t row) {
+    constexpr FrontPass pass = Cell::front_passes[kPass];
+    constexpr int V = pass.width;
+    Vec sums[R][V];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) sums[r][v] = load(biases + (pass.first + v) * s.units + j * kLanes);
+    accumulate<Mode, R, V, false>(sums, x.get() + row * depth, depth,
+                                  panels.get() + j * panel + pass.first * depth * kLanes, V * kLanes, depth);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v)
+        store(values.get() + (pass.first + v) * s.plane + (row + r) * s.units + j * kLanes, sums[r][v]);
+  }
+
+  const Slice& s;
+  const Arrays& a;
+  const float* biases;
+  const std::ptrdiff_t depth, panel;
+  Scratch panels, x, values;
+};
+struct NoFront {
+  NoFront(const Slice&, const Arrays&, const float*) {}
+  void make(std::ptrdiff_t) {}
+  Vec operator()(int, std::ptrdiff_t) const { return Vec{}; }
+};
+template <class Mode, bool kHas>
+using FrontIf = std::conditional_t<Cell::kFront && kHas, Front<Mode>, NoFront>;
+
 // ---- Forward -----------------------------------------------------------------------------
 
 template <class Mode>
@@ -182,6 +252,7 @@ struct Forward {
     SEQMNIST_INLINE Vec c(int i) const { return load(f.now + i * f.s.plane + at); }
     SEQMNIST_INLINE Vec m(int i) const { return load(tile + i * kLanes); }
     SEQMNIST_INLINE Vec x(int i) const {
+      if (Cell::kFront) return f.front(i, at);
       return load_some(f.a.inputs + (step_and_batch * Cell::kInputs + i) * f.s.hidden + j * kLanes, lanes);
     }
     SEQMNIST_INLINE Vec s(int i) const { return broadcast(f.a.x[step_and_batch * Cell::kFeatures + i]); }
@@ -221,6 +292,7 @@ struct Forward {
       return (f.s.first + std::min(row, f.s.count - 1)) * f.s.time + t;
     }
     SEQMNIST_INLINE Vec x(int i) const {
+      if (Cell::kFront) return f.front(i, row * f.s.units + j * kLanes);
       return load_some(f.a.inputs + (step_and_batch() * Cell::kInputs + i) * f.s.hidden + j * kLanes, f.s.lanes(j));
     }
     SEQMNIST_INLINE Vec s(int i) const { return broadcast(f.a.x[step_and_batch() * Cell::kFeatures + i]); }
@@ -240,6 +312,7 @@ struct Forward {
         vectors(Cell::kVectors * s.units, true),
         tile(2 * kTileRows * at_least_one(Cell::kResults) * kLanes),
         gathered(2 * kTileRows * at_least_one(Cell::kKept) * kLanes),
+        front(s, a, vectors.get() + (Cell::kVectors - Cell::kInputs) * s.units),
         steps(running_steps(s, a)) {
     now = state.get(), next = now + Cell::kCarries * s.plane;
     now_words = kSame ? now : state_words.get();
@@ -340,6 +413,7 @@ struct Forward {
     const std::ptrdiff_t parts = (words<Mode>(s.hidden) + kPart - 1) / kPart;
     for (std::ptrdiff_t step = 0; step < s.time; ++step) {
       const std::ptrdiff_t t = s.when(step);
+      front.make(t);
       if constexpr (Cell::kHasStart)
         for (std::ptrdiff_t row = 0; row < s.rows; row += kTileRows)
           for (std::ptrdiff_t j = 0; j < s.vectors; ++j)
@@ -376,6 +450,7 @@ struct Forward {
   const bool far;
   const std::ptrdiff_t words_row, words_plane;
   Scratch state, state_words, own, cross, vectors, tile, gathered;
+  FrontIf<Mode, true> front;
   const std::vector<std::ptrdiff_t> steps;
   float *now, *next, *now_words, *next_words;
   Stream stream;
@@ -384,17 +459,75 @@ struct Forward {
 
 // ---- Backward ----------------------------------------------------------------------------
 
+// How many units a source has; behind the last one stands x.
+inline std::ptrdiff_t units_of(const Slice& s, int source) {
+  return source == Cell::kSources ? s.feature_units : s.units;
+}
+
 // Where a slice's share of the sums stands: of each `Outer`, for each block of vectors of units, each unit of the source,
 // the vectors; behind them the sums of vectors.
 struct Share {
   explicit Share(const Slice& s) {
-    for (int i = 0; i < kOuters; ++i) at[i] = floats, floats += s.vectors * s.units * Cell::outers[i].width * kLanes;
+    for (int i = 0; i < kOuters; ++i) {
+      at[i] = floats;
+      floats += s.vectors * units_of(s, Cell::outers[i].source) * Cell::outers[i].width * kLanes;
+    }
     sums = floats;
     floats += Cell::kSums * s.units;
   }
   std::ptrdiff_t at[at_least_one(kOuters)], sums, floats = 0;
 };
 constexpr int outer_vectors(int i) { return Cell::outers[i].width == 1 ? 2 : 1; }
+
+// The matrix from the columns of the gradients to features of x, packed as `Panels` has it.
+template <class Mode>
+class FrontTransposed {
+ public:
+  explicit FrontTransposed(const Slice& s, const Arrays& a) : panel(depth(s) * kLanes) {
+    if (!a.d_x) return;
+    data = std::make_unique<Scratch>(s.feature_vectors * panel, true);
+    for_blocks<2>(s.feature_vectors, [&](auto width, std::ptrdiff_t at) {
+      constexpr int W = decltype(width)::value;
+      for (int w = 0; w < W; ++w) {
+        float* to = data->get() + at * panel + w * kLanes;
+        for (const Term& term : Cell::front_terms) {
+          const std::ptrdiff_t word = words<Mode>(term.count * kLanes);
+          for (int i = 0; i < Cell::kInputs; ++i) {
+            const int n = Cell::input_column[i] - term.first;
+            if (n >= 0 && n < term.count) put(s, a, at + w, i, n, W, word, to);
+          }
+          to += s.vectors * word * W * kLanes;
+        }
+      }
+    });
+  }
+  const float* at(std::ptrdiff_t j) const { return data->get() + j * panel; }
+
+ private:
+  static std::ptrdiff_t depth(const Slice& s) {
+    std::ptrdiff_t sum = 0;
+    for (const Term& term : Cell::front_terms) sum += s.vectors * words<Mode>(term.count * kLanes);
+    return sum;
+  }
+  // Features of vector j, from the units of column n of a term; columns that serve several values take their sum.
+  static void put(const Slice& s, const Arrays& a, std::ptrdiff_t j, int i, int n, int W, std::ptrdiff_t word,
+                  float* to) {
+    for (int other = 0; other < i; ++other)
+      if (Cell::input_column[other] == Cell::input_column[i]) return;
+    for (std::ptrdiff_t f = j * kLanes; f < std::min(s.features, (j + 1) * kLanes); ++f)
+      for (std::ptrdiff_t unit = 0; unit < s.hidden; ++unit) {
+        float sum = 0;
+        for (int other = i; other < Cell::kInputs; ++other)
+          if (Cell::input_column[other] == Cell::input_column[i])
+            sum += a.inputs[(f * Cell::kInputs + other) * s.hidden + unit];
+        const std::ptrdiff_t k = unit / kLanes * word * Mode::kPack + n * kLanes + unit % kLanes;
+        Mode::put(to + k / Mode::kPack * W * kLanes, static_cast<int>(f % kLanes * Mode::kPack + k % Mode::kPack), sum);
+      }
+  }
+
+  std::ptrdiff_t panel;
+  std::unique_ptr<Scratch> data;
+};
 
 // What is asked of the memory some microseconds before it is needed, a little at a time.
 class Aheads {
@@ -420,7 +553,7 @@ class Aheads {
 template <class Mode>
 struct Backward {
   static constexpr bool kSame = std::is_same_v<Mode, Float32>;
-  static constexpr std::ptrdiff_t by_row = words<Mode>(at_least_one(Cell::kResults) * kLanes);
+  static constexpr std::ptrdiff_t by_row = words<Mode>(at_least_one(Cell::kColumns) * kLanes);
 
   struct At {
     const Backward& b;
@@ -435,6 +568,7 @@ struct Backward {
 
     SEQMNIST_INLINE Vec k(int group, int i) const { return load(kept[group] + i * kLanes); }
     SEQMNIST_INLINE Vec x(int i) const {
+      if (Cell::kFront) return b.front(i, at);
       return load_some(b.a.inputs + (step_and_batch * Cell::kInputs + i) * b.s.hidden + j * kLanes, lanes);
     }
     SEQMNIST_INLINE Vec s(int i) const { return broadcast(b.a.x[step_and_batch * Cell::kFeatures + i]); }
@@ -484,10 +618,12 @@ struct Backward {
         bars(Cell::kCarries * s.plane, true),
         after(Cell::kAfter * s.plane, true),
         cross(Cell::kCrossBack * s.plane),
-        all_gradients(s.vectors * slots * Cell::kResults * kLanes, true),
+        all_gradients(s.vectors * slots * Cell::kColumns * kLanes, true),
         gradient_rows(kSame ? 0 : s.vectors * s.rows * by_row, true),
-        groups(Cell::kSources * s.units * slots, true),
+        groups((Cell::kSources * s.units + (Cell::kFront ? s.feature_units : 0)) * slots, true),
         tile(2 * kTileRows * at_least_one(Cell::kSources) * kLanes),
+        front(s, a, vectors.get() + (Cell::kVectors - Cell::kInputs) * s.units),
+        front_transposed(s, a),
         steps(running_steps(s, a)) {
     pad_vectors(s, a.vectors, vectors.get());
     for (std::ptrdiff_t row = 0; row < s.count; ++row) {
@@ -499,9 +635,10 @@ struct Backward {
     }
   }
 
-  // Cotangents of the products' results of vector j, in a slot: interleaved words of rows, [results] vectors.
+  // Cotangents of the products' results, and of what x's matrix makes where those are others, of vector j in a slot:
+  // interleaved words of rows, [columns] vectors.
   SEQMNIST_INLINE float* gradients(std::ptrdiff_t j, std::ptrdiff_t slot) const {
-    return all_gradients.get() + (j * slots + slot) * Cell::kResults * kLanes;
+    return all_gradients.get() + (j * slots + slot) * Cell::kColumns * kLanes;
   }
   // A source's vector j in a slot; it stands in groups of kUnit units.
   SEQMNIST_INLINE float* group(int source, std::ptrdiff_t j, std::ptrdiff_t slot) const {
@@ -515,7 +652,7 @@ struct Backward {
     for (int w = 0; w < W; ++w) {
       const std::ptrdiff_t j = j0 + w;
       const int lanes = s.lanes(j);
-      Vec total[at_least_one(Cell::kSums)], dms[2][at_least_one(Cell::kResults)] = {},
+      Vec total[at_least_one(Cell::kSums)], dms[2][at_least_one(Cell::kColumns)] = {},
           remades[2][at_least_one(Cell::kSources)] = {};
 #pragma GCC unroll 32
       for (int i = 0; i < Cell::kSums; ++i)
@@ -554,8 +691,8 @@ struct Backward {
     const std::ptrdiff_t slot = (slot0 + row) / Mode::kPack;
     Vec pair[2];
 #pragma GCC unroll 16
-    for (int i = 0; i < Cell::kResults; ++i) {
-      if (Cell::result_stage[i] != kStage) continue;
+    for (int i = 0; i < Cell::kColumns; ++i) {
+      if (Cell::column_stage[i] != kStage) continue;
       const int n = Mode::interleave(dms[0][i], dms[1][i], pair);
       for (int w = 0; w < n; ++w) store(gradients(j, slot + w) + i * kLanes, pair[w]);
       for (int r = 0; r < 2; ++r)
@@ -602,9 +739,10 @@ struct Backward {
     constexpr Outer outer = Cell::outers[kOuter];
     constexpr int V = W * outer.width;
     const float* from = gradients(j, 0) + outer.first * kLanes;
-    const std::ptrdiff_t column = outer.width == 1 ? slots * Cell::kResults * kLanes : kLanes;
-    float* to = share + place.at[kOuter] + j * s.units * outer.width * kLanes;
-    for (std::ptrdiff_t i = 0; i < s.units; i += kTileRows, to += kTileRows * V * kLanes) {
+    const std::ptrdiff_t column = outer.width == 1 ? slots * Cell::kColumns * kLanes : kLanes;
+    const std::ptrdiff_t units = units_of(s, outer.source);
+    float* to = share + place.at[kOuter] + j * units * outer.width * kLanes;
+    for (std::ptrdiff_t i = 0; i < units; i += kTileRows, to += kTileRows * V * kLanes) {
       const std::ptrdiff_t unit = outer.source * s.units + i;
       Vec sums[kTileRows][V];
 #pragma GCC unroll 8
@@ -612,12 +750,49 @@ struct Backward {
 #pragma GCC unroll 8
         for (int v = 0; v < V; ++v) sums[r][v] = load(to + (r * V + v) * kLanes);
       accumulate<Mode, kTileRows, V, true>(sums, groups.get() + unit / kUnit * slots * kUnit + unit % kUnit, 0, from,
-                                           Cell::kResults * kLanes, depth, column);
+                                           Cell::kColumns * kLanes, depth, column);
 #pragma GCC unroll 8
       for (int r = 0; r < kTileRows; ++r)
 #pragma GCC unroll 8
         for (int v = 0; v < V; ++v) store(to + (r * V + v) * kLanes, sums[r][v]);
     }
+  }
+
+  // A step's x, where the block's share of its matrix' gradient will read it.
+  void take_x(std::ptrdiff_t t) {
+    for (std::ptrdiff_t row = 0; row < s.count; ++row) {
+      const std::ptrdiff_t slot = slot0 + row;
+      const float* from = a.x + ((s.first + row) * s.time + t) * s.features;
+      for (std::ptrdiff_t f = 0; f < s.features; ++f) {
+        const std::ptrdiff_t unit = Cell::kSources * s.units + f;
+        Mode::put(groups.get() + (unit / kUnit * slots + slot / Mode::kPack) * kUnit + unit % kUnit,
+                  static_cast<int>(slot % Mode::kPack), from[f]);
+      }
+    }
+  }
+
+  // The cotangent of a step's x, of W vectors of features.
+  template <int W, int R>
+  SEQMNIST_INLINE void give_x(std::ptrdiff_t t, std::ptrdiff_t j, std::ptrdiff_t row) {
+    const float* panel = front_transposed.at(j);
+    const float* rows = kSame ? gradients(0, slot0 + row) : gradient_rows.get() + row * by_row;
+    const std::ptrdiff_t step = (kSame ? slots : s.rows) * by_row;
+    Vec sums[R][W] = {};
+    for (const Term& term : Cell::front_terms) {
+      const std::ptrdiff_t depth = words<Mode>(term.count * kLanes);
+      for (std::ptrdiff_t block = 0; block < s.vectors; ++block, panel += depth * W * kLanes)
+        accumulate<Mode, R, W, false>(sums, rows + words<Mode>(term.first * kLanes) + block * step, by_row, panel,
+                                      W * kLanes, depth);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+      for (int w = 0; w < W; ++w) {
+        const std::ptrdiff_t f = (j + w) * kLanes;
+        if (row + r < s.count)
+          store_some(a.d_x + ((s.first + row + r) * s.time + t) * s.features + f, sums[r][w],
+                     static_cast<int>(std::min<std::ptrdiff_t>(kLanes, s.features - f)));
+      }
   }
 
   template <int... kPasses>
@@ -628,13 +803,15 @@ struct Backward {
     for (std::ptrdiff_t step = s.time - 1; step >= 0; --step) {
       const std::ptrdiff_t t = s.when(step);
       slot0 = filled * s.rows;
+      front.make(t);
+      if constexpr (Cell::kFront) take_x(t);
       for (std::ptrdiff_t row = 0; row < s.rows; row += kTileRows) {
         const std::ptrdiff_t end = std::min<std::ptrdiff_t>(s.rows, row + kTileRows);
         for (std::ptrdiff_t b = s.first + row; step > 1 && b < s.first + std::min(s.count, end); ++b) {
           const std::ptrdiff_t earlier = b * s.time + s.when(step - 2);
           if (s.outputs == kAll)
             Ahead(a.d_outputs + earlier * Cell::kOutputs * s.hidden, Cell::kOutputs * s.hidden).ask(Cell::kOutputs * s.hidden);
-          if (Cell::kInputs > 0)
+          if (Cell::kInputs > 0 && !Cell::kFront)
             Ahead(a.inputs + earlier * Cell::kInputs * s.hidden, Cell::kInputs * s.hidden).ask(Cell::kInputs * s.hidden);
         }
         for (std::ptrdiff_t j = 0; j < s.vectors; ++j) run<0, 1>(t, j, row, end - row);
@@ -662,6 +839,13 @@ struct Backward {
           });
         });
       });
+      if constexpr (Cell::kFront)
+        if (a.d_x)
+          for_blocks<2>(s.feature_vectors, [&](auto width, std::ptrdiff_t j) {
+            for_tiles(s.rows, [&](auto size, std::ptrdiff_t row) {
+              give_x<decltype(width)::value, decltype(size)::value>(t, j, row);
+            });
+          });
       if (++filled == block || step == 0) {
         each<0, kOuters>([&](auto outer) {
           constexpr int kOuter = decltype(outer)::value;
@@ -683,6 +867,8 @@ struct Backward {
   const Share place;
   float* const share;
   Scratch vectors, bars, after, cross, all_gradients, gradient_rows, groups, tile;
+  FrontIf<Mode, Cell::kBackwardReadsX> front;
+  const FrontTransposed<Mode> front_transposed;
   const std::vector<std::ptrdiff_t> steps;
   std::ptrdiff_t slot0 = 0;
 };
@@ -709,20 +895,27 @@ void finish(const Sizes& sizes, const Arrays& a, const float* const* shares, std
     for (std::ptrdiff_t i = 0; i < count; ++i) sum += load(shares[i] + at);
     store_some(to + j * kLanes, sum, s.lanes(j));
   };
-  for (int q = 0; q < Cell::kProducts; ++q)
+  // A matrix, from a source of so many rows, that is between two rows' beginnings `stride` apart.
+  auto finish_matrix = [&](int source, int column, std::ptrdiff_t rows, float* to, std::ptrdiff_t stride) {
     for (int o = 0; o < kOuters; ++o) {
       const Outer outer = Cell::outers[o];
-      const int c = Cell::product_result[q] - outer.first;
-      if (outer.source != Cell::product_source[q] || c < 0 || c >= outer.width) continue;
+      const int c = column - outer.first;
+      if (outer.source != source || c < 0 || c >= outer.width) continue;
       const std::ptrdiff_t W = outer_vectors(o);
       for (std::ptrdiff_t j = 0; j < s.vectors; ++j) {
         const std::ptrdiff_t first = j / W * W, width = std::min(W, s.vectors - first) * outer.width;
-        const std::ptrdiff_t panel = place.at[o] + first * s.units * outer.width * kLanes;
-        for (std::ptrdiff_t i = 0; i < s.hidden; ++i)
-          add_up(panel + (i * width + (j - first) * outer.width + c) * kLanes,
-                 a.d_weights + (q * s.hidden + i) * s.hidden, j);
+        const std::ptrdiff_t panel = place.at[o] + first * units_of(s, source) * outer.width * kLanes;
+        for (std::ptrdiff_t i = 0; i < rows; ++i)
+          add_up(panel + (i * width + (j - first) * outer.width + c) * kLanes, to + i * stride, j);
       }
     }
+  };
+  for (int q = 0; q < Cell::kProducts; ++q)
+    finish_matrix(Cell::product_source[q], Cell::product_result[q], s.hidden, a.d_weights + q * s.hidden * s.hidden,
+                  s.hidden);
+  for (int i = 0; Cell::kFront && i < Cell::kInputs; ++i)
+    finish_matrix(Cell::kSources, Cell::input_column[i], s.features, a.d_inputs + i * s.hidden,
+                  Cell::kInputs * s.hidden);
   for (int i = 0; i < Cell::kSums; ++i)
     for (std::ptrdiff_t j = 0; j < s.vectors; ++j)
       add_up(place.sums + i * s.units + j * kLanes, a.sums + i * s.hidden, j);
@@ -734,7 +927,7 @@ void finish(const Sizes& sizes, const Arrays& a, const float* const* shares, std
 extern "C" const seqmnist::Kernel* seqmnist_kernel() {
   using namespace seqmnist;
   static const Kernel kernel = {Cell::kProducts, Cell::kVectors, Cell::kInputs, Cell::kFeatures, Cell::kCarries,
-                                Cell::kOutputs,  Cell::kKept,    Cell::kSums,   kTileRows,       forward,
-                                backward,        share,          finish};
+                                Cell::kOutputs,  Cell::kKept,    Cell::kSums,   kTileRows,       Cell::kFront,
+                                forward,         backward,       share,         finish};
   return &kernel;
 }

@@ -71,7 +71,7 @@ class Call {
     }
     const auto dims = x->dimensions(), units = carry->dimensions();
     const std::size_t n = dims.size() - 3;
-    sizes = {dims[n], dims[n + 1], units[units.size() - 1], static_cast<int>(outputs), reverse};
+    sizes = {dims[n], dims[n + 1], dims[n + 2], units[units.size() - 1], static_cast<int>(outputs), reverse};
     leading_.assign(dims.begin(), dims.begin() + n);
   }
 
@@ -168,12 +168,18 @@ class Call {
   std::vector<Operand> operands_;
 };
 
+// The values of x that stages read; or, where x is multiplied inside, the matrix that makes them.
+std::vector<int64_t> input_shape(const Sizes& s, const Kernel& k) {
+  if (k.front) return {s.features, k.inputs, s.hidden};
+  return {s.batch, s.time, k.inputs, s.hidden};
+}
+
 // What both calls take first.
 std::vector<Field> operand_fields(const Sizes& s, const Kernel& k) {
   return {SEQMNIST_FIELD(weights, {k.products, s.hidden, s.hidden}),
           SEQMNIST_FIELD(vectors, {k.vectors, s.hidden}),
-          SEQMNIST_FIELD(inputs, {s.batch, s.time, k.inputs, s.hidden}),
-          SEQMNIST_FIELD(x, {s.batch, s.time, k.features}),
+          SEQMNIST_FIELD(inputs, input_shape(s, k)),
+          SEQMNIST_FIELD(x, {s.batch, s.time, k.front ? s.features : k.features}),
           SEQMNIST_FIELD(carry, {k.carries, s.batch, s.hidden}),
           SEQMNIST_FIELD(lengths, {s.batch})};
 }
@@ -250,9 +256,10 @@ ffi::Error backward(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Remainin
                                         SEQMNIST_FIELD(d_end, {kernel->carries, s.batch, s.hidden}),
                                         SEQMNIST_FIELD(d_outputs, output_shape(s, *kernel))},
                  {SEQMNIST_FIELD(d_carry, {kernel->carries, s.batch, s.hidden}),
-                  SEQMNIST_FIELD(d_inputs, {s.batch, s.time, kernel->inputs, s.hidden}),
+                  SEQMNIST_FIELD(d_inputs, input_shape(s, *kernel)),
                   SEQMNIST_FIELD(d_weights, {kernel->products, s.hidden, s.hidden}),
-                  SEQMNIST_FIELD(sums, {kernel->sums, s.hidden})}))
+                  SEQMNIST_FIELD(sums, {kernel->sums, s.hidden}),
+                  SEQMNIST_FIELD(d_x, {s.batch, s.time, s.features}, true)}))
     return call.invalid();
   const std::ptrdiff_t threads = std::max<std::ptrdiff_t>(1, pool.num_threads());
   const Slices slices(call.replicas, s.batch, threads, kernel->tile_rows);

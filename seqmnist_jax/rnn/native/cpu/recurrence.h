@@ -47,7 +47,11 @@ struct Pass {
   int round, width, columns[3], terms;
   Term term[kMostTerms];
 };
-// Some of the matrices' gradients: of one source with neighbouring results.
+// Some of the values that are made of x.
+struct FrontPass {
+  int first, width;
+};
+// Some of the matrices' gradients: of one source with neighbouring columns of the gradients.
 struct Outer {
   int source, first, width;
 };

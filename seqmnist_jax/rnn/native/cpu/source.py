@@ -50,8 +50,12 @@ def _pass(round: int, columns: Sequence[int], terms: Sequence[tuple[int, int]]) 
     return f"{{{round}, {len(columns)}, {{{', '.join(map(str, columns))}}}, {len(terms)}, {{{text}}}}}"
 
 
+def _bool(value: bool) -> str:
+    return str(value).lower()
+
+
 def _table(type: str, name: str, values: Sequence[object]) -> str:
-    shown = ", ".join(str(value).lower() if isinstance(value, bool) else str(value) for value in values)
+    shown = ", ".join(_bool(value) if isinstance(value, bool) else str(value) for value in values)
     # An array has at least one element; how many count is said elsewhere.
     return f"  static constexpr {type} {name}[] = {{{shown or '{}'}}};"
 
@@ -136,10 +140,20 @@ def _forward(stages: Stages) -> _Forward:
     return _Forward(started, body, has_start, origins, own, groups, group_of_stage, hold)
 
 
+def _columns(stages: Stages) -> list[int]:
+    """Where the gradients have the cotangent of each value that is made of x: a result's column if it has the same."""
+    if not stages.front:
+        return []
+    texts = [out.text for out in stages.d_results]
+    new = [text for text in dict.fromkeys(out.text for out in stages.d_inputs) if text not in texts]
+    return [(texts + new).index(out.text) for out in stages.d_inputs]
+
+
 def _backward(stages: Stages) -> Body:
     d = stages.division
     statements = [*stages.recall(range(len(stages.kept))), *stages.backward]
     after = sorted(set(stages.after.values()))
+    columns = _columns(stages)
     waits = {f"u.ds[{k}]": d.rounds - round + 1 for k, (round, _) in enumerate(d.sources)}
     before_at = [out.stage for out in stages.d_carry]
     while True:
@@ -147,7 +161,10 @@ def _backward(stages: Stages) -> Body:
         writes += [
             Write(d.rounds - d.results[i][0], f"at.dm({i}, {{}})", out.text) for i, out in enumerate(stages.d_results)
         ]
-        writes += [Write(out.stage, f"at.dx({i}, {{}})", out.text) for i, out in enumerate(stages.d_inputs)]
+        own = dict(zip(columns, stages.d_inputs, strict=True)) if stages.front else {}
+        writes += [Write(o.stage, f"at.dm({c}, {{}})", o.text) for c, o in own.items() if c >= len(d.results)]
+        if not stages.front:
+            writes += [Write(out.stage, f"at.dx({i}, {{}})", out.text) for i, out in enumerate(stages.d_inputs)]
         writes += [Write(out.stage, f"at.sum({i}, {{}})", out.text) for i, out in enumerate(stages.sums)]
         writes += [
             Write(stage, f"at.before({i}, {{}})", out.text)
@@ -183,8 +200,10 @@ def cell(stages: Stages) -> str:
         sources = [k for k, (r, _) in enumerate(d.sources) if r == round]
         backward_passes += [_pass(round, columns, _runs(terms)) for columns, terms in _grouped(sources, results_of)]
     outers = []
-    for k in range(len(d.sources)):
-        for first, count in _runs(results_of[k]):
+    columns = _columns(stages)
+    # Behind the sources stands x.
+    for k, of_source in enumerate([*results_of.values(), columns]):
+        for first, count in _runs(set(of_source)):
             for size in _chunks(count):
                 outers.append(f"{{{k}, {first}, {size}}}")
                 first += size
@@ -195,13 +214,14 @@ def cell(stages: Stages) -> str:
     sizes = {
         "kRounds": d.rounds,
         "kProducts": len(d.products),
-        "kVectors": d.count("p"),
+        "kVectors": d.count("p") + len(columns),
         "kInputs": d.count("x"),
         "kFeatures": d.count("s"),
         "kCarries": carries,
         "kOutputs": d.outputs,
         "kSources": len(d.sources),
         "kResults": len(d.results),
+        "kColumns": max(len(d.results), *(c + 1 for c in columns), 0),
         "kOwn": forward.own,
         "kKept": len(stages.kept),
         "kGroups": len(counts),
@@ -210,7 +230,9 @@ def cell(stages: Stages) -> str:
         "kAfter": len(after),
         "kSums": len(stages.sums),
     }
-    stage_of_sum = {w.call: w.stage for w in backward.writes}
+    stage_of = {w.call: w.stage for w in backward.writes}
+    front_passes = [f"{{{sum(_chunks(len(columns))[:i])}, {n}}}" for i, n in enumerate(_chunks(len(columns)))]
+    reads_x = any(name.startswith("u.x[") for names in backward.loads for name in names)
     tables = [
         _table("Pass", "forward_passes", forward_passes),
         _table("Pass", "backward_passes", backward_passes),
@@ -221,7 +243,10 @@ def cell(stages: Stages) -> str:
         _table("Origin", "source_origin", [origin for origin, _ in forward.origins]),
         _table("int", "source_index", [i for _, i in forward.origins]),
         _table("int", "source_stage", [out.stage for out in stages.sources_again]),
-        _table("int", "result_stage", [d.rounds - round for round, _ in d.results]),
+        _table("int", "column_stage", [stage_of[f"at.dm({i}, {{}})"] for i in range(sizes["kColumns"])]),
+        _table("int", "input_column", columns),
+        _table("FrontPass", "front_passes", front_passes),
+        _table("Term", "front_terms", [f"{{{first}, {count}}}" for first, count in _runs(set(columns))]),
         _table(
             "bool",
             "carry_is_source",
@@ -231,7 +256,7 @@ def cell(stages: Stages) -> str:
         _table("int", "kept_count", counts),
         _table("int", "kept_before", [sum(counts[:g]) for g in range(len(counts))]),
         _table("int", "after_carry", after),
-        _table("int", "sum_stage", [stage_of_sum[f"at.sum({i}, {{}})"] for i in range(len(stages.sums))]),
+        _table("int", "sum_stage", [stage_of[f"at.sum({i}, {{}})"] for i in range(len(stages.sums))]),
     ]
     loads = {kind: f"{kind}({{}})" for kind in ("c", "m", "x", "s", "p", "dn", "dy", "ds")}
     order = {i: n for n, i in enumerate(after)}
@@ -257,7 +282,8 @@ def cell(stages: Stages) -> str:
         [
             "struct Cell {",
             f"  static constexpr int {', '.join(f'{k} = {v}' for k, v in sizes.items())};",
-            f"  static constexpr bool kHasStart = {str(forward.has_start).lower()};",
+            f"  static constexpr bool kHasStart = {_bool(forward.has_start)}, kFront = {_bool(stages.front)};",
+            f"  static constexpr bool kBackwardReadsX = {_bool(reads_x)};",
             *tables,
             "",
             *forward.started.lines(),

@@ -14,6 +14,7 @@ Array = jax.Array
 
 # What a product of 16-bit numbers, summed in float32, is exact enough for.
 PRECISIONS = ("tensorfloat32", "bfloat16")
+MULTIPLIES_X = False
 
 
 class Kept(NamedTuple):
@@ -145,7 +146,13 @@ def forward(stages: Stages, options: Options, operands: Operands, save: bool) ->
 
 
 def backward(
-    stages: Stages, options: Options, operands: Operands, kept: Kept, d_carry: Array, d_outputs: Array | None
+    stages: Stages,
+    options: Options,
+    operands: Operands,
+    kept: Kept,
+    d_carry: Array,
+    d_outputs: Array | None,
+    wants_dx: bool,
 ) -> Operands:
     """Gradients of all but x."""
     d, shape = stages.division, _shape(stages, options, operands, True)
