@@ -16,7 +16,7 @@ from seqmnist_jax.rnn.convert import from_flax, from_keras, from_torch, to_flax,
 from seqmnist_jax.rnn.initializers import KERNELS, TIME_SCALES, log_uniform_time_scales
 from seqmnist_jax.rnn.layers import BACKENDS, PRECISIONS, Explanation, explain, gru, lstm
 from seqmnist_jax.rnn.min_gru import init_min_gru, min_gru, min_gru_step
-from seqmnist_jax.rnn.native import problem as native_problem
+from seqmnist_jax.rnn.native.cpu import problem as native_problem
 from seqmnist_jax.rnn.remat import remat
 from seqmnist_jax.rnn.stack import (
     GRU,

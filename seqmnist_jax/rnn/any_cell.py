@@ -16,8 +16,6 @@ Array = jax.Array
 Carry = TypeVar("Carry")
 
 BACKENDS = ("auto", "scan", "native")
-# XLA's name of the platform of each of JAX's backends that has a kernel.
-PLATFORMS = {"cpu": "cpu", "gpu": "cuda"}
 
 
 def scan(
@@ -105,7 +103,7 @@ def _run(
     backend: str,
 ) -> tuple[Any, Any]:
     options = Options("all" if return_sequences else "last", reverse, precision)
-    call = Call(step, options, PLATFORMS.get(jax.default_backend(), ""))
+    call = Call(step, options, recurrence.PLATFORMS.get(jax.default_backend(), ""))
     if backend == "native" or (backend == "auto" and call.platform != "cpu"):
         trouble = _problem(call, params, x, carry, unroll)
         if trouble is None:
@@ -128,7 +126,7 @@ def explain_step(
       source: give the kernel's source, as it is compiled.
     """
     options = Options("all", False, choice("precision", precision, PRECISIONS))
-    call = Call(step, options, PLATFORMS.get(jax.default_backend(), ""))
+    call = Call(step, options, recurrence.PLATFORMS.get(jax.default_backend(), ""))
     trouble = _problem(call, params, x, carry, 1)
     if trouble is not None:
         return f"scan: {trouble}"

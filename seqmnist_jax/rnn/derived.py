@@ -5,7 +5,6 @@ gradients up in every step. Here the loop backwards makes only the products' cot
 before; the weights' gradients are one product for every block of steps.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -114,14 +113,18 @@ def _pick(running: Array | None, new: Array, old: Array) -> Array:
     return new if running is None else jnp.where(running[:, None], new, old)
 
 
-def _product(stages: Stages, options: Options, weights: Array, sources: dict[int, Array], result: int) -> Array:
-    d = stages.division
-    terms = [
-        cells.product(sources[p.source], weights[q], options.precision)
-        for q, p in enumerate(d.products)
-        if p.result == result
-    ]
-    return functools.reduce(jnp.add, terms)
+class _Matrix(NamedTuple):
+    """All products of one source side by side: one product of [hidden, count * hidden]."""
+
+    products: list[int]
+    weights: Array
+
+    @classmethod
+    def of(cls, stages: Stages, weights: Array) -> "list[_Matrix]":
+        """That of each source."""
+        products = stages.division.products
+        own = [[q for q, p in enumerate(products) if p.source == k] for k in range(len(stages.division.sources))]
+        return [cls(qs, jnp.concatenate([weights[q] for q in qs], axis=1)) for qs in own]
 
 
 def forward(stages: Stages, options: Options, operands: Operands, save: bool) -> tuple[Array, Array | None, Kept]:
@@ -132,7 +135,7 @@ def forward(stages: Stages, options: Options, operands: Operands, save: bool) ->
     """
     stages = remaking(stages)
     d, batch = stages.division, operands.x.shape[0]
-    program = _Program(stages, batch)
+    program, matrices = _Program(stages, batch), _Matrix.of(stages, operands.weights)
     n_sources, n_carries = len(d.sources), len(d.carries)
     first_output, first_made = n_sources + n_carries, n_sources + n_carries + d.outputs
 
@@ -142,10 +145,15 @@ def forward(stages: Stages, options: Options, operands: Operands, save: bool) ->
         for place, arrays in (*program.outside(operands, outside, batch), (program.places["c"], list(before))):
             values.give(place, arrays)
         for round in range(1, d.rounds + 1):
-            sources = {i: values.result(i) for i, (r, _) in enumerate(d.sources) if r == round}
-            results = [i for i, (r, _) in enumerate(d.results) if r == round]
-            made = [_product(stages, options, operands.weights, sources, i) for i in results]
-            values.give(program.places["m"] + results[0], made)
+            made: dict[int, Array] = {}
+            for k in [k for k, (r, _) in enumerate(d.sources) if r == round]:
+                products, weights = matrices[k]
+                joined = cells.product(values.result(k), weights, options.precision)
+                for q, part in zip(products, jnp.split(joined, len(products), axis=1), strict=True):
+                    result = d.products[q].result
+                    made[result] = made[result] + part if result in made else part
+            for i, value in made.items():
+                values.give(program.places["m"] + i, [value])
         after = jnp.stack([_pick(running, values.result(n_sources + i), before[i]) for i in range(n_carries)])
         outputs = [values.result(first_output + i) for i in range(d.outputs)]
         y = None if options.outputs == "none" else jnp.stack(outputs, axis=1)
@@ -167,14 +175,16 @@ def forward(stages: Stages, options: Options, operands: Operands, save: bool) ->
     return end, outputs, Kept(end, values)
 
 
-def _block_size(time: int) -> int:
-    """How many steps share one product for the weights' gradients: a divisor of all steps.
+def _block_size(time: Any) -> Any:
+    """How many steps share one product for the weights' gradients: a divisor of all steps if there is one.
 
     Few, so that it finds its operands in the caches; but not so few that the product is no
-    better than one in every step.
+    better than one in every step. A symbolic number of steps has no blocks but one.
     """
+    if not isinstance(time, int):
+        return time
     sizes = [size for size in range(4, MOST_BLOCK_STEPS + 1) if time % size == 0]
-    return max(sizes, default=time)
+    return max(sizes, default=min(max(time, 1), MOST_BLOCK_STEPS))
 
 
 def backward(
@@ -195,11 +205,10 @@ def backward(
     """
     stages = remaking(stages)
     d, (batch, time, _) = stages.division, operands.x.shape
-    program = _Program(stages, batch)
+    program, matrices = _Program(stages, batch), _Matrix.of(stages, operands.weights)
     representatives = [stages.sum_of.index(i) for i in range(len(stages.sums))]
     n_carries, n_sources = len(d.carries), len(d.sources)
     first_source = program.count + program.made
-    of_source = {k: [q for q, p in enumerate(d.products) if p.source == k] for k in range(n_sources)}
 
     def step(loop: tuple[Array, Array, Array], now: Any) -> Any:
         bars, after, sums = loop
@@ -225,16 +234,15 @@ def backward(
                     made[i] = _pick(running, bar, jnp.zeros_like(bar))
             for k, (r, _) in enumerate(d.sources):
                 if r == round:
-                    terms = [
-                        cells.product(made[d.products[q].result], operands.weights[q].T, options.precision)
-                        for q in of_source[k]
-                    ]
-                    values.give(first_source + k, [functools.reduce(jnp.add, terms)])
+                    products, matrix = matrices[k]
+                    joined = jnp.concatenate([made[d.products[q].result] for q in products], axis=1)
+                    values.give(first_source + k, [cells.product(joined, matrix.T, options.precision)])
         new = [values.result(program.places["c"] + i) for i in range(n_carries)]
         bars = jnp.stack([_pick(running, n, o) for n, o in zip(new, bars, strict=True)])
         zero = jnp.zeros_like(bars[0])
         vectors = [values.result(program.places["p"] + i) for i in representatives]
-        share = jnp.stack([_pick(running, v, zero).sum(0) for v in vectors]) if vectors else jnp.zeros_like(sums)
+        vectors = [_pick(running, v, zero).sum(0, dtype=sums.dtype) for v in vectors]
+        share = jnp.stack(vectors) if vectors else jnp.zeros_like(sums)
         inputs = [_pick(running, values.result(program.places["x"] + i), zero) for i in range(d.count("x"))]
         d_inputs = jnp.stack(inputs) if inputs else jnp.zeros((0, *zero.shape), zero.dtype)
         sources = tuple(_pick(running, values.result(program.count + i), zero) for i in range(n_sources))
@@ -246,11 +254,11 @@ def backward(
     def block(loop: Any, now: Any) -> Any:
         inner, weights = loop
         inner, (d_inputs, sources, made) = jax.lax.scan(step, inner, now, reverse=not options.reverse)
-        for k, products in of_source.items():
+        for k, (products, _) in enumerate(matrices):
             joined = jnp.concatenate([rows(made[d.products[q].result]) for q in products], axis=1)
             share = cells.product(rows(sources[k]).T, joined, options.precision)
             share = jnp.swapaxes(share.reshape(d.hidden, len(products), d.hidden), 0, 1)
-            weights = weights.at[jnp.asarray(products)].add(share)
+            weights = weights.at[jnp.asarray(products)].add(share.astype(weights.dtype))
         return (inner, weights), d_inputs
 
     steps: Any = (_outside_tm(operands), running_tm(operands.x, operands.lengths), None, kept.values)
@@ -263,13 +271,22 @@ def backward(
         is_last = jnp.arange(time)[:, None] == at[None, :]
         steps = (*steps[:2], jnp.where(is_last[..., None, None], d_outputs[None], 0.0), kept.values)
     size = _block_size(time)
-    steps = jax.tree.map(lambda a: a.reshape(time // size, size, *a.shape[1:]), steps)
-    nothing = jnp.zeros((len(stages.sums), d.hidden), d.dtype)
-    (((start, _, sums), weights), d_inputs) = jax.lax.scan(
-        block,
-        ((d_carry, kept.carry, nothing), jnp.zeros_like(operands.weights)),
-        steps,
-        reverse=not options.reverse,
-    )
-    d_inputs = jnp.transpose(d_inputs.reshape(time, *d_inputs.shape[2:]), (2, 0, 1, 3))
+    count = time // size
+    # Steps that fill no block are the last of the way back, and a block of their own.
+    first = 0 if options.reverse else time - count * size
+
+    def block_at(loop: Any, start: Any, size: Any = size) -> Any:
+        return block(loop, jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, size), steps))
+
+    # What is narrow is summed in float32.
+    nothing = cells.widened((jnp.zeros((len(stages.sums), d.hidden), d.dtype), jnp.zeros_like(operands.weights)))
+    loop = (d_carry, kept.carry, nothing[0]), nothing[1]
+    starts = first + size * jnp.arange(count, dtype=jnp.int32)
+    loop, d_inputs = jax.lax.scan(block_at, loop, starts, reverse=not options.reverse)
+    d_inputs = d_inputs.reshape(count * size, *d_inputs.shape[2:])
+    if count * size != time:
+        loop, rest = block_at(loop, count * size if options.reverse else 0, time - count * size)
+        d_inputs = jnp.concatenate([d_inputs, rest] if options.reverse else [rest, d_inputs])
+    ((start, _, sums), weights), d_inputs = loop, jnp.transpose(d_inputs, (2, 0, 1, 3))
+    weights, sums = weights.astype(d.dtype), sums.astype(d.dtype)
     return stages.gradients(operands, weights, sums, d_inputs, start)

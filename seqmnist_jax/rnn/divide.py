@@ -117,8 +117,8 @@ class _Divider:
 
     def _check_arguments(self) -> None:
         for v in (*self._carries, *self._params, self._x):
-            if v.aval.dtype != self.dtype or self.dtype not in (jnp.float32, jnp.float64):
-                raise NotDivisibleError(f"an array is {v.aval.dtype}, x {self.dtype}; expected float32, or float64")
+            if v.aval.dtype != self.dtype or not jnp.issubdtype(self.dtype, jnp.floating):
+                raise NotDivisibleError(f"an array is {v.aval.dtype}, x {self.dtype}; expected one floating dtype")
         for v in self._carries:
             if v.aval.ndim != 2 or v.aval.shape[0] != self._rows or v.aval.shape[1] < 1:
                 raise NotDivisibleError(f"a part of the carry is {v.aval.shape}; expected [batch, hidden]")
@@ -252,6 +252,15 @@ class _Divider:
         if name not in SAME and e.outvars[0].aval.ndim != 2:
             raise NotDivisibleError(f"{name} makes {e.outvars[0].aval.shape} of the state ({where(e)})")
 
+    def _is_repeated(self, v: Any) -> bool:
+        """Whether all rows of a parameter's value are the same: one row, repeated and then made of another dtype."""
+        if v not in self._made or self._kinds[v] != "P":
+            return False
+        e = self._made[v][0]
+        return (
+            e.primitive.name == "convert_element_type" and narrow(e.invars[0], self._made, self._kinds) != e.invars[0]
+        )
+
     def _note(self, what: str, v: Any, kind: str) -> None:
         """Notes the blocks of a P or X value that the stages read."""
         v = narrow(v, self._made, self._kinds)
@@ -259,7 +268,7 @@ class _Divider:
             return
         shape = v.aval.shape
         columns = shape[-1] if shape else 1
-        rows = shape[0] if len(shape) == 2 else 1
+        rows = shape[0] if len(shape) == 2 and not self._is_repeated(v) else 1
         if v.aval.dtype != self.dtype or len(shape) > 2 or rows not in (1, self._rows if kind == "X" else 1):
             raise NotDivisibleError(f"{what} with {v.aval}")
         if columns != 1 and columns % self.hidden:

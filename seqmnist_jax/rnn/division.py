@@ -94,7 +94,7 @@ class Division:
 
     Attributes:
       hidden: units.
-      dtype: of all arrays, float32 or float64.
+      dtype: of all arrays, floating.
       features: of x, if its products are made inside the stages, else 0.
       carries: (leaf, block) of each carry scalar; outputs: blocks of y.
       raws: the scalar function's arguments; its results are the sources, then the new carry, then y.
@@ -129,9 +129,9 @@ class Division:
         return max((p.round for p in self.products), default=0)
 
     @property
-    def rows(self) -> int:
-        """The rows of x: of all steps of all sequences."""
-        return int(self.x.aval.shape[0])
+    def rows(self) -> Any:
+        """The rows of x: of all steps of all sequences; perhaps symbolic."""
+        return self.x.aval.shape[0]
 
     def count(self, kind: str) -> int:
         """How many raw scalars are of a kind."""
@@ -271,7 +271,7 @@ class Division:
             return jnp.concatenate(arrays, axis=axis) if arrays else jnp.zeros(empty, x.dtype)
 
         vectors = [
-            cut(values[raw.block.var] if raw.row is None else values[raw.block.var][raw.row], raw.block.number)
+            cut(values[raw.block.var] if raw.row is None else values[raw.block.var][raw.row], raw.block.number)[:1]
             for raw in self.raws
             if raw.kind == "p"
         ]

@@ -156,6 +156,6 @@ def min_gru(
     dtype = checks.common_dtype(params, x)
     carry = checks.check_carry(carry, 1, (x.shape[0], hidden), dtype)
     dtype = jnp.result_type(dtype, carry)
-    layers.check_dtypes("gru", precision, backend, dtype)
+    layers.check_dtypes(precision, backend, dtype)
     params, x, carry = jax.tree.map(lambda array: jnp.asarray(array, dtype), (params, x, carry))
     return _run(params, x, carry, lengths, reverse, return_sequences, precision)

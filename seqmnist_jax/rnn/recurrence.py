@@ -5,10 +5,13 @@ matrices, vectors, inputs and a carry (`Operands`), whatever the cell.
 """
 
 import functools
+import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
 from jax.custom_derivatives import SymbolicZero
 
 from seqmnist_jax.rnn import derived
@@ -16,6 +19,7 @@ from seqmnist_jax.rnn.divide import divide
 from seqmnist_jax.rnn.division import Division, Hoisted
 from seqmnist_jax.rnn.jaxprs import NotDivisibleError
 from seqmnist_jax.rnn.native import cpu, gpu
+from seqmnist_jax.rnn.remat import in_segments
 from seqmnist_jax.rnn.scan import Step, loop
 from seqmnist_jax.rnn.stages import Operands, Options, Stages
 
@@ -29,6 +33,14 @@ Array = jax.Array
 #   ``backward(stages, options, operands, kept, d_carry, d_outputs, wants_dx) -> Operands``, the gradients, that of x
 #   where it multiplies x and it is wanted, else zero.
 KERNELS: dict[str, Any] = {"cpu": cpu, "cuda": gpu, "derived": derived}
+
+
+# What is kept for the way back may take this many bytes.
+MOST_KEPT_BYTES = 2 << 30
+
+
+# That name for each of JAX's.
+PLATFORMS = {"cpu": "cpu", "gpu": "cuda", "cuda": "cuda"}
 
 
 class Call(NamedTuple):
@@ -82,6 +94,8 @@ def stages_of(call: Call, params: Any, x: Any, carry: Any, inline: bool = True) 
 
 def problem(call: Call, params: Any, x: Any, carry: Any) -> str | None:
     """Why the platform's kernel can't run a call, or None; arrays may be shapes."""
+    if call.platform not in KERNELS:
+        return "the kernels are for CPUs and GPUs"
     kernel = KERNELS[call.platform]
     if call.options.precision not in kernel.PRECISIONS:
         return (
@@ -90,8 +104,11 @@ def problem(call: Call, params: Any, x: Any, carry: Any) -> str | None:
     trouble = kernel.problem()
     if trouble is not None:
         return trouble
-    if not all(isinstance(n, int) and n > 0 for leaf in jax.tree.leaves((params, x, carry)) for n in leaf.shape):
-        return "a size is zero, or not known yet"
+    sizes = [n for leaf in jax.tree.leaves((params, x, carry)) for n in leaf.shape]
+    if call.platform != "derived" and any(isinstance(n, int) and n < 1 for n in sizes):
+        return "a size is zero"
+    if call.platform == "cuda" and not all(isinstance(n, int) for n in sizes):
+        return "a size is not known yet"
     try:
         stages = stages_of(call, params, x, carry)
     except NotDivisibleError as error:
@@ -184,22 +201,89 @@ def _once_jvp(*_: Any) -> Any:
     raise ValueError("a kernel differentiates once, backwards; backend='scan' does it again and again")
 
 
+def _either(call: Call, kernel: Callable[..., Any], elsewhere: Callable[..., Any]) -> Callable[..., Any]:
+    """The kernel where the program is lowered for its platform, else the other."""
+    if call.platform == "derived":
+        return kernel
+    return functools.partial(jax.lax.platform_dependent, default=elsewhere, **{call.platform: kernel})
+
+
+def _kept(call: Call, given: Any) -> Any:
+    """The shapes of what the kernel keeps for the way back."""
+    return jax.eval_shape(functools.partial(_kernel_forward, call, True, True), Given(*given))[2]
+
+
+def _size(kept: Any) -> Any:
+    return sum(part.size * part.dtype.itemsize for part in jax.tree.leaves(kept))
+
+
+def _is_too_much(kept: Any, x: Any, replicas: int = 1) -> bool:
+    """Whether so many replicas of what is kept are; where that can't be known, or is one step's, they are not."""
+    size = _size(kept) * replicas
+    return isinstance(size, int) and size > MOST_KEPT_BYTES and x.shape[1] > 1
+
+
+def kept_bytes(call: Call, given: Any) -> Any:
+    """Bytes that `run` keeps for the way back, of arrays or their shapes; an expression where a size is symbolic."""
+    kept = _kept(call, given)
+    if not _is_too_much(kept, given[1]):
+        return _size(kept)
+    time, steps = given[1].shape[1], _segment(given[1])
+    return _size(kept) * steps // time + _size(given[2]) * (time // steps)
+
+
+def _segment(x: Any) -> int:
+    """Steps of a segment: where the carries that are kept are as many as the steps between them."""
+    return math.isqrt(x.shape[1])
+
+
+def _in_segments(call: Call, given: Given) -> tuple[Any, Array | None]:
+    """`recurrence`, of which a carry for each segment is kept, and the rest made again on the way back."""
+
+    def layer(params: Any, x: Array, carry: Any, lengths: Any = None, **_: bool) -> tuple[Any, Any]:
+        return recurrence(call, Given(params, x, carry, lengths))
+
+    options = call.options
+    return in_segments(layer, *given, {}, _segment(given.x), options.reverse, options.outputs == "all")
+
+
+def run(call: Call, given: Given) -> tuple[Any, Array | None]:
+    """`recurrence`; in segments, which takes a third more time, where it would keep more than `MOST_KEPT_BYTES`."""
+    return (_in_segments if _is_too_much(_kept(call, given), given.x) else recurrence)(call, given)
+
+
+def _for_replicas(function: Callable[..., Any], replicas: int = 1) -> Callable[..., Any]:
+    """``function(replicas, ...)``: told how many `vmap` makes of it, though that comes after all shapes are fixed."""
+    call = custom_vmap(functools.partial(function, replicas))
+
+    @call.def_vmap
+    def _(size: int, is_mapped: Any, *arrays: Any) -> tuple[Any, Any]:
+        axes = jax.tree.map(lambda mapped: 0 if mapped else None, tuple(is_mapped))
+
+        def several(count: int, *arrays: Any) -> Any:
+            return jax.vmap(functools.partial(function, count), axes, axis_size=size)(*arrays)
+
+        results = _for_replicas(several, replicas * size)(*arrays)
+        return results, jax.tree.map(lambda _: True, results)
+
+    return call
+
+
 def _forward(call: Call, save: bool, inline: bool, given: Given) -> Any:
     """The kernel where the program is lowered for its platform; elsewhere `plain`, which keeps nothing."""
     kernel = functools.partial(_kernel_forward, call, save, inline)
-    _, _, kept = jax.eval_shape(kernel, given)
+    kept = jax.eval_shape(kernel, given)[2]
 
-    def elsewhere(given: Given) -> Any:
-        return *plain(call, given), jax.tree.map(lambda k: jnp.zeros(k.shape, k.dtype), kept)
+    def nothing() -> Any:
+        return jax.tree.map(lambda k: jnp.zeros(k.shape, k.dtype), kept)
 
-    either = functools.partial(jax.lax.platform_dependent, default=elsewhere, **{call.platform: kernel})
-    return _once(either, given)
+    def function(replicas: int, given: Given) -> Any:
+        if save and _is_too_much(kept, given.x, replicas):  # Then nobody reads it.
+            end, outputs, _ = _forward(call, False, inline, given)
+            return end, outputs, nothing()
+        return _either(call, kernel, lambda given: (*plain(call, given), nothing()))(given)
 
-
-def kept_bytes(call: Call, given: Any) -> int:
-    """Bytes that the kernel keeps for the way back, for arrays or their shapes."""
-    _, _, kept = jax.eval_shape(functools.partial(_kernel_forward, call, True, True), Given(*given))
-    return sum(part.size * part.dtype.itemsize for part in jax.tree.leaves(kept))
+    return _once(_for_replicas(function), given)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -213,7 +297,8 @@ def recurrence(call: Call, given: Given) -> tuple[Any, Array | None]:
 
 
 def _recurrence_forward(call: Call, given: Any) -> Any:
-    # Whether x has a gradient travels as an array's size: JAX keeps the residuals' structure that it traced last.
+    # Whether x has a gradient must travel as an array's size. The tree's structure won't do: JAX keeps the last one
+    # traced, and within one jitted function both kinds can be.
     wants_dx = jnp.zeros((int(given.x.perturbed),), bool)
     given = jax.tree.map(lambda primal: primal.value, given)
     end, outputs, kept = _forward(call, True, wants_dx.shape[0] == 0, given)
@@ -222,21 +307,25 @@ def _recurrence_forward(call: Call, given: Any) -> Any:
 
 def _recurrence_backward(call: Call, residuals: Any, bars: Any) -> tuple[Given]:
     given, kept, wants_dx = residuals
+    inline = wants_dx.shape[0] == 0
 
     def number(bar: Any) -> Any:
         return jnp.zeros(bar.shape, bar.dtype) if isinstance(bar, SymbolicZero) else bar
 
-    bars = jax.tree.map(number, bars, is_leaf=lambda bar: isinstance(bar, SymbolicZero))
-    kernel = functools.partial(_kernel_backward, call, wants_dx.shape[0] == 0)
-
-    def elsewhere(given: Given, kept: Any, bars: Any) -> Given:
+    def pulled(function: Any, given: Given, bars: Any) -> Given:
         params, x, carry, lengths = given
-        _, pull = jax.vjp(lambda p, x, carry: plain(call, Given(p, x, carry, lengths)), params, x, carry)
+        _, pull = jax.vjp(lambda p, x, carry: function(call, Given(p, x, carry, lengths)), params, x, carry)
         d_params, dx, d_carry = pull(bars)
         return Given(d_params, dx, d_carry, None)
 
-    either = functools.partial(jax.lax.platform_dependent, default=elsewhere, **{call.platform: kernel})
-    return (_once(either, given, kept, bars),)
+    def function(replicas: int, given: Given, kept: Any, bars: Any) -> Given:
+        if _is_too_much(kept, given.x, replicas):
+            return pulled(_in_segments, given, bars)
+        kernel = functools.partial(_kernel_backward, call, inline)
+        return _either(call, kernel, lambda given, kept, bars: pulled(plain, given, bars))(given, kept, bars)
+
+    bars = jax.tree.map(number, bars, is_leaf=lambda bar: isinstance(bar, SymbolicZero))
+    return (_once(_for_replicas(function), given, kept, bars),)
 
 
 recurrence.defvjp(_recurrence_forward, _recurrence_backward, symbolic_zeros=True)

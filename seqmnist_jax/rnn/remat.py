@@ -46,12 +46,12 @@ def remat(layer: Callable[..., tuple[Any, Any]], steps: int) -> Callable[..., tu
     ) -> tuple[Any, Any]:
         x, lengths = check_inputs(x, lengths)
         static = steps, flag("reverse", reverse), flag("return_sequences", return_sequences)
-        return compiled(_in_segments, layer, (params, x, carry, lengths, options), static)
+        return compiled(in_segments, layer, (params, x, carry, lengths, options), static)
 
     return run
 
 
-def _in_segments(
+def in_segments(
     layer: Any,
     params: Any,
     x: Array,
@@ -62,6 +62,7 @@ def _in_segments(
     reverse: bool,
     all_steps: bool,
 ) -> tuple[Any, Any]:
+    """A layer that keeps a carry for each segment of so many steps, and makes the rest again on the way back."""
     call = functools.partial(layer, reverse=reverse, return_sequences=all_steps, **options)
     batch, time, features = x.shape
     # Of a symbolic number of steps there is no number of segments.

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from reference import GATES, as_carry, as_parts, draw_case, errors, reference, values
 
 from seqmnist_jax import rnn
-from seqmnist_jax.rnn import layers
+from seqmnist_jax.rnn import recurrence
 
 BOUNDS = {"float32": 1e-5, "bfloat16": 2e-2}
 LAYERS = {"lstm": rnn.lstm, "gru": rnn.gru, "gru_reset_before": functools.partial(rnn.gru, reset_after=False)}
@@ -80,7 +80,7 @@ def arrays(cell, case, return_sequences=True):
 def ours(cell, case, of=BOTH, wants=ALL, **options):
     run = bound_layer(cell, Options(options))
     arguments = arrays(cell, case, options.get("return_sequences", True))
-    return everything(run, cell, of, wants, layers.MOST_SAVED_BYTES, *arguments)
+    return everything(run, cell, of, wants, recurrence.MOST_KEPT_BYTES, *arguments)
 
 
 def check(cell, case, bound, of=BOTH, wants=ALL, **options):
@@ -157,7 +157,7 @@ def check_drawn(cell, drawn, bound, **options):
     case = draw_case(cell, *drawn["shape"], seed=drawn["seed"], ragged=drawn["ragged"])
     with pytest.MonkeyPatch.context() as patch:
         if not drawn["saves"]:
-            patch.setattr(layers, "MOST_SAVED_BYTES", 0)
+            patch.setattr(recurrence, "MOST_KEPT_BYTES", 0)
         check(cell, case, bound, drawn["of"], drawn["wants"], **drawn["options"], **options)
 
 
@@ -232,7 +232,7 @@ def test_native_at_named_shapes(need_native, monkeypatch, cell, name, precision,
     need_native()
     shape, ragged, reverse = NAMED[name]
     if not saves:
-        monkeypatch.setattr(layers, "MOST_SAVED_BYTES", 0)
+        monkeypatch.setattr(recurrence, "MOST_KEPT_BYTES", 0)
     case = draw_case(cell, *shape, ragged=ragged)
     check(cell, case, BOUNDS[precision], reverse=reverse, precision=precision, backend="native")
 

@@ -179,14 +179,14 @@ def test_gates_of_all_replicas_are_counted(need_native, monkeypatch, backend, wa
     """Also where `vmap` comes after the layer's shapes are fixed: around `jit`, or around a loop."""
     need_native(backend)
     # Eight replicas' gates take 15 MiB, more than this, and one's take less.
-    monkeypatch.setattr(rnn.layers, "MOST_SAVED_BYTES", 4 << 20)
+    monkeypatch.setattr(rnn.recurrence, "MOST_KEPT_BYTES", 4 << 20)
     gradient = jax.grad(lambda p, x: rnn.gru(p, x, backend=backend)[1].mean())
     loop = lambda p, x: jax.lax.fori_loop(0, 2, lambda _, p: jax.tree.map(jnp.add, p, gradient(p, x)), p)  # noqa: E731
     one = {"jit": jax.jit(gradient), "loop": loop, "twice": gradient}[way]
     several, count = (jax.vmap(jax.vmap(one)), (2, 4)) if way == "twice" else (jax.vmap(one), (8,))
     arguments = replicas(count, 8, 240, 1)
     few = temporaries(several, *arguments)
-    monkeypatch.setattr(rnn.layers, "MOST_SAVED_BYTES", 1 << 40)
+    monkeypatch.setattr(rnn.recurrence, "MOST_KEPT_BYTES", 1 << 40)
     jax.clear_caches()
     assert few < temporaries(several, *arguments) - 0.8 * 15
 
@@ -200,7 +200,7 @@ def test_gradients_of_replicas_without_their_gates(need_native, monkeypatch, bac
     x = jax.random.normal(jax.random.key(1), (3, 4, 11, 3))
 
     def gradients(most):
-        monkeypatch.setattr(rnn.layers, "MOST_SAVED_BYTES", most)
+        monkeypatch.setattr(rnn.recurrence, "MOST_KEPT_BYTES", most)
         total = lambda p, x: jnp.sin(run(p, x, lengths=LENGTHS, backend=backend)[1]).sum()  # noqa: E731
         return jax.jit(jax.vmap(jax.grad(total, (0, 1))))(params, x)
 

@@ -135,7 +135,7 @@ def test_infinite_x_saturates_the_units_and_no_more(need_native, monkeypatch, ce
     """Gates at their ends: numbers, and gradients of all but the weights that x is multiplied with."""
     need_native()
     if not saves:
-        monkeypatch.setattr(rnn.layers, "MOST_SAVED_BYTES", 0)
+        monkeypatch.setattr(rnn.recurrence, "MOST_KEPT_BYTES", 0)
     run, init = LAYERS[cell]
     params = init(jax.random.key(0), FEATURES, hidden)
     x = X.copy()

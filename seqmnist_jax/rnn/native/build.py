@@ -1,11 +1,11 @@
-"""Builds the kernel with the machine's own compiler, once for each user, and registers it with XLA.
+"""Builds libraries with the machine's own compiler, once for each user, and keeps what is made at some cost.
 
 The library lies in a cache folder under a name made of everything that it depends on:
 sources, flags, compiler, CPU and jaxlib. Processes that start together wait for the first
 one's build. What stands in the cache is loaded only as it was built (a checksum beside it),
-and only where nobody else could have written it. Where the cache can't be used, the kernel is
+and only where nobody else could have written it. Where the cache can't be used, a library is
 built for the process alone; where it can't be built, one that an earlier compiler built will
-do. Whatever goes wrong ends in a sentence (`problem`, or a line on stderr), never in a crash.
+do. Whatever goes wrong ends in a sentence (`CannotBuildError`, or a line on stderr), never in a crash.
 """
 
 import contextlib
@@ -21,31 +21,20 @@ import sys
 import tempfile
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-import jax
 import jaxlib
 import platformdirs
 
 from seqmnist_jax.rnn.native import compiler as cxx
 from seqmnist_jax.rnn.native.compiler import CannotBuildError, Source
 
-FORWARD, BACKWARD = "seqmnist_rnn_forward", "seqmnist_rnn_backward"
-# XLA's name of each call: the function in the library.
-SYMBOLS = {FORWARD: "seqmnist_forward", BACKWARD: "seqmnist_backward"}
+T = TypeVar("T")
 
 # A little more than a build may take: who holds the lock for longer is not building.
 LOCK_SECONDS = cxx.COMPILE_SECONDS + 60
-
-
-RECURRENCE = Source(
-    "recurrence",
-    tuple(Path(__file__).parent / name for name in ("recurrence.cc", "products.h", "threads.h")),
-    tuple(SYMBOLS.values()),
-)
 
 
 class Kernel(NamedTuple):
@@ -249,10 +238,6 @@ def library(source: Source) -> Kernel:
         raise
 
 
-def _kernel() -> Kernel:
-    return library(RECURRENCE)
-
-
 def kept(name: str, make: Callable[[], bytes]) -> bytes:
     """What `make` makes of a name that says all it depends on: from the cache, or made now and kept where it can be."""
     try:
@@ -270,64 +255,18 @@ def kept(name: str, make: Callable[[], bytes]) -> bytes:
     return content
 
 
-_one_at_a_time = threading.Lock()
+_one_at_a_time = threading.RLock()
 # In a process that is forked off, the thread that held the lock has stayed behind.
-os.register_at_fork(after_in_child=lambda: globals().update(_one_at_a_time=threading.Lock()))
+os.register_at_fork(after_in_child=lambda: globals().update(_one_at_a_time=threading.RLock()))
 
 
-@functools.cache
-def _outcome() -> Kernel | str:
-    """The kernel, registered with XLA, or why there is none."""
-    try:
-        kernel = _kernel()
-    except CannotBuildError as error:
-        return str(error)
-    except Exception as error:  # Whatever it is, there is another backend.
-        return f"the kernel can't be built here: {error}"
-    for name, symbol in SYMBOLS.items():
-        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(kernel.library, symbol)), platform="cpu")
-    return kernel
+def once(make: Callable[..., T]) -> Callable[..., T]:
+    """`make`, called once in a process for each of its arguments, also where several threads ask."""
+    made = functools.cache(make)
 
+    @functools.wraps(make)
+    def locked(*arguments: Any) -> T:
+        with _one_at_a_time:
+            return made(*arguments)
 
-def problem() -> str | None:
-    """Why there is no kernel on this machine, or None where it is ready; builds it at the first call."""
-    with _one_at_a_time:
-        outcome = _outcome()
-    return outcome if isinstance(outcome, str) else None
-
-
-def load() -> None:
-    """Makes the kernel ready.
-
-    Raises:
-      CannotBuildError: there is none on this machine.
-    """
-    if problem() is not None:
-        raise CannotBuildError(problem())
-
-
-def is_loaded() -> bool:
-    """Whether this process has the kernel already."""
-    return _outcome.cache_info().currsize > 0 and problem() is None
-
-
-_not_said = ["that there is no kernel"]
-
-
-def warn_once() -> None:
-    """Says, once in a process (also where warnings are errors), that there is no kernel and why."""
-    if not _not_said:
-        return
-    _not_said.clear()
-    warnings.warn(
-        f"seqmnist_jax.rnn has no native kernel here and takes the slower 'fused' backend: {problem()}.",
-        RuntimeWarning,
-        stacklevel=2,
-    )
-
-
-def describe() -> str:
-    """What the kernel is, for `explain`; only where there is one."""
-    kernel = _outcome()
-    assert isinstance(kernel, Kernel)
-    return f"a C++ kernel {kernel.origin} for {platform.machine()}"
+    return locked

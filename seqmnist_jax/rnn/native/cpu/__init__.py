@@ -9,6 +9,7 @@ from seqmnist_jax.rnn.native.cpu.calls import (
     problem,
     text,
     unfit,
+    warn_once,
 )
 
-__all__ = ["MULTIPLIES_X", "PRECISIONS", "backward", "describe", "forward", "problem", "text", "unfit"]
+__all__ = ["MULTIPLIES_X", "PRECISIONS", "backward", "describe", "forward", "problem", "text", "unfit", "warn_once"]

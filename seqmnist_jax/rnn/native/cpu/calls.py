@@ -5,6 +5,8 @@ import functools
 import hashlib
 import platform
 import tempfile
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,15 +16,20 @@ import numpy as np
 
 from seqmnist_jax.rnn.jaxprs import NotDivisibleError
 from seqmnist_jax.rnn.native import build
-from seqmnist_jax.rnn.native.build import CannotBuildError
+from seqmnist_jax.rnn.native.compiler import CannotBuildError, Source
 from seqmnist_jax.rnn.native.cpu.source import FOLDER, source
 from seqmnist_jax.rnn.stages import Operands, Options, Stages, remaking
 
 Array = jax.Array
 
 # XLA's name of each call: the function in the library.
-CALLS = {"seqmnist_rnn_cell_forward": "seqmnist_cell_forward", "seqmnist_rnn_cell_backward": "seqmnist_cell_backward"}
+CALLS = {"seqmnist_rnn_forward": "seqmnist_forward", "seqmnist_rnn_backward": "seqmnist_backward"}
 FORWARD, BACKWARD = CALLS
+LAUNCHER = Source(
+    "recurrence",
+    (FOLDER / "launch.cc", FOLDER / "call.h", FOLDER.parent / "threads.h"),
+    ("seqmnist_add", *CALLS.values()),
+)
 MULTIPLIES_X = True
 # What is more exact than was asked for will do.
 PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
@@ -43,26 +50,25 @@ class Kept(NamedTuple):
     values: Array
 
 
-@functools.cache
-def _launcher() -> ctypes.CDLL:
-    files = (FOLDER / "launch.cc", FOLDER / "call.h", FOLDER.parent / "threads.h")
-    made = build.library(build.Source("launch", files, ("seqmnist_add", *CALLS.values()))).library
-    made.seqmnist_add.argtypes = [ctypes.c_int64, ctypes.c_void_p]
+@build.once
+def _launcher() -> build.Kernel:
+    made = build.library(LAUNCHER)
+    made.library.seqmnist_add.argtypes = [ctypes.c_int64, ctypes.c_void_p]
     for name, symbol in CALLS.items():
-        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(made, symbol)), platform="cpu")
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(made.library, symbol)), platform="cpu")
     return made
 
 
-@functools.cache
+@build.once
 def _number(text: str) -> int:
     """The number by which a built kernel is known, the same in every process."""
     with tempfile.TemporaryDirectory(prefix="seqmnist_jax-") as scratch:
         file = Path(scratch) / "cell.cc"
         file.write_text(text)
-        cell = build.library(build.Source("cell", (file,), ("seqmnist_kernel",))).library
+        cell = build.library(Source("cell", (file,), ("seqmnist_kernel",))).library
     cell.seqmnist_kernel.restype = ctypes.c_void_p
     number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little", signed=True)
-    _launcher().seqmnist_add(number, cell.seqmnist_kernel())
+    _launcher().library.seqmnist_add(number, cell.seqmnist_kernel())
     return number
 
 
@@ -72,31 +78,48 @@ def text(stages: Stages, precision: str) -> str:
     return source(remaking(stages), "bfloat16" if precision == "bfloat16" else "float32")
 
 
-@functools.cache
-def problem() -> str | None:
-    """Why this machine has no kernel for any cell, or None; builds what all cells share at the first call."""
+def _trouble(make: Callable[[], Any]) -> str | None:
     try:
-        _launcher()
-    except (CannotBuildError, OSError) as error:
+        make()
+    except (CannotBuildError, NotDivisibleError) as error:
         return str(error)
+    except Exception as error:  # Whatever it is, there is another backend.
+        return f"the kernel can't be built here: {error}"
     return None
 
 
-@functools.cache
+@build.once
+def problem() -> str | None:
+    """Why this machine has no kernel for any cell, or None; builds what all cells share at the first call."""
+    return _trouble(_launcher)
+
+
+@build.once
 def unfit(stages: Stages, options: Options) -> str | None:
     """Why the kernel can't run a cell, or None where it is ready; builds it at the first call."""
     if stages.division.dtype != jnp.float32:
         return f"the kernel computes in float32, and these arrays are {stages.division.dtype}"
-    try:
-        _number(text(stages, options.precision))
-    except (CannotBuildError, NotDivisibleError, OSError) as error:
-        return str(error)
-    return None
+    return _trouble(lambda: _number(text(stages, options.precision)))
 
 
 def describe() -> str:
     """What the kernel is, for `explain`; only where there is one."""
-    return f"a C++ kernel made of the step, for {platform.machine()}"
+    return f"a C++ kernel made of the step, {_launcher().origin} for {platform.machine()}"
+
+
+_not_said = ["that there is no kernel"]
+
+
+def warn_once() -> None:
+    """Says, once in a process (also where warnings are errors), that there is no kernel and why."""
+    if not _not_said:
+        return
+    _not_said.clear()
+    warnings.warn(
+        f"seqmnist_jax.rnn has no native kernel here and takes the slower 'fused' backend: {problem()}.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
 
 
 def _call(name: str, stages: Stages, options: Options, results: Any, arguments: tuple[Array, ...]) -> Any:

@@ -298,5 +298,5 @@ extern "C" void seqmnist_add(int64_t number, const seqmnist::Kernel* kernel) {
       .Attr<int64_t>("outputs")                \
       .Attr<bool>("reverse")
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(seqmnist_cell_forward, seqmnist::forward, SEQMNIST_BINDING);
-XLA_FFI_DEFINE_HANDLER_SYMBOL(seqmnist_cell_backward, seqmnist::backward, SEQMNIST_BINDING);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(seqmnist_forward, seqmnist::forward, SEQMNIST_BINDING);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(seqmnist_backward, seqmnist::backward, SEQMNIST_BINDING);

@@ -100,6 +100,8 @@ def _arguments(operands: Operands, carry: Array, units: int) -> tuple[Array, ...
 def unfit(stages: Stages, options: Options) -> str | None:
     """Why there is no kernel for these stages, or None; compiles it."""
     d = stages.division
+    if d.dtype != jnp.float32:
+        return f"the kernel computes in float32, and these arrays are {d.dtype}"
     trouble = misfit(stages, load.device().capability)
     if trouble is not None:
         return trouble
