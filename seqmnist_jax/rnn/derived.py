@@ -20,7 +20,16 @@ from seqmnist_jax.rnn.stages import Operands, Options, Stages, remaking
 Array = jax.Array
 
 MULTIPLIES_X = False
+PRECISIONS = cells.PRECISIONS
 MOST_BLOCK_STEPS = 28
+
+
+def problem() -> None:
+    """Plain JAX is everywhere."""
+
+
+def unfit(stages: Stages, options: Options) -> None:
+    """It runs all that can be divided."""
 
 
 class Kept(NamedTuple):
