@@ -258,7 +258,7 @@ def backward(
         return (bars, before, sums + share), (d_inputs, sources, tuple(made[i] for i in range(len(made))))
 
     def rows(array_tm: Array) -> Array:
-        return array_tm.reshape(-1, array_tm.shape[-1])
+        return array_tm.reshape(array_tm.shape[0] * array_tm.shape[1], array_tm.shape[2])
 
     def block(loop: Any, now: Any) -> Any:
         inner, weights = loop

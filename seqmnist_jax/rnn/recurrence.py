@@ -35,6 +35,8 @@ Array = jax.Array
 KERNELS: dict[str, Any] = {"cpu": cpu, "cuda": gpu, "derived": derived}
 
 
+# Of no sequences or units there is nothing to make faster.
+NOTHING = "a size is zero"
 # What is kept for the way back may take this many bytes.
 MOST_KEPT_BYTES = 2 << 30
 
@@ -107,8 +109,8 @@ def problem(call: Call, given: Given) -> str | None:
     try:
         params, x, carry = shapes((given.params, given.x, given.carry))
         sizes = [n for leaf in jax.tree.leaves((params, x, carry)) for n in leaf.shape]
-        if call.platform != "derived" and any(isinstance(n, int) and n < 1 for n in sizes):
-            return "a size is zero"
+        if any(isinstance(n, int) and n < 1 for n in sizes):
+            return NOTHING
         if call.platform == "cuda" and not all(isinstance(n, int) for n in sizes):
             return "a size is not known yet"
         stages = stages_of(call, params, x, carry)
@@ -145,7 +147,7 @@ def choose(step: Step[Any], options: Options, given: Given, backend: str, platfo
         if backend == "auto" and platform == "cpu" and cpu.problem() is not None:
             cpu.warn_once()
         return "fused", fused, why
-    if backend == "fused":
+    if backend == "fused" and trouble != NOTHING:
         raise ValueError(f"backend is 'fused', but {trouble}; expected 'auto' or 'scan'")
     return "scan", native, trouble
 
@@ -195,7 +197,7 @@ def _kernel_forward(call: Call, save: bool, inline: bool, given: Given) -> Any:
     d = stages.division
     operands = _operands(stages, _hoisted(stages, given.params, given.x), given)
     end, outputs, kept = KERNELS[call.platform].forward(stages, call.options, operands, save)
-    outputs = None if outputs is None else outputs.reshape(*outputs.shape[:-2], -1)
+    outputs = None if outputs is None else outputs.reshape(*outputs.shape[:-2], d.outputs * d.hidden)
     return _carry(d, end, given.carry), outputs, kept
 
 
