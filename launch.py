@@ -50,7 +50,7 @@ flags.DEFINE_list(
     "workdirs", [], "compare, report: folders of runs; table: folders with runs in or under them, as in 'runs/*'."
 )
 flags.DEFINE_string("out", "", "report: the file. Default: report.html in the folder, or here for several.")
-flags.DEFINE_string("csv", "table.csv", "table: where the table goes with full precision.")
+flags.DEFINE_string("csv", None, "table: a file for the rows with full precision.")
 flags.DEFINE_string("published", "", "table: a CSV file with figures of others, to stand below ours.")
 flags.DEFINE_boolean("json", False, "all but train: print one JSON value and nothing else.")
 flags.DEFINE_boolean("quiet", False, "train: print nothing but the result.")

@@ -22,7 +22,7 @@ devices    trees mesh memory processes profiling
 models     reading classifier tcn build
 workdir    files caveats lock provenance config checkpoints graph pictures metrics tensorboard recorder
 training   signals scores optimizers state step run clock programs records replicas start finish train jobs sweep
-analysis   recorded trained evaluate rerun compare table export report
+analysis   recorded trained evaluate rerun compare table results_page export report
 cli        output process terminal flags commands describe text modes
 """
 # Inside the packages of packages.

@@ -2,16 +2,19 @@
 
 from pathlib import Path
 
-from seqmnist_jax.analysis import table
+from seqmnist_jax.analysis import results_page, table
 
 ROOT = Path(__file__).parent.parent
 
 
-def test_results_are_up_to_date():
-    rows = table.rows(table.find([str(ROOT / "results")]))
-    text = table.as_markdown(rows, table.read_published(ROOT / "results" / "published.csv"))
-    introduction = (ROOT / "results" / "introduction.md").read_text()
-    assert (ROOT / "RESULTS.md").read_text() == f"{introduction}{text}\n"
+def test_results_are_up_to_date(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    found = table.find(["results"])
+    assert found.left_out == []
+    page = results_page.as_markdown(
+        table.rows(found.results), results_page.read_published(Path("results/published.csv"))
+    )
+    assert Path("RESULTS.md").read_text() == f"{Path('results/introduction.md').read_text()}{page}\n"
 
 
 def test_only_summaries_and_metrics_are_kept():

@@ -139,20 +139,26 @@ def compare() -> Output:
 
 
 def table() -> Output:
-    """The results of many runs as Markdown; writes them as CSV."""
+    """The results of many runs: in columns on a terminal, elsewhere as a page in Markdown; as CSV where asked for."""
     given("workdirs", "as in --workdirs 'runs/*'")
+    from seqmnist_jax.analysis import results_page
     from seqmnist_jax.analysis import table as tables
+    from seqmnist_jax.cli import text
 
-    others, path = given_path("published"), checked_path(FLAGS.csv, "--csv")
-    published = tables.read_published(others) if others else []
-    results = tables.find(given_folders())
-    rows = tables.rows(results)
-    text = tables.as_markdown(rows, published, tables.without_result(results))
-    try:
-        tables.write_csv(rows, path)
-    except OSError as e:  # which is no reason to keep the table back
-        show_error(f"--csv: {path} can't be written ({e.strerror}).")
-    return Output(rows, whole=text)
+    others, path = given_path("published"), given_path("csv")
+    published = results_page.read_published(others) if others else []
+    found = tables.find(given_folders())
+    rows, lost = tables.rows(found.results), tables.without_result(found.results)
+    for why in found.left_out:
+        show_error(why, kind="left out")
+    if path is not None:
+        try:
+            tables.write_csv(rows, path)
+        except OSError as e:  # which is no reason to keep the table back
+            show_error(f"--csv: {path} can't be written ({e.strerror}).")
+    if sys.stdout.isatty():
+        return Output(rows, text.table(rows, lost))
+    return Output(rows, whole=results_page.as_markdown(rows, published, lost))
 
 
 def report() -> Output:

@@ -1,11 +1,14 @@
 """What people read: the results of the modes, which are JSON values, as text."""
 
+import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import clu.parameter_overview
 import numpy as np
 
+from seqmnist_jax.analysis import results_page
 from seqmnist_jax.analysis.export import DESCRIPTION, PARAMETERS, PROGRAM
 from seqmnist_jax.data.protocols import SELECTIONS, TEST_SELECTION
 from seqmnist_jax.data.task import SPLITS
@@ -55,7 +58,7 @@ def sweep(summary: Json) -> str:
     def told(scores: Json | None) -> str:
         return "-" if scores is None else in_percent(scores["mean"], scores["std"], scores["interval"])
 
-    lines = [("", "runs", "validation, %", "test, %")]
+    lines = [("", "runs", "validation, %", "test, % (95 % t intervals over seeds)")]
     for entry in summary["ranking"]:
         changes = ", ".join(f"{field}={value}" for field, value in entry["changes"].items()) or "all seeds"
         runs, lost = len(entry["replicas"]), len(entry["diverged"])
@@ -64,6 +67,31 @@ def sweep(summary: Json) -> str:
     text = [f"Data: {', '.join(summary['datasets'])}", *aligned(lines)] if summary["ranking"] else []
     text += [f"DIVERGED {one['name']}: {one['reason']}" for one in summary["diverged"]]
     return "\n".join(text + _warnings(summary))
+
+
+def table(rows: Sequence[Json], without_result: Sequence[Path]) -> str:
+    """The rows of `table.rows` in columns, by task; below them what `results_page.warnings` says."""
+    lines = []
+    for task in dict.fromkeys(row["task"] for row in rows):
+        of_task = [row for row in rows if row["task"] == task]
+        cells = [("row", "config", "seeds", "validation, %", "test, %")]
+        below: list[list[str]] = [[]]
+        for row in of_task:
+            name, *changes = (row["config"] or row["model"]).split(", ")
+            scores = [in_percent(row[f"{split}_accuracy"], row[f"{split}_std"]) for split in ("validation", "test")]
+            lost = f" ({len(row['diverged_seeds'])} diverged)" if row["diverged_seeds"] else ""
+            cells.append((row["id"], name, f"{len(row['seeds'])}{lost}", *scores))
+            below.append(textwrap.wrap(f"with {', '.join(changes)}", 66) if changes else [])
+        lines += [f"{task}:"]
+        for line, more in zip(aligned(cells), below, strict=True):
+            lines += [f"  {line}", *(f"{'':11}{words}" for words in more)]
+        lines += [""]
+    lines += [f"WARNING: {sentence}" for sentence in results_page.warnings(rows, without_result)]
+    lines += [
+        "Mean ± standard deviation over the seeds. A pipe gets all of it, in Markdown: intervals, times, commands,"
+    ]
+    lines[-1] += " commits, devices; so do --csv=FILE and --json."
+    return "\n".join(lines)
 
 
 def evaluation(result: Json) -> str:
