@@ -17,7 +17,7 @@ ORDER = """
 errors
 rnn        checks initializers cells eager scan spec jaxprs division divide stages derived native fused recurrence \
            any_cell layers remat min_gru stack convert
-data       idx cache embedded registry sources protocols views batches task
+data       idx cache embedded registry sources references protocols views batches task
 devices    trees mesh memory processes profiling
 models     reading classifier tcn build
 workdir    files caveats lock provenance config checkpoints graph pictures metrics tensorboard recorder

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from seqmnist_jax.analysis.table import TARGETS, UNKNOWN
+from seqmnist_jax.data import references
 from seqmnist_jax.errors import UsageError
 from seqmnist_jax.training.scores import in_percent
 
@@ -57,7 +58,8 @@ def as_markdown(
         text += ["", "## Commands", "", "At the row's commit, with the row's seeds for SEED:", "", *commands]
     if published:
         header = list(published[0])
-        text += ["", "## Published by others", "", _markdown(header, [list(row.values()) for row in published])]
+        lines = [[_cited(cell) for cell in row.values()] for row in published]
+        text += ["", "## Published by others", "", _markdown(header, lines)]
     return "\n".join(text)
 
 
@@ -74,6 +76,12 @@ def warnings(rows: Sequence[Json], without_result: Sequence[Path]) -> list[str]:
 
 def _markdown(header: Sequence[str], lines: Any) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header), *lines))
+
+
+def _cited(cell: str) -> str:
+    """A cell, or where it is a key of references.bib what that names, with a link."""
+    reference = references.read().get(cell)
+    return cell if reference is None else f"[{reference.short}]({reference.url})"
 
 
 def _result(row: Json) -> list[str]:
@@ -128,7 +136,7 @@ def _times(row: Json) -> list[str]:
 
 
 def read_published(path: Path) -> list[dict[str, str]]:
-    """Figures of others from a CSV file with a header.
+    """Figures of others from a CSV file with a header, whose cells may be keys of references.bib.
 
     Raises:
       UsageError: it is missing, no such file, or has no rows, or one with more or fewer cells than the header.
