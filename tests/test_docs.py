@@ -330,8 +330,8 @@ def test_shell_runs(page, sandbox):
 def test_readme_s_commands_run_and_print_what_it_shows(sandbox):
     shown = {"make run": [], "make evaluate": []}
     for command, block in zip(shown, (b for b in blocks("README.md") if b.language == ""), strict=True):
-        shown[command] = re.findall(r"^[A-Za-z][a-z ]*[a-z]", block.text, re.M)
-    assert shown["make run"][:2] == ["Data", "Training"]
+        shown[command] = re.findall(r"^[A-Za-z][a-z_ ]*[a-z]", block.text, re.M)
+    assert shown["make run"][:2] == ["row_lstm", "Data"]
     assert shown["make evaluate"] == ["test accuracy", "steps read", "accuracy"]
     for block in RUN:
         for command in commands(block) if block.page == "README.md" else ():

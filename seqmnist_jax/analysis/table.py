@@ -6,11 +6,9 @@ Only summary.json and, where it is, metrics.jsonl are read, so that a result can
 
 import csv
 import hashlib
-import itertools
 import json
 import os
 import re
-import shlex
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,9 +16,9 @@ from typing import Any, NamedTuple
 
 from seqmnist_jax.data.protocols import FIELDS
 from seqmnist_jax.errors import SeqMnistError, UsageError
-from seqmnist_jax.models.build import cell_title
+from seqmnist_jax.models.build import model_title
 from seqmnist_jax.training.scores import over_seeds
-from seqmnist_jax.workdir import caveats, files
+from seqmnist_jax.workdir import caveats, files, provenance
 from seqmnist_jax.workdir import config as configs
 from seqmnist_jax.workdir.metrics import read_events
 
@@ -198,9 +196,9 @@ def _row(group: Sequence[Result]) -> Json:
     mixed = [name for name in ("commits", "commands", "devices") if len(origin[name]) > 1]
     return {
         "id": _id(recipe),
-        "config": _config(command),
+        "config": provenance.config_title(command),
         "task": _task(recipe, dataset),
-        "model": _model(recipe),
+        "model": model_title(recipe),
         "protocol": _protocol(recipe, dataset),
         "selected_on": first["selected_on"],
         "parameters": first["parameters"],
@@ -264,17 +262,6 @@ def _command(commands: Mapping[str, Any]) -> str | None:
     return re.sub(r"--config \S+", r"\g<0> --config.seed=SEED", made[0], count=1) if made else None
 
 
-def _config(command: str | None) -> str | None:
-    """What a command trains, for people: 'best/pixel_gru, output_keep=0.8'."""
-    if command is None:
-        return None
-    words = shlex.split(command)
-    path = next((word for before, word in itertools.pairwise(words) if before == "--config"), "")
-    fields = [word.removeprefix("--config.") for word in words if word.startswith("--config.")]
-    changes = [re.sub(r"^.*\.(?=\w+=)", "", field) for field in fields if field != "seed=SEED"]
-    return ", ".join([path.removeprefix("configs/").removesuffix(".py"), *changes])
-
-
 def _times(ended: Sequence[Result], epochs: float) -> Json:
     """The mean training times of the runs by one commit on one device, and which these are."""
     alike: dict[tuple[str, str], list[Result]] = {}
@@ -306,15 +293,6 @@ def _seconds_to(target: float, curves: Sequence[list[tuple[float, float]]]) -> f
 def _task(recipe: configs.FlatConfig, dataset: Json) -> str:
     order = "" if dataset["permutation"] == "none" else f", permuted by {dataset['permutation']}"
     return f"{dataset['name']}, {recipe['data.view']}s{order}"
-
-
-def _model(recipe: configs.FlatConfig) -> str:
-    if recipe.get("model.name", "rnn") == "tcn":
-        return f"TCN, {recipe['model.num_layers']} levels of {recipe['model.hidden_size']}"
-    layers = "" if recipe["model.num_layers"] == 1 else f"{recipe['model.num_layers']} x "
-    both = " both ways" if recipe["model.bidirectional"] else ""
-    precision = "" if recipe.get("model.precision", "float32") == "float32" else f", {recipe['model.precision']}"
-    return f"{cell_title(recipe['model.cell'])} {layers}{recipe['model.hidden_size']}{both}{precision}"
 
 
 def _protocol(recipe: configs.FlatConfig, dataset: Json) -> str:

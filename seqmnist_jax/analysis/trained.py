@@ -147,10 +147,8 @@ class TrainedModel:
 def load(workdir: str | Path) -> TrainedModel:
     """As `seqmnist_jax.load`."""
     workdir = Path(workdir).expanduser()
-    if (workdir / files.SWEEP).exists():
-        raise files.WorkdirError(f"{workdir} holds a sweep; name one of its runs, in {workdir / files.REPLICAS}.")
-    config = configs.from_json(files.read_config(workdir))
     facts = files.read_facts(workdir)
+    config = configs.from_json(files.read_config(workdir))
     if config.runtime.backend == "native":  # which this machine may not have; 'auto' takes it where it is
         config.runtime.backend = "auto"
     try:

@@ -122,7 +122,7 @@ def describe() -> Output:
     if workdir is not None:  # refused as training in it would be
         found = sweep.survey(grid, points, workdir)[0] if points else start.look(run, workdir)
     result = describe_run(run, named_fields(), runs=[point.name for point in points], workdir=found)
-    return Output(result, text.description(run, result))
+    return Output(result, text.description(run, result, FLAGS.explain))
 
 
 def compare() -> Output:

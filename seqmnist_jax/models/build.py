@@ -1,7 +1,7 @@
 """From config.model to the model that it names; the tables of cells and models."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -93,6 +93,17 @@ CELLS = {
 def cell_title(name: str) -> str:
     """A cell's name for people."""
     return (CELLS[name].title if name in CELLS else "") or name
+
+
+def model_title(flat: Mapping[str, Any]) -> str:
+    """A model's name for people, 'GRU 2 x 128, bfloat16', from the flat fields of its config."""
+    if flat.get("model.name", "rnn") == "tcn":
+        return f"TCN, {flat['model.num_layers']} levels of {flat['model.hidden_size']}"
+    layers = "" if flat["model.num_layers"] == 1 else f"{flat['model.num_layers']} x "
+    both = " both ways" if flat["model.bidirectional"] else ""
+    precision = flat.get("model.precision", "float32")
+    exact = "" if precision in ("auto", "float32") else f", {precision}"
+    return f"{cell_title(flat['model.cell'])} {layers}{flat['model.hidden_size']}{both}{exact}"
 
 
 # What only recurrent layers read.

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import clu.parameter_overview
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -188,6 +189,14 @@ class Run:
         drops_state = "state_keep" in learner.spec.drops
         what = learner.model.explain_engine(learner.template().params, x, drops_state=drops_state)
         return f"{what}; products in {learner.model.precision}, evaluation in {learner.eval_precision}"
+
+    def overview(self) -> str:
+        """The parameters, a line each, and how many there are."""
+        params = self.learner.template().params
+        lines = clu.parameter_overview.get_parameter_overview(params, include_stats=False).splitlines()
+        count = clu.parameter_overview.count_parameters(params)
+        size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+        return "\n".join([*lines[:-1], f"{count:,} parameters ({size / 2**10:,.1f} KiB)"])
 
     def is_measured(self, step: int) -> bool:
         """Whether the model after this step is measured, so that it may be the selected one."""

@@ -3,6 +3,7 @@
 import ast
 import functools
 import json
+import re
 import runpy
 from collections.abc import Iterable
 from pathlib import Path
@@ -111,11 +112,27 @@ def flatten(values: dict[str, Json], prefix: str = "") -> FlatConfig:
     return flat
 
 
+DEFAULT = Path(__file__).parents[2] / "configs" / "default.py"
+
+
 @functools.cache
 def defaults() -> FlatConfig:
     """The fields of configs/default.py; none where the package stands without it."""
-    path = Path(__file__).parents[2] / "configs" / "default.py"
-    return flatten(runpy.run_path(str(path))["get_config"]().to_dict()) if path.is_file() else {}
+    return flatten(runpy.run_path(str(DEFAULT))["get_config"]().to_dict()) if DEFAULT.is_file() else {}
+
+
+def meanings() -> dict[str, str]:
+    """What configs/default.py says of its fields, by the one that each comment stands above."""
+    told, sections, above = {}, {"config": ""}, []
+    for line in DEFAULT.read_text(encoding="utf-8").splitlines() if DEFAULT.is_file() else []:
+        if comment := re.fullmatch(r" +# (.*)", line):
+            above.append(comment[1])
+        elif section := re.match(r" +(\w+) = (\w+)\.(\w+) = ", line):  # data = config.data = ...
+            sections[section[1]] = f"{sections[section[2]]}{section[3]}."
+        elif (field := re.match(r" +(\w+)\.(\w+) = ", line)) and above:
+            told[sections[field[1]] + field[2]] = " ".join(above)
+            above = []
+    return told
 
 
 def _check_fields(flat: FlatConfig) -> None:

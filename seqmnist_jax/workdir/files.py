@@ -108,5 +108,11 @@ def read_config(workdir: Path) -> dict[str, Any]:
 
 
 def read_facts(workdir: Path) -> dict[str, Any]:
-    """What a run knows of its data, as `Task.facts` gave it."""
+    """What a run knows of its data, as `Task.facts` gave it.
+
+    Raises:
+      WorkdirError: the file is missing or damaged, or the folder is that of a sweep, which is no run.
+    """
+    if (workdir / SWEEP).exists():
+        raise WorkdirError(f"{workdir} holds a sweep; name one of its runs, in {workdir / REPLICAS}.")
     return read_json(workdir / DATA, needed=("content_hash", "view", "image_shape", "scaling", "permutation_indices"))

@@ -51,11 +51,14 @@ def gather(workdirs: Sequence[Path]) -> Json:
     detailed = comparison.best(found) or found[0]
     is_alone = len(found) == 1 and not sweeps
     described = describe(detailed)
+    config = provenance.config_title((detailed.summary or {}).get("command"))
     if not is_alone:
         others = [warning for one in found for warning in recorded.warnings(one.workdir, one.facts)]
         described["warnings"] = list(dict.fromkeys([*described["warnings"], *others]))
     return {
-        "title": f"{detailed.name}: report" if is_alone else f"{len(found)} runs compared: report",
+        "title": ", ".join(filter(None, (config, f"{detailed.name}: report")))
+        if is_alone
+        else f"{len(found)} runs compared: report",
         "version": provenance.versions()["seqmnist_jax"],
         "run": described,
         "comparison": None if is_alone else comparison.describe(found, sweeps),
