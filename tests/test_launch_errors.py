@@ -66,6 +66,23 @@ def message_of(done, exit_code):
             ["--config", CONFIG, "--wrkdir={workdir}"], 2, ["wrkdir", "Did you mean", "workdir"], id="unknown flag"
         ),
         pytest.param(
+            ["--config", CONFIG, "--lr=3"], 2, ["--lr", "'--config.optimizer.learning_rate'"], id="lr for a field"
+        ),
+        pytest.param(
+            ["--config", CONFIG, "--train.steps=100"], 2, ["'--config.train.steps'"], id="field without its prefix"
+        ),
+        pytest.param(["--seed=3"], 2, ["Did you mean '--config.seed'?"], id="field, and no config"),
+        pytest.param(["--mode=eval", "--workdir={tmp}"], 2, ["Did you mean 'evaluate'?"], id="mode cut short"),
+        pytest.param(
+            ["--config", CONFIG, "--config.optimizer.lr=3"], 2, ["'optimizer.learning_rate'"], id="lr in a field"
+        ),
+        pytest.param(
+            ["--config", CONFIG, "--workdir={workdir}", "--config.data.permuted"],
+            2,
+            ["--config.data.permuted=true"],
+            id="boolean without a value",
+        ),
+        pytest.param(
             ["--config", CONFIG, "--config.model.hidden_size=0"],
             2,
             ["model.hidden_size is 0", "expected 1 to"],
