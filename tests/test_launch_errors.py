@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -287,7 +288,6 @@ def test_impossible_value_is_refused_by_field(build, field, value):
     ("field", "value"),
     [
         ("optimizer.warmup_steps", -1),
-        ("optimizer.warmup_steps", 5000),
         ("optimizer.final_fraction", -0.01),
         ("optimizer.final_fraction", 1.01),
         ("optimizer.final_fraction", math.nan),
@@ -319,6 +319,30 @@ def test_values_at_the_edge_are_taken(build, field, value):
     for name in field.split("."):
         stored = stored[name]
     assert stored == value
+
+
+CONFIGS = sorted(path.relative_to(ROOT / "configs") for path in ROOT.glob("configs/**/*.py"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=str)
+def test_a_hundred_steps_of_any_config_are_a_trial(path, monkeypatch):
+    monkeypatch.delenv("SEQMNIST_DATA_DIR", raising=False)
+    config = runpy.run_path(str(ROOT / "configs" / path))["get_config"]()
+    config.data.source, config.data.name, config.train.steps = "embedded", "mnist", 100
+    run = build_run(config, named=["train.steps"])
+    has_room = config.optimizer.schedule == "constant" or config.optimizer.warmup_steps < 100
+    assert bool(run.remark) != has_room
+    assert has_room or run.config["optimizer"]["warmup_steps"] == run.identity["optimizer.warmup_steps"] == 10
+    # What fits stays, so that runs of before go on.
+    config.train.steps = config.optimizer.warmup_steps + 1
+    assert build_run(config).remark == ""
+
+
+def test_a_warmup_that_is_named_is_no_other(build):
+    config = row_lstm.get_config()
+    config.optimizer.schedule, config.optimizer.warmup_steps = "warmup_cosine", config.train.steps
+    with pytest.raises(UsageError, match=r"optimizer\.warmup_steps is 5000; expected 0 to train\.steps - 1"):
+        build_run(config, named=["optimizer.warmup_steps"])
 
 
 def test_idx_source_without_a_folder_is_a_data_error(build):

@@ -156,6 +156,8 @@ def description(run: Run, description: Json, explain: bool = False) -> str:
         f"Device       {', '.join(description['device'])}",
         f"Recurrence   {description['recurrence']}",
     ]
+    if description["remark"]:
+        lines += [f"Schedule     {description['remark']}"]
     if names := description["runs"]:
         lines += [f"Sweep        {len(names)} runs: {'; '.join(names)}. The first is described here."]
     if description["workdir"]:

@@ -166,6 +166,7 @@ class Run:
       checkpoint_seconds: as in the config.
       eval_batch_size, dispatch_seconds, mesh: as in the config.
       profile_steps: the steps to trace, as `profiling.parse_steps`.
+      remark: what differs from the config as it was given, for the user; '' where nothing does.
     """
 
     config: dict[str, Any]
@@ -181,6 +182,7 @@ class Run:
     dispatch_seconds: float
     mesh: str
     profile_steps: range
+    remark: str = ""
 
     def recurrence(self) -> str:
         """What runs the model's recurrence in training, at which precision, and why."""
@@ -224,6 +226,7 @@ def build_run(config: ml_collections.ConfigDict, task: Task | None = None, named
       DataError: the data can't be read.
     """
     configs.check(config)
+    config, remark = _fitted(config, named)
     task = task or build_task(config)
     stored = configs.to_json(config)
     # The folder in force, whoever named it, so that evaluation finds the data again.
@@ -245,4 +248,19 @@ def build_run(config: ml_collections.ConfigDict, task: Task | None = None, named
         dispatch_seconds=config.runtime.dispatch_seconds,
         mesh=config.runtime.mesh,
         profile_steps=parse_steps(config.runtime.profile_steps, config.train.steps),
+        remark=remark,
     )
+
+
+def _fitted(config: ml_collections.ConfigDict, named: Iterable[str]) -> tuple[ml_collections.ConfigDict, str]:
+    """The config with a warm-up that a short trial has room for, and what is to be said of it.
+
+    One that the run has room for, or that a user has named, stays as it is.
+    """
+    optimizer, steps = config.optimizer, config.train.steps
+    field = "optimizer.warmup_steps"
+    if optimizer.schedule != "warmup_cosine" or optimizer.warmup_steps < steps or field in named:
+        return config, ""
+    fitted = config.copy_and_resolve_references()
+    fitted.optimizer.warmup_steps = steps // 10
+    return fitted, f"{field} is {steps // 10}, a tenth of the steps; {optimizer.warmup_steps} would not fit."

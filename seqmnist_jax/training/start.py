@@ -308,6 +308,8 @@ def announce(group: ReplicaGroup) -> None:
     sizes = ", ".join(f"{len(task.part(split)):,} {split}" for split in SPLITS)
     say(f"Data: {task.dataset.name} ({task.dataset.source}): {sizes}; permutation {task.protocol.permutation}.")
     say(f"Recurrence: {run.recurrence()}.")
+    if run.remark:
+        say(f"Schedule: {run.remark}")
     start = f"Resuming at step {group.first_step} of {run.steps}" if group.first_step else "Training"
     say(f"{start} in {group.where}" + (f": {count} replicas, of which each line tells the means" if count > 1 else ""))
 
