@@ -122,7 +122,7 @@ class Progress:
         parts = [f"step {self._step:>{len(total)},}/{total}"]
         for split in [name.removesuffix("/loss") for name in scores if name.endswith("/loss")]:
             short = "val" if split == "validation" else split  # so that a line fits into 79 columns
-            parts.append(f"{short} {scores[f'{split}/loss']:.4f} {scores[f'{split}/accuracy']:.2%}")
+            parts.append(f"{short} {scores[f'{split}/loss']:.3f} {scores[f'{split}/accuracy']:.2%}")
             if split != "train":
                 self._validated.append((self._step, scores[f"{split}/accuracy"]))
         self._scores |= scores

@@ -301,9 +301,9 @@ def _validated(group: ReplicaGroup) -> list[tuple[int, float]]:
 def announce(group: ReplicaGroup) -> None:
     """The first lines: what is trained, the parameters, the data, where it all goes."""
     run, task, say, count = group.run, group.run.task, group.watch.say, len(group.replicas)
+    say(_title(group))
     if task.dataset.warning:
         say(f"\n{'!' * 78}\nWARNING: {task.dataset.warning}\n{'!' * 78}\n")
-    say(_title(group))
     say(run.overview())
     sizes = ", ".join(f"{len(task.part(split)):,} {split}" for split in SPLITS)
     say(f"Data: {task.dataset.name} ({task.dataset.source}): {sizes}; permutation {task.protocol.permutation}.")
