@@ -85,6 +85,16 @@ def test_a_p_value_too_small_for_digits(good, tmp_path):
     assert "p < 1e-6" in compare(good, make_run(tmp_path / "bad", wrong=range(2, 100)))["verdict"]
 
 
+def test_two_seeds_of_one_config_are_told(tmp_path):
+    runs = [
+        make_run(tmp_path / str(seed), range(20 * seed), summary={"steps": 9, "identity": {"seed": seed, "a": 1}})
+        for seed in (0, 1)
+    ]
+    assert compare(*runs)["verdict"].endswith("the same but for the seed, so it was the luckier seed.")
+    longer = make_run(tmp_path / "2", range(20), summary={"steps": 10, "identity": {"seed": 1, "a": 1}})
+    assert compare(runs[0], longer)["verdict"].endswith("takes several seeds of each.")
+
+
 def test_text_is_aligned_and_says_it_all(good, poor):
     text = texts.comparison(compare(good, poor))
     lines = text.splitlines()

@@ -86,7 +86,10 @@ def find(patterns: Sequence[str]) -> Found:
         summaries |= found
         unfinished |= started - {path.parent for path in found}
     results = []
-    left_out = [f"{folder} is not finished; the command that began it resumes it." for folder in sorted(unfinished)]
+    left_out = [
+        f"{folder} is not finished; to go on, give the command that began it with its --workdir."
+        for folder in sorted(unfinished)
+    ]
     # A sweep's own summary is beside those of its runs, not one of them.
     finished = [path.parent for path in sorted(summaries) if not (path.parent / files.SWEEP).exists()]
     for read, folders in ((_read, finished), (_read_diverged, sorted(diverged))):
