@@ -6,6 +6,7 @@ To add a source, write such a function and name it in the table.
 import dataclasses
 import hashlib
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import ml_collections
 import numpy as np
 
 from seqmnist_jax.data import cache, embedded, registry
-from seqmnist_jax.data.idx import DataError, find_file, read_idx
+from seqmnist_jax.data.idx import DataError, entries, find_file, look_for, read_idx
 from seqmnist_jax.errors import choose
 
 DATA_DIR_VARIABLE = "SEQMNIST_DATA_DIR"
@@ -173,16 +174,24 @@ def _read_folder(folder: Path) -> cache.Arrays:
 
 
 def _find_folder(folder: Path, name: str) -> Path:
-    """`folder`, or where it has none of the files, its sub-folder called `name` if there is one."""
-    names = [stem + suffix for stem, _ in FILES.values() for suffix in ("", ".gz")]
-    below = folder / name
-    return below if below.is_dir() and not any((folder / file).exists() for file in names) else folder
+    """`folder`, or where it has none of the files, a folder below it that has.
+
+    That is the one called `name`, or nearly so, as torchvision's FashionMNIST is; or `raw` in it or in `folder`,
+    where torchvision keeps the files.
+    """
+
+    def letters(text: str) -> str:
+        return re.sub("[^a-z0-9]", "", text.lower())
+
+    below = [folder / name, *(folder / entry for entry in entries(folder) if letters(entry) == letters(name))]
+    places = [folder, *below, *(path / "raw" for path in (folder, *below))]
+    return next((place for place in places if any(look_for(place, stem) for stem, _ in FILES.values())), folder)
 
 
 def load_idx(request: Request) -> Dataset:
     """A folder of four IDX files in MNIST's names and form, ten classes, each file gzipped or not.
 
-    Where the folder that is asked has none of them but a sub-folder of the data set's name, that is read.
+    Where the folder that is asked has none of them but one below it has, as torchvision lays them out, that is read.
 
     Raises:
       DataError: no folder is named, or a file is missing or damaged, or they don't fit together.
