@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen
+from flax import linen, nnx
 
 from seqmnist_jax import rnn
 from seqmnist_jax.rnn import convert
@@ -421,7 +421,10 @@ def test_flax_errors(layer, ours):
     less = {name: value for name, value in theirs.items() if name != f"h{gate}"}
     check(less, rf"^params lacks \['h{gate}'\]; expected \['h")
     check(theirs | {"cell": {}}, r"^params has unexpected \['cell'\]; expected \['h")
-    check({"params": theirs}, r"^params lacks \[.*\] and has unexpected \['params'\]")
+    whole = {"params": {"cell": less}}  # as linen's RNN has it
+    check(whole, rf"^params\['params'\]\['cell'\] lacks \['h{gate}'\]; expected \['h")
+    check({"params": {"RNN_0": {"cell": theirs}, "Dense_0": {}}}, r"^params\['params'\] has \['Dense_0', 'RNN_0'\]; .*")
+    check([theirs], r"^params is a list; expected a mapping")
     check(theirs | {f"h{gate}": {"kernel": np.zeros((6, 6))}}, rf"^params\['h{gate}'\] lacks \['bias'\]")
     check(theirs | {f"i{gate}": np.zeros((5, 6))}, rf"^params\['i{gate}'\] lacks .*'kernel'")
     check(kernel(f"i{gate}", (4, 6)), rf"^params\['i{gate}'\]\['kernel'\] has shape \(4, 6\); expected \[5, 6\]")
@@ -442,8 +445,90 @@ def test_flax_has_no_bias_where_the_other_map_has_it(layer, ours):
 def test_flax_minimal_gated_unit_is_neither():
     cell = linen.MGUCell(features=HIDDEN)
     params = cell.init(jax.random.key(0), jnp.zeros((1, HIDDEN)), jnp.zeros((1, FEATURES)))["params"]
-    with pytest.raises(ValueError, match=r"^params lacks "):
+    with pytest.raises(ValueError, match=r"^params has \['hf', 'hn', 'if', 'in'\]; expected the maps of one cell: "):
         convert.from_flax(params)
+
+
+def nnx_layer(cell):
+    """An nnx.RNN with random weights, biases included."""
+    layer = nnx.RNN(cell(FEATURES, HIDDEN, rngs=nnx.Rngs(0)))
+    state = nnx.state(layer, nnx.Param)
+    leaves, tree = jax.tree.flatten(state)
+    nnx.update(layer, jax.tree.unflatten(tree, [normal(leaf.shape, seed) for seed, leaf in enumerate(leaves)]))
+    return layer
+
+
+with_nnx_cells = pytest.mark.parametrize(
+    ("layer", "cell"),
+    [("lstm", nnx.LSTMCell), ("lstm", nnx.OptimizedLSTMCell), ("gru", nnx.GRUCell)],
+    indirect=["layer"],
+)
+
+
+@with_nnx_cells
+def test_from_nnx(layer, cell, ours):
+    _, x, _ = ours
+    theirs = nnx_layer(cell)
+    params = convert.from_flax(nnx.state(theirs, nnx.Param))
+    assert_same(layer.run(params, x)[1], theirs(jnp.asarray(x)))
+    # All that a user may have at hand, among it states of a random number generator.
+    for state in (nnx.state(theirs), nnx.state(theirs.cell), nnx.to_pure_dict(nnx.state(theirs))):
+        assert_equal_params(convert.from_flax(state), params)
+
+
+@with_nnx_cells
+def test_to_nnx(layer, cell, ours):
+    params, x, _ = ours
+    if layer.name == "gru":  # nnx has no bias of hn
+        params = params | {"recurrent_bias": params["recurrent_bias"] * (np.arange(3 * HIDDEN) < 2 * HIDDEN)}
+    theirs = nnx_layer(cell)
+    converted = convert.to_flax(params, cell=f"nnx.{cell.__name__}")
+    assert jax.tree.map(jnp.shape, converted) == nnx.to_pure_dict(
+        jax.tree.map(jnp.shape, nnx.state(theirs.cell, nnx.Param))
+    )
+    nnx.update(theirs.cell, converted)
+    assert_same(layer.run(params, x)[1], theirs(jnp.asarray(x)))
+    back = convert.to_flax(convert.from_flax(converted), cell=f"nnx.{cell.__name__}")
+    jax.tree.map(np.testing.assert_array_equal, back, converted)
+
+
+def test_nnx_errors(layer, ours):
+    params, _, _ = ours
+
+    def check(call, match):
+        with pytest.raises(ValueError, match=match):
+            call()
+
+    other = {"lstm": "nnx.GRUCell", "gru": "nnx.OptimizedLSTMCell"}[layer.name]
+    check(lambda: convert.to_flax(params, cell=other), rf"^cell is '{other}'; expected one of \('linen', 'nnx.")
+    if layer.name == "gru":
+        check(lambda: convert.to_flax(params, cell="nnx.GRUCell"), r"^params\['recurrent_bias'\] is not zero for n")
+        theirs = convert.to_flax(params | {"recurrent_bias": np.zeros(3 * HIDDEN)}, cell="nnx.GRUCell")
+    else:
+        theirs = convert.to_flax(params, cell="nnx.OptimizedLSTMCell")
+    columns = layer.gates * HIDDEN
+    check(
+        lambda: convert.from_flax({"dense_i": theirs["dense_i"]}),
+        r"^params lacks \['dense_h'\]; expected \['dense_h', ",
+    )
+    square = theirs | {"dense_h": theirs["dense_h"] | {"kernel": np.zeros((HIDDEN + 1, columns))}}
+    check(
+        lambda: convert.from_flax(square),
+        rf"^params\['dense_h'\]\['kernel'\] has shape \(7, {columns}\); expected \[hidden, ",
+    )
+
+
+@of_a_gru
+def test_refusals_of_a_gru_name_no_lstm(ours):
+    params, _, _ = ours
+    with_nnx = convert.to_flax(convert.from_flax(nnx.state(nnx_layer(nnx.GRUCell))), cell="nnx.GRUCell")
+    for theirs in (convert.to_flax(params), with_nnx):
+        for name in theirs:
+            less = {other: value for other, value in theirs.items() if other != name}
+            for change in (less, theirs | {name: {}}, theirs | {"other": {}}):
+                with pytest.raises(ValueError, match=r"^params") as caught:
+                    convert.from_flax(change)
+                assert "'ig'" not in str(caught.value)
 
 
 # What holds for all three.
