@@ -24,6 +24,7 @@ The functions copy, so later changes of the source do not show in the result. Th
 but JAX itself makes float64 into float32 unless ``jax_enable_x64`` is set.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -50,38 +51,60 @@ _KERAS_ORDER = {LSTM: "ifgo", GRU: "zrn"}
 _FLAX_BIASED = {LSTM: {"hi", "hf", "hg", "ho"}, GRU: {"ir", "iz", "in", "hn"}}
 
 
-def _torch_names(layer: int, reverse: bool) -> tuple[str, ...]:
+_TORCH = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
+def _torch_names(layer: int | None, reverse: bool, prefix: str) -> tuple[str, ...]:
     """The names of kernel, recurrent kernel, bias and recurrent bias."""
-    if layer < 0:
-        raise ValueError(f"layer is {layer}; expected at least 0")
-    ending = f"_l{layer}" + ("_reverse" if reverse else "")
-    return tuple(name + ending for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+    if layer is not None and layer < 0:
+        raise ValueError(f"layer is {layer}; expected at least 0, or None for a cell")
+    if layer is None and reverse:
+        raise ValueError("reverse is True; expected False for a cell, which has no direction")
+    start = prefix and prefix.removesuffix(".") + "."
+    ending = "" if layer is None else f"_l{layer}" + ("_reverse" if reverse else "")
+    return tuple(start + name + ending for name in _TORCH)
 
 
-def from_torch(weights: Mapping[str, Any], *, layer: int = 0, reverse: bool = False) -> Params:
-    """Parameters from a PyTorch `nn.LSTM` or `nn.GRU` (checked with 2.13).
+def from_torch(weights: Any, *, layer: int | None = 0, reverse: bool = False, prefix: str = "") -> Params:
+    """Parameters from a PyTorch `nn.LSTM`, `nn.GRU`, `nn.LSTMCell` or `nn.GRUCell` (checked with 2.13).
 
     PyTorch's gates stand in our order, its kernels are transposed. Its LSTM has two biases,
     whose sum becomes ours; its GRU's two are ours. A module with ``bias=False`` gives zeros.
 
     Args:
-      weights: the module's `state_dict()`, of tensors or arrays of a dtype that NumPy has: weight_ih_l0
-        [gates * hidden, features], weight_hh_l0 [gates * hidden, hidden], bias_ih_l0 and
-        bias_hh_l0 [gates * hidden], and so on. Other layers' entries play no part.
-      layer: which of a stack's layers.
+      weights: the module, or its `state_dict()`, of tensors or arrays: weight_ih_l0 [gates * hidden, features],
+        weight_hh_l0 [gates * hidden, hidden], bias_ih_l0 and bias_hh_l0 [gates * hidden], and so on; a
+        cell's without _l0. Other entries play no part.
+      layer: which of a stack's layers; None for a cell, which 0 finds too.
       reverse: take the layer's backward half, the names ending in _reverse.
+      prefix: where the layer is in a larger model, as 'encoder.lstm' in encoder.lstm.weight_ih_l0.
 
     Returns:
       Parameters as `init_lstm` or `init_gru` makes them, by the ratio of weight_hh's sizes.
 
     Raises:
       ValueError: an entry of the layer is missing, unexpected (weight_hr, of an LSTM with
-        projections) or of the wrong shape.
+        projections) or of the wrong shape; the message names the prefixes under which there are such entries.
     """
-    names = _torch_names(layer, reverse)
-    found = {name for name in weights if name.endswith(names[0].removeprefix("weight_ih"))}
+    weights = weights.state_dict() if hasattr(weights, "state_dict") else weights
+    if not isinstance(weights, Mapping):
+        raise ValueError(f"weights is a {type(weights).__name__}; expected a module of PyTorch or its state_dict()")
+    names = _torch_names(layer, reverse, prefix)
+    cell = _torch_names(None, False, prefix)
+    if layer == 0 and not reverse and names[0] not in weights and cell[0] in weights:
+        names = cell
+    # Of this layer, whatever it is that stands there.
+    start, ending = names[0].split(_TORCH[0])
+    found = {name for name in weights if re.fullmatch(f"{re.escape(start)}(weight|bias)_[a-z]+{ending}", name)}
     has_bias = bool(found & set(names[2:]))
-    check_names("weights", found, set(names if has_bias else names[:2]))
+    try:
+        check_names("weights", found, set(names if has_bias else names[:2]))
+    except ValueError as error:
+        endings = f"(?:{ending}|)" if layer == 0 else ending  # a cell's too
+        elsewhere = [re.fullmatch(rf"(|.*\.){_TORCH[0]}{endings}", name) for name in weights]
+        prefixes = sorted({match[1] for match in elsewhere if match} - {start})
+        hint = f"; there is one at prefix={' or '.join(map(repr, prefixes))}" if prefixes else ""
+        raise ValueError(f"{error}{hint}") from None
     kernel, recurrent_kernel, *biases = (private_array(weights[name]) for name in names if name in found)
     gates = find_gates(names[1], recurrent_kernel, transposed=True)
     rows = recurrent_kernel.shape[0]
@@ -92,18 +115,21 @@ def from_torch(weights: Mapping[str, Any], *, layer: int = 0, reverse: bool = Fa
     return to_params(Layer(gates, kernel.T, recurrent_kernel.T, *biases))
 
 
-def to_torch(params: Mapping[str, Any], *, layer: int = 0, reverse: bool = False) -> dict[str, np.ndarray]:
-    """Entries of a PyTorch `nn.LSTM`'s or `nn.GRU`'s `state_dict()` (checked with 2.13).
+def to_torch(
+    params: Mapping[str, Any], *, layer: int | None = 0, reverse: bool = False, prefix: str = ""
+) -> dict[str, np.ndarray]:
+    """Entries of the `state_dict()` of what `from_torch` reads (checked with 2.13).
 
     An LSTM's bias goes into bias_ih, and bias_hh is zero.
 
     Args:
       params: as `init_lstm` or `init_gru` makes them.
-      layer, reverse: whose names to give, as in `from_torch`.
+      layer, reverse, prefix: whose names to give, as in `from_torch`; with None a cell's.
 
     Returns:
       weight_ih_l0 [gates * hidden, features], weight_hh_l0 [gates * hidden, hidden],
       bias_ih_l0 and bias_hh_l0 [gates * hidden], with the layer's own endings, as NumPy arrays.
+      `torch.from_numpy` takes no bfloat16, but the same as float32.
 
     Raises:
       ValueError: an entry is missing, unexpected or of the wrong shape, or these are a
@@ -111,16 +137,20 @@ def to_torch(params: Mapping[str, Any], *, layer: int = 0, reverse: bool = False
     """
     ours = from_params(params)
     arrays = (ours.kernel.T, ours.recurrent_kernel.T, ours.bias, recurrent_bias_of(ours, "PyTorch"))
-    names = _torch_names(layer, reverse)
+    names = _torch_names(layer, reverse, prefix)
     return {name: np.ascontiguousarray(array) for name, array in zip(names, arrays, strict=True)}
 
 
 def from_keras(weights: Sequence[Any], *, reset_after: bool | None = None) -> Params:
-    """Parameters from a Keras 3 `LSTM` or `GRU` layer (checked with 3.15).
+    """Parameters from a Keras 3 `LSTM` or `GRU` layer (checked with 3.15), or a `CuDNNLSTM` or `CuDNNGRU` of before.
 
     Keras orders an LSTM's gates i, f, c, o, as we do, and a GRU's z, r, h. A GRU's bias is
     [2, 3 * hidden], the input's and the state's, with ``reset_after=True`` (the default) and
     [3 * hidden] with ``reset_after=False``. A layer with ``use_bias=False`` gives zeros.
+
+    A flat bias of [2 * gates * hidden] is that of a CuDNN layer, by which Keras 2 too knows one: the input's biases,
+    then the state's. The kernels of such a layer hold each gate's numbers in cuDNN's order, [hidden, features], though
+    not in that shape.
 
     Args:
       weights: the layer's `get_weights()`: kernel [features, gates * hidden], recurrent_kernel
@@ -142,6 +172,14 @@ def from_keras(weights: Sequence[Any], *, reset_after: bool | None = None) -> Pa
     gates = find_gates("recurrent_kernel", recurrent_kernel)
     columns = recurrent_kernel.shape[1]
     check_shape("kernel", kernel, ("features", columns))
+    if biases and biases[0].shape == (2 * columns,) and reset_after is not False:
+        kernel, recurrent_kernel = (
+            np.concatenate([block.reshape(block.shape[::-1]).T for block in split(array, gates).values()], axis=-1)
+            for array in (kernel, recurrent_kernel)
+        )
+        biases = [biases[0].reshape(2, columns)]
+        if gates == LSTM:
+            biases = [biases[0].sum(axis=0)]
     if reset_after is None:
         reset_after = not biases or biases[0].ndim == 2
     shape = (2, columns) if gates == GRU and reset_after else (columns,)

@@ -24,8 +24,12 @@ class Layer(NamedTuple):
 
 
 def private_array(value: Any) -> np.ndarray:
-    """A private copy, also of a PyTorch tensor that is on a device or needs a gradient."""
-    return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value).copy()
+    """A private copy, also of a PyTorch tensor that is on a device, needs a gradient or is of bfloat16."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        if str(value.dtype) == "torch.bfloat16":  # which NumPy takes from nobody but JAX
+            return np.asarray(value.float()).astype(jnp.bfloat16)
+    return np.asarray(value).copy()
 
 
 def check_names(where: str, found: Set[str], expected: Set[str]) -> None:

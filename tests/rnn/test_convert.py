@@ -156,6 +156,45 @@ def test_other_torch_layers_play_no_part(ours):
     assert_equal_params(convert.from_torch(weights, layer=1), params)
 
 
+@pytest.mark.parametrize("given", [lambda model: model, lambda model: model.state_dict()])
+@pytest.mark.parametrize("prefix", ["net.0", "net.0."])
+def test_torch_layers_within_a_model(torch, torch_module, given, prefix):
+    module = torch_module(num_layers=2)
+    model = torch.nn.ModuleDict({"net": torch.nn.ModuleList([module, torch.nn.Linear(3, 3)])})
+    for index in range(2):
+        params = convert.from_torch(given(model), layer=index, prefix=prefix)
+        assert_equal_params(params, convert.from_torch(module, layer=index))
+        weights = convert.to_torch(params, layer=index, prefix=prefix)
+        assert weights.keys() < model.state_dict().keys()
+        assert_equal_params(convert.from_torch(weights, layer=index, prefix=prefix), params)
+
+
+@pytest.mark.parametrize("options", [{}, {"layer": None}])
+@pytest.mark.parametrize("bias", [True, False])
+def test_torch_cells(torch, layer, ours, options, bias):
+    _, x, _ = ours
+    cell = {"lstm": torch.nn.LSTMCell, "gru": torch.nn.GRUCell}[layer.name](FEATURES, HIDDEN, bias=bias)
+    state, outputs = None, []
+    for step in torch.from_numpy(x).unbind(1):
+        state = cell(step, state)
+        outputs.append(state[0] if layer.name == "lstm" else state)
+    params = convert.from_torch(cell.state_dict(), **options)
+    assert_same(layer.run(params, x)[1], torch.stack(outputs, 1).detach().numpy())
+    back = {name: torch.from_numpy(array) for name, array in convert.to_torch(params, layer=None).items()}
+    if bias:
+        cell.load_state_dict(back)  # which refuses other names and shapes
+        assert_equal_params(convert.from_torch(cell), params)
+
+
+def test_torch_tensors_of_bfloat16(torch, torch_module):
+    module = torch_module().bfloat16()
+    params = convert.from_torch(module)
+    expected = convert.from_torch(module.float())
+    assert all(value.dtype == jnp.bfloat16 for value in params.values())
+    for name in ("kernel", "recurrent_kernel"):  # an LSTM's two biases are added in the dtype they have
+        np.testing.assert_array_equal(np.asarray(params[name], np.float32), expected[name])
+
+
 def test_torch_errors(layer, ours):
     params, _, _ = ours
     weights = convert.to_torch(params)
@@ -174,8 +213,16 @@ def test_torch_errors(layer, ours):
     check(weights, r"^weights lacks .*'weight_ih_l0_reverse'", reverse=True)
     check(weights, r"^layer is -1; expected at least 0", layer=-1)
     check(weights | {"weight_hr_l0": None}, r"^weights has unexpected \['weight_hr_l0'\]; expected ")
-    prefixed = {f"net.{name}": value for name, value in weights.items()}
-    check(prefixed, r"^weights lacks \[.*\] and has unexpected \['net.bias_hh_l0', ")
+    check([weights], r"^weights is a list; expected a module of PyTorch or its state_dict\(\)")
+    # Of a larger model: where in it such weights are is told.
+    nested = {f"{place}.{name}": value for name, value in weights.items() for place in ("module.lstm", "head")}
+    hint = r"^weights lacks .*; there is one at prefix='head.' or 'module.lstm.'$"
+    check(nested, hint)
+    check(nested, hint, prefix="lstm")
+    check(weights, r"^weights lacks .*'net.weight_ih_l0'\]; there is one at prefix=''$", prefix="net")
+    cells = {f"cells.1.{name}": value for name, value in convert.to_torch(params, layer=None).items()}
+    check(cells, r"^weights lacks .*; there is one at prefix='cells.1.'$")
+    check(weights, r"^reverse is True; expected False for a cell", layer=None, reverse=True)
     check(
         weights | {"weight_hh_l0": np.zeros((6, 6))},  # nn.RNN's
         r"^weight_hh_l0 has shape \(6, 6\); expected \[gates \* hidden, hidden\] with 4 gates \(LSTM\) or 3 \(GRU\)",
@@ -292,6 +339,22 @@ def test_to_keras_reset_before(run_keras, ours):
     weights = convert.to_keras(params)
     assert_same(run_reset_before(params, x), run_keras(weights, x, reset_after=False))
     assert_equal_params(convert.from_keras(weights), params)
+
+
+def test_from_keras_of_a_cudnn_layer(layer):
+    """Its kernels are cuDNN's matrices, [hidden, features] of each gate, in Keras' shape; its biases are in one row."""
+
+    def stored(kernel):
+        gates = np.split(kernel, layer.gates, axis=1)
+        return np.concatenate([np.ravel(gate.T).reshape(gate.shape) for gate in gates], axis=1)
+
+    kernel, recurrent_kernel, bias = keras_weights(layer)
+    if layer.name == "lstm":  # which has them twice
+        biases, bias = [bias, 2 * bias], bias + 2 * bias
+    else:
+        biases = list(bias)
+    params = convert.from_keras([stored(kernel), stored(recurrent_kernel), np.concatenate(biases)])
+    assert_equal_params(params, convert.from_keras([kernel, recurrent_kernel, bias]))
 
 
 def test_keras_without_bias(layer, ours):
