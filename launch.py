@@ -64,7 +64,8 @@ def main(argv: list[str]) -> None:
     replace_unprintable()
     try:
         refuse_unused({mode: names for mode, (_, names) in MODES.items()})
-        show(MODES[FLAGS.mode][0](), as_json=FLAGS.json)
+        with modes.explaining_no_device():
+            show(MODES[FLAGS.mode][0](), as_json=FLAGS.json)
     except Unprinted:
         # What a run made is in its folder; of other modes it is lost.
         sys.exit(0 if FLAGS.mode == "train" else SeqMnistError.exit_code)

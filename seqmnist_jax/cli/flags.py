@@ -18,6 +18,12 @@ from seqmnist_jax.workdir.config import check, defaults, flatten
 from seqmnist_jax.workdir.files import matching
 
 FLAGS = flags.FLAGS
+# What Python and absl say of a value of the wrong kind, and what was expected.
+KINDS = {
+    "invalid literal for int()": "a whole number, in digits",
+    "could not convert string to float": "a number",
+    "('Non-boolean argument": "True or False",
+}
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -139,6 +145,9 @@ def _explain(argv: list[str], error: Exception) -> str:
         field = re.match(r"--?(?:no)?config\.([^=]+)", argument)
         if field and field[1] not in known:
             return f"--config.{field[1]}: no such field in {path}.{did_you_mean(field[1], known)}"
+    for said, kind in KINDS.items():
+        if said in str(error):
+            return f"{str(error).partition(said)[0]}expected {kind}."
     return str(error)
 
 

@@ -253,19 +253,30 @@ def _load_local_copy(request: Request) -> Dataset | None:
     return _dataset(arrays, "tfds", name=request.name, num_classes=classes, order="tfds")
 
 
+def _find_by_name(request: Request) -> Dataset | None:
+    """TFDS's copy, else what it fetches; None where there is no copy and the host can't be reached."""
+    found = _load_local_copy(request)
+    if found is None and registry.is_reachable(request.name):
+        paths = registry.fetched_files(request.name)
+        assert paths is not None
+        found = _load_registered(request, paths)
+    return found
+
+
 def load_tfds(request: Request) -> Dataset:
     """A data set by its name, through TFDS: a copy it has already, else fetched.
 
     Raises:
       UsageError: an unknown name.
-      DataError: it can't be fetched, or a file is damaged.
+      DataError: its host can't be reached, it can't be fetched, or a file is damaged.
     """
-    found = _load_local_copy(request)
-    if found is not None:
-        return found
-    paths = registry.fetched_files(request.name)
-    assert paths is not None
-    return _load_registered(request, paths)
+    found = _find_by_name(request)
+    if found is None:
+        raise DataError(
+            f"{request.name} is not at hand and its host can't be reached; name a folder with its four IDX "
+            "files by --config.runtime.data_dir or SEQMNIST_DATA_DIR, which data.source 'auto' and 'idx' read."
+        )
+    return found
 
 
 def load_auto(request: Request) -> Dataset:
@@ -277,17 +288,10 @@ def load_auto(request: Request) -> Dataset:
     """
     if request.data_dir is not None:
         return load_idx(request)
-    found = _load_local_copy(request)
-    if found is not None:
-        return found
-    if registry.is_reachable(request.name):
-        return load_tfds(request)
     if request.name != "mnist":
-        raise DataError(
-            f"{request.name} is not at hand and its host can't be reached; name a folder with its four IDX "
-            "files by --config.runtime.data_dir or SEQMNIST_DATA_DIR."
-        )
-    return load_embedded()
+        return load_tfds(request)
+    found = _find_by_name(request)
+    return load_embedded() if found is None else found
 
 
 SOURCES: dict[str, Callable[[Request], Dataset]] = {
