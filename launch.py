@@ -46,9 +46,7 @@ flags.DEFINE_string("seeds", "", "train: a run for each seed, together: 1,2,3 or
 flags.DEFINE_string("split", "test", "evaluate: which examples to measure, train, validation or test.")
 flags.DEFINE_string("data_dir", "", "evaluate: a folder of IDX files. Default: the one the run was trained from.")
 flags.DEFINE_boolean("allow_other_data", False, "evaluate: accept data that are not those of the run.")
-flags.DEFINE_list(
-    "workdirs", [], "compare, report: folders of runs; table: folders with runs in or under them, as in 'runs/*'."
-)
+flags.DEFINE_list("workdirs", [], "compare, report: folders of runs; table: also folders above them, as in 'runs/*'.")
 flags.DEFINE_string("out", "", "report: the file. Default: report.html in the folder, or here for several.")
 flags.DEFINE_string("csv", None, "table: a file for the rows with full precision.")
 flags.DEFINE_string("published", "", "table: a CSV file with figures of others, to stand below ours.")
@@ -65,7 +63,8 @@ def main(argv: list[str]) -> None:
     replace_unprintable()
     try:
         refuse_unused({mode: names for mode, (_, names) in MODES.items()})
-        show(MODES[FLAGS.mode][0](), as_json=FLAGS.json)
+        with modes.explaining_no_device():
+            show(MODES[FLAGS.mode][0](), as_json=FLAGS.json)
     except Unprinted:
         # What a run made is in its folder; of other modes it is lost.
         sys.exit(0 if FLAGS.mode == "train" else SeqMnistError.exit_code)

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "seqmnist_jax"
 ORDER = """
 errors
 rnn        checks initializers cells eager scan spec jaxprs division divide stages derived native fused recurrence \
-           any_cell layers remat min_gru stack convert
+           any_cell layers remat min_gru stack weights convert
 data       idx cache embedded registry sources references protocols views batches task
 devices    trees mesh memory processes profiling
 models     reading classifier tcn build

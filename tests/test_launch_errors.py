@@ -4,18 +4,21 @@ import json
 import math
 import os
 import runpy
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import seqmnist_jax
 from configs import row_lstm
 from seqmnist_jax.analysis.evaluate import evaluate
 from seqmnist_jax.data.idx import DataError, write_idx
 from seqmnist_jax.data.sources import FILES
 from seqmnist_jax.errors import SeqMnistError, UsageError, choose, did_you_mean
 from seqmnist_jax.training.run import build_run
-from tests import launching
+from seqmnist_jax.workdir.files import WorkdirError
+from tests import launching, tiny
 
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / "configs" / "row_lstm.py")
@@ -30,8 +33,8 @@ def launch(tmp_path):
     cwd.mkdir()
     workdir = tmp_path / "workdir"
 
-    def run(*arguments, cwd=cwd):
-        environment = {name: value for name, value in os.environ.items() if name != "SEQMNIST_DATA_DIR"}
+    def run(*arguments, cwd=cwd, **changes):
+        environment = {name: value for name, value in os.environ.items() if name != "SEQMNIST_DATA_DIR"} | changes
         return launching.launch([a.format(workdir=workdir, tmp=tmp_path) for a in arguments], cwd, environment)
 
     yield run
@@ -60,7 +63,7 @@ def message_of(done, exit_code):
         pytest.param(
             [f"--config={CONFIG}", "--config.train.steps=many", "--workdir={workdir}"],
             2,
-            ["--config.train.steps", "many", "int"],
+            ["--config.train.steps=many", "expected a whole number"],
             id="not an integer",
         ),
         pytest.param(
@@ -369,6 +372,58 @@ def test_time_scales_of_a_one_step_sequence_are_refused_by_field(build, flat_dig
     assert build(**flat_digits).task.view.sequence_length == 1
     with pytest.raises(UsageError, match=r"model\.gate_bias"):
         build(**{**flat_digits, "model.gate_bias": "log_uniform"})
+
+
+# Devices that are not there, and folders that are a run's own.
+
+
+@pytest.mark.parametrize("platform", ["cuda", "no_such"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--config", CONFIG, "--workdir={workdir}"],
+        ["--mode=describe", "--config", CONFIG],
+        ["--mode=evaluate", f"--workdir={ROOT / 'pretrained' / 'row_lstm'}", "--split=validation"],
+    ],
+    ids=["train", "describe", "evaluate"],
+)
+def test_a_platform_that_is_not_here(launch, arguments, platform):
+    done = launch(*arguments, JAX_PLATFORMS=platform)
+    assert f"JAX_PLATFORMS is '{platform}'" in message_of(done, 1)
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("value", ["1e3", "32.0", ""])
+def test_numbers_that_are_not_whole(launch, value):
+    message = message_of(launch("--config", CONFIG, "--workdir={workdir}", f"--config.train.steps={value}"), 2)
+    assert message == f"error: flag --config.train.steps={value}: expected a whole number, in digits."
+
+
+@pytest.fixture
+def inside(tiny_run, tmp_path):
+    """A checkpoint's folder."""
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run[0], run)
+    return next(path for path in (run / "checkpoints").iterdir() if path.name.isdigit())
+
+
+def test_a_run_is_not_begun_among_the_checkpoints_of_another(inside):
+    before = sorted(inside.rglob("*"))
+    for place in (inside, inside.parent, inside.parent / "new", inside / "below"):
+        with pytest.raises(UsageError, match="among the checkpoints") as caught:
+            tiny.train(place)
+        assert f"Name the run, {inside.parents[1]}," in str(caught.value)
+    assert sorted(inside.rglob("*")) == before
+
+
+def test_the_run_around_what_is_none_is_named(inside):
+    run = inside.parents[1]
+    for place in (inside, inside.parent, run / "summary.json"):
+        for read in (evaluate, seqmnist_jax.load):
+            with pytest.raises(WorkdirError, match="does not exist; expected a work directory") as caught:
+                read(place)
+            assert str(caught.value).endswith(f" Did you mean {run}?")
+    tiny.train(run / "below")  # a run's folder may lie in another's
 
 
 # Evaluation of what is no run.

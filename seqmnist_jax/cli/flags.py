@@ -21,6 +21,12 @@ FLAGS = flags.FLAGS
 # What users of other programs call a field.
 USUAL = {"lr": "optimizer.learning_rate", "epochs": "train.steps", "hidden": "model.hidden_size"}
 USUAL |= {"units": "model.hidden_size", "layers": "model.num_layers", "batch": "train.batch_size"}
+# What Python and absl say of a value of the wrong kind, and what was expected.
+KINDS = {
+    "invalid literal for int()": "a whole number, in digits",
+    "could not convert string to float": "a number",
+    "('Non-boolean argument": "True or False",
+}
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -159,6 +165,9 @@ def _explain(argv: list[str], error: Exception) -> str:
             near = _fields_named(field[1], known)
             hint = f" Did you mean {', '.join(map(repr, near))}?" if near else did_you_mean(field[1], known)
             return f"--config.{field[1]}: no such field in {path}.{hint}"
+    for said, kind in KINDS.items():
+        if said in str(error):
+            return f"{str(error).partition(said)[0]}expected {kind}."
     return str(error)
 
 

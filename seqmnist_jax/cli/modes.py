@@ -79,6 +79,22 @@ def _join(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 @contextmanager
+def explaining_no_device() -> Iterator[None]:
+    """Says so where JAX has no device to run on, whatever failed for want of one."""
+    try:
+        yield
+    except Exception as e:
+        if isinstance(e, SeqMnistError | OSError) or "jax" not in sys.modules:
+            raise
+        from seqmnist_jax.cli import process
+
+        problem = process.device_problem()
+        if problem:
+            raise SeqMnistError(problem) from e
+        raise
+
+
+@contextmanager
 def _explaining_a_lost_process(config: ml_collections.ConfigDict) -> Iterator[None]:
     try:
         yield

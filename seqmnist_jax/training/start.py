@@ -59,10 +59,15 @@ def look(run: Run, workdir: Path) -> str:
 
     Raises:
       WorkdirError: it holds something else, or what can't be gone on with; the message says what.
-      UsageError: it is no folder, or the run has done more steps.
+      UsageError: it is no folder, lies among a run's checkpoints, or the run has done more steps.
     """
     if workdir.exists() and not workdir.is_dir():
         raise UsageError(f"{workdir} is a file; expected a folder, or a name for a new one. Choose another --workdir.")
+    around = files.run_around(workdir)
+    if around and files.CHECKPOINTS in workdir.absolute().relative_to(around).parts:
+        raise UsageError(
+            f"{workdir} is among the checkpoints of a run. Name the run, {around}, or choose another --workdir."
+        )
     if (workdir / files.SWEEP).exists():
         raise files.WorkdirError(
             f"{workdir} holds a sweep, not one run. Give its --seeds or config.sweep to go on with it, name one of its "
