@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from seqmnist_jax.data.protocols import FIELDS
 from seqmnist_jax.errors import UsageError
-from seqmnist_jax.models.build import cell_title
+from seqmnist_jax.models.cells import cell_title
 from seqmnist_jax.training.scores import in_percent, over_seeds
 from seqmnist_jax.workdir import caveats, files
 from seqmnist_jax.workdir import config as configs
