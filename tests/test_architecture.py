@@ -19,7 +19,7 @@ rnn        checks initializers cells eager scan spec jaxprs division divide stag
            any_cell layers remat min_gru cell stack convert
 data       idx cache embedded registry sources protocols views batches task
 devices    trees mesh memory processes profiling
-models     reading cells classifier tcn build
+models     reading own_cell cells classifier tcn build
 workdir    files caveats lock provenance config checkpoints graph pictures metrics tensorboard recorder
 training   signals scores optimizers state step run clock programs records replicas start finish train jobs sweep
 analysis   recorded trained evaluate rerun compare table export report
