@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import seqmnist_jax
 from seqmnist_jax import rnn
 from seqmnist_jax.errors import UsageError
 from seqmnist_jax.models import own_cell
@@ -83,6 +84,14 @@ def test_the_page_loads_it(own, folder):
     exec(LOADING, names)
     assert names["model"].config.model.cell == "my_cells:elman"
     assert set(names["model"].params["rnn"]["layer_0"]["forward"]) == {"w", "u", "b"}
+
+
+def test_loading_says_that_the_file_has_changed(copied, monkeypatch):
+    monkeypatch.chdir(copied)
+    Path("my_cells.py").write_text(f"{MODULE}\n# Another word.\n")
+    with pytest.warns(UserWarning, match=r"my_cells.py, the file of the cell my_cells:elman, has changed since"):
+        seqmnist_jax.load("runs/elman")
+    del sys.modules["my_cells"]
 
 
 def test_it_is_found_from_another_folder_by_its_recorded_file(folder, tmp_path):
