@@ -16,10 +16,10 @@ PACKAGE = ROOT / "seqmnist_jax"
 ORDER = """
 errors
 rnn        checks initializers cells eager scan spec jaxprs division divide stages derived native fused recurrence \
-           any_cell layers remat min_gru stack weights convert
+           any_cell layers remat min_gru cell stack weights convert
 data       idx cache embedded registry sources references protocols views batches task
 devices    trees mesh memory processes profiling
-models     reading classifier tcn build
+models     reading own_cell cells classifier tcn build
 workdir    files caveats lock provenance config checkpoints graph pictures metrics tensorboard recorder
 training   signals scores optimizers state step run clock programs records replicas start finish train jobs sweep
 analysis   recorded trained evaluate rerun compare table results_page export report

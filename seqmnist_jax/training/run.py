@@ -22,6 +22,7 @@ from seqmnist_jax.errors import UsageError, check_name
 from seqmnist_jax.models import reading
 from seqmnist_jax.models.build import build_model
 from seqmnist_jax.models.build import build_unread as build_unread_model
+from seqmnist_jax.models.cells import build_own
 from seqmnist_jax.models.reading import Variables
 from seqmnist_jax.training.optimizers import (
     DROPOUT_PLACES,
@@ -231,12 +232,15 @@ def build_run(config: ml_collections.ConfigDict, task: Task | None = None, named
     stored = configs.to_json(config)
     # The folder in force, whoever named it, so that evaluation finds the data again.
     stored["runtime"]["data_dir"] = str(find_data_dir(config.runtime.data_dir) or "")
+    own_cell = build_own(config)
+    if own_cell is not None:  # so that it is found again, and known by its content
+        stored["runtime"]["cell_file"], stored["model"]["cell_hash"] = str(own_cell.file), own_cell.content_hash
     learner = build_learner(config, task.view, task.dataset.num_classes)
     configs.check_read(configs.flatten(config.to_dict()), build_unread_model(config) | build_unread(config), named)
     memory.check_state(learner.template())
     return Run(
         config=stored,
-        identity=configs.identity(config, task.dataset.content_hash),
+        identity=configs.identity(configs.from_json(stored), task.dataset.content_hash),
         task=task,
         learner=learner,
         batch_size=config.train.batch_size,

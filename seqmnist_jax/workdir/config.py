@@ -18,6 +18,9 @@ FlatConfig = dict[str, Json]
 
 # Of an identity, beside the config's fields.
 CONTENT = "content hash of the data"
+CELL_CONTENT = "content hash of the cell's file"
+# What a stored config has beside the fields of configs/default.py, where the cell is one of the user's own.
+CELL_FILE, CELL_HASH = "runtime.cell_file", "model.cell_hash"
 SECTIONS = ("data", "model", "optimizer", "train", "runtime")
 # Fields that configs of earlier versions lack, with the values that say what those runs did.
 ADDED = {
@@ -179,7 +182,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         if not isinstance(config.get(section), ml_collections.ConfigDict):
             raise UsageError(f"The config has no section {section!r}; start from get_config() of configs/default.py.")
     flat = flatten(config.to_dict())
-    _check_fields(flat)
+    _check_fields({field: value for field, value in flat.items() if field not in (CELL_FILE, CELL_HASH)})
     for field, (least, largest) in BOUNDS.items():
         if field in flat and not least <= flat[field] <= largest:
             raise UsageError(f"{field} is {flat[field]}; expected {least:,} to {largest:,}.")
@@ -208,7 +211,8 @@ def identity(config: ml_collections.ConfigDict, content_hash: str) -> FlatConfig
     del flat["data.source"], flat["data.name"]
     if config.optimizer.schedule == "constant":  # another number of steps then changes nothing of those before
         del flat["train.steps"]
-    return {**flat, CONTENT: content_hash}
+    own_cell = {CELL_CONTENT: flat.pop(CELL_HASH)} if CELL_HASH in flat else {}
+    return {**flat, **own_cell, CONTENT: content_hash}
 
 
 def differences(old: FlatConfig, new: FlatConfig) -> list[str]:

@@ -95,7 +95,10 @@ def describe(found: runs.Found) -> Json:
         "state": found.state,
         "headline": summary.headline(opened, score),
         "sections": summary.sections(opened, score),
-        "warnings": recorded.warnings(found.workdir, found.facts, opened.model.step if opened.model else None),
+        "warnings": [
+            *recorded.warnings(found.workdir, found.facts, opened.model.step if opened.model else None),
+            *(opened.model.warnings if opened.model else ()),
+        ],
         "notices": opened.notices,
         "config": [[name, repr(value)] for name, value in configs.flatten(found.config).items()],
         "curves": summary.curves(found.events),

@@ -5,7 +5,7 @@ from typing import Any
 from seqmnist_jax.analysis.report.runs import Found, Opened
 from seqmnist_jax.analysis.results_page import duration
 from seqmnist_jax.data.protocols import PROTOCOLS, SELECTIONS, TEST_SELECTION
-from seqmnist_jax.models.build import cell_title
+from seqmnist_jax.models.cells import cell_title
 from seqmnist_jax.workdir import config as configs
 
 Json = dict[str, Any]
