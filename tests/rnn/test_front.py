@@ -116,6 +116,8 @@ WRONG = {
         "more": lambda params: params | {"other": params["bias"]},
         "transposed": lambda params: params | {"kernel": params["kernel"].T},
         "cut": lambda params: params | {"bias": params["bias"][:-1]},
+        "none": lambda params: None,
+        "pairs": lambda params: list(params.items()),
     },
 }
 
@@ -232,7 +234,7 @@ def test_nothing_is_stretched_to_more_axes(way):
         jax.grad(loss)(SEVERAL if way == "stack" else jax.tree.map(jnp.asarray, params))
 
 
-@pytest.mark.parametrize("layer", [rnn.lstm, rnn.min_gru])
+@pytest.mark.parametrize("layer", [rnn.lstm, rnn.gru, rnn.min_gru])
 @pytest.mark.parametrize("params", [None, 3, [("kernel", np.zeros((3, 8)))]])
 def test_params_that_are_no_mapping(layer, params):
     with pytest.raises(ValueError, match=r"^params is a (NoneType|int|list); expected a mapping of \['bias', 'kernel'"):
