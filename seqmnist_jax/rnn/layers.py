@@ -65,7 +65,7 @@ def _checked(
 ) -> tuple[Any, Any, Any]:
     """What a layer makes of its arguments, arrays or their shapes: params, carry, and the dtype of all."""
     kind = _KINDS[cell]
-    is_other = cell == "gru" and set(params) == set(_NAMES)
+    is_other = cell == "gru" and hasattr(params, "keys") and set(params) == set(_NAMES)
     hint = "; without a recurrent_bias it is a GRU with reset_after=False" if is_other else ""
     params, hidden = checks.check_params(params, kind.names, kind.gates, x, hint)
     dtype = checks.common_dtype(params, x)
