@@ -79,7 +79,8 @@ def cell(
         x, lengths = check_inputs(x, lengths)
         carry = zeros(made, params, x) if carry is None else carry
         options |= {"lengths": lengths, "precision": precision, "backend": backend}
-        return any_cell.scan(run_by(params, x, carry, backend, precision), params, x, carry, **options)
+        by = "scan" if options.get("unroll", 1) > 1 else backend
+        return any_cell.scan(run_by(params, x, carry, by, precision), params, x, carry, **options)
 
     def run_by(params: Any, x: Any, carry: Any, backend: str, precision: str) -> Callable[..., Any]:
         """The step: with a precision of its own where `lax.scan` runs it, since all else rounds what it multiplies."""
