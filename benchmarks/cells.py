@@ -4,12 +4,13 @@
 
 Training steps of one layer, all in one process and in turns, many repetitions in a dispatch (see `benchmarks.peers`).
 'generated' is the kernel made of the step, 'derived' the same division in plain JAX, 'scan' `lax.scan` with JAX's own
-derivative, 'layer' this repository's layer of that name. The floor of a cell is its matrix products at the best rate of
-`jnp.dot` (see `benchmarks.floor`); that of a cell without any is the time of writing and reading once what it keeps.
+derivative; 'torch', 'torch_compiled' and 'nn_rnn' are PyTorch's (see `benchmarks.torch_steps`). The floor of a cell is
+its matrix products at the best rate of `jnp.dot` (see `benchmarks.floor`); that of a cell without any is the time of
+writing and reading once what it keeps.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,10 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from benchmarks import floor, timing
+from benchmarks import floor, timing, torch_steps
 from benchmarks.peers import FEEDBACK
 from benchmarks.steps import CELLS, Cell
-from seqmnist_jax import rnn
 from seqmnist_jax.rnn import cells, recurrence
 from seqmnist_jax.rnn.stages import Options
 
@@ -28,8 +28,7 @@ FLAGS = flags.FLAGS
 Array = jax.Array
 Row = dict[str, Any]
 
-WAYS = ("generated", "layer", "derived", "scan")
-LAYERS: dict[str, Callable[..., Any]] = {"gru": rnn.gru, "lstm": rnn.lstm}
+WAYS = ("generated", "derived", "scan", *torch_steps.WAYS)
 
 
 class Case(NamedTuple):
@@ -86,8 +85,6 @@ ALL: dict[str, Cell] = CELLS | {
 def last_output(way: str, case: Case, params: Any, x: Array) -> Array:
     """A layer's last output [batch, hidden], made in one of the ways."""
     cell = ALL[case.cell]
-    if way == "layer":
-        return LAYERS[case.cell](params, x, return_sequences=False, precision=case.precision)[1]
     platform = {"generated": jax.default_backend(), "derived": "derived", "scan": ""}[way]
     call = recurrence.Call(cell.step, Options("last", False, case.precision), platform)
     given = recurrence.Given(params, x, cell.zero_carry(case.batch, case.hidden), None)
@@ -100,6 +97,8 @@ def program(way: str, case: Case) -> timing.Program:
     """Training steps, all repetitions in one dispatch."""
     params = ALL[case.cell].init(jax.random.key(0), case.features, case.hidden)
     x = jax.random.uniform(jax.random.key(1), (case.batch, case.steps, case.features))
+    if way in torch_steps.WAYS:
+        return torch_steps.program(way, case.cell, params, x)
 
     def loss(params: Any, x: Array) -> Array:
         return jnp.sum(jnp.square(last_output(way, case, params, x)))
@@ -146,7 +145,7 @@ def keeping(case: Case) -> timing.Program:
 def measure(case: Case, ways: Sequence[str], rate: floor.Rate, rounds: int, seconds: float) -> list[Row]:
     """One row for each way of one case."""
     print(f"{case.cell}, batch {case.batch}, {case.precision}", flush=True)
-    found = {way: program(way, case) for way in ways if way != "layer" or case.cell in LAYERS}
+    found = {way: program(way, case) for way in ways if way not in torch_steps.WAYS or torch_steps.has(way, case.cell)}
     count = products(case)
     if count == 0:
         found["floor"] = keeping(case)
@@ -154,7 +153,7 @@ def measure(case: Case, ways: Sequence[str], rate: floor.Rate, rounds: int, seco
     lowest = 6.0 * count * case.batch * case.steps * case.hidden**2 / rate.flops
     if count == 0:
         lowest = timings.pop("floor").median
-    layer = timings.get("layer")
+    ours = timings.get("generated")
     return [
         {
             **case._asdict(),
@@ -162,7 +161,7 @@ def measure(case: Case, ways: Sequence[str], rate: floor.Rate, rounds: int, seco
             **took.facts(),
             "floor_milliseconds": 1e3 * lowest,
             "against_floor": took.median / lowest,
-            "against_layer": None if layer is None else took.median / layer.median,
+            "against_generated": None if ours is None else took.median / ours.median,
         }
         for way, took in timings.items()
     ]
@@ -170,14 +169,14 @@ def measure(case: Case, ways: Sequence[str], rate: floor.Rate, rounds: int, seco
 
 def table(rows: Sequence[Row]) -> str:
     """Rows as a table with a line for each."""
-    names = ("cell", "batch", "precision", "way", "milliseconds", "against_floor", "against_layer")
+    names = ("cell", "batch", "precision", "way", "milliseconds", "against_floor", "against_generated")
     return timing.markdown([name.replace("_", " ") for name in names], [[row[name] for name in names] for row in rows])
 
 
 def define_flags() -> None:
     """The flags of this module as a command."""
     timing.define_names("cells", list(ALL), "Which cells.")
-    timing.define_names("ways", WAYS, "Which ways.", usual=("generated", "layer"))
+    timing.define_names("ways", WAYS, "Which ways.", usual=("generated",))
     timing.define_names("precisions", cells.PRECISIONS, "Which precisions.", usual=("float32",))
     flags.DEFINE_list("batch", ["128", "32"], "Batch sizes.")
     flags.DEFINE_integer("steps", 784, "Steps of a sequence.")
