@@ -202,7 +202,8 @@ def explain(
     platform = jax.default_backend() if platform is None else choice("platform", str(platform).lower(), PLATFORMS)
     x = checks.as_array("x", x)
     checks.check_x(x)
-    shape = checks.as_array("params['recurrent_kernel']", params.get("recurrent_kernel", ())).shape
+    recurrent_kernel = params.get("recurrent_kernel", ()) if hasattr(params, "keys") else ()
+    shape = checks.as_array("params['recurrent_kernel']", recurrent_kernel).shape
     is_lstm = len(shape) == 2 and shape[1] == cells.LSTM_GATES * shape[0] and "recurrent_bias" not in params
     cell = "lstm" if is_lstm else "gru" if reset_after else "gru_reset_before"
     params, carry, dtype = _checked(cell, params, x, carry, precision, backend, jax.ShapeDtypeStruct)
