@@ -93,7 +93,6 @@ def test_remat_saves_memory(backend):
         ({"model.remat": -1}, "model.remat"),
         ({"runtime.backend": "native", "model.unroll": 2}, "model.unroll"),
         ({"runtime.backend": "fused", "model.dropout.state_keep": 0.5}, "state_keep"),
-        ({"runtime.backend": "fused", "model.cell": "gru_reset_before"}, "gru_reset_before"),
     ],
 )
 def test_what_does_not_go_is_named(changes, field):
@@ -107,7 +106,6 @@ def test_what_does_not_go_is_named(changes, field):
         ({"runtime.backend": "fused"}, "fused: named"),
         ({"model.unroll": 2}, "scan:"),
         ({"model.dropout.state_keep": 0.5}, "scan:"),
-        ({"model.cell": "gru_reset_before"}, "scan:"),
     ],
 )
 def test_describe_says_what_runs(changes, expected):

@@ -167,7 +167,7 @@ GRU_RESET_BEFORE = Cell(
     functools.partial(layers.gru, reset_after=False),
     cells.gru_step,
     functools.partial(cells.init_gru, reset_after=False),
-    backends=("auto", "scan"),
+    backends=layers.BACKENDS,
     explain=functools.partial(layers.explain, reset_after=False),
 )
 MIN_GRU = Cell(min_gru, min_gru_step, init_min_gru)
