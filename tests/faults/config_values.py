@@ -82,7 +82,7 @@ COMBINATIONS = (
     {"model.gate_bias": "chrono", "model.longest_time_scale": "1"},
     {"runtime.backend": "fused", "model.unroll": "2"},
     {"runtime.backend": "fused", "model.dropout.state_keep": "0.5"},
-    {"runtime.backend": "native", "model.cell": "gru_reset_before"},
+    {"runtime.backend": "native", "model.unroll": "2"},
     {"model.cell": "min_gru", "runtime.backend": "fused"},
     {"model.name": "tcn", "model.dropout.input_keep": "0.5"},
     {"model.name": "tcn", "model.kernel_size": "2147483647"},
