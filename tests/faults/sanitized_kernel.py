@@ -1,8 +1,8 @@
 """Calls of cells' kernels that another process has drawn (`kernel_cases.py`), made here without JAX.
 
 ``python -m tests.faults.sanitized_kernel CALLER LAUNCHER CASES CELL ...`` takes libraries: of ``caller.cc``, of what
-all cells share, and of each cell. Where they are built with a sanitizer whose runtime is loaded first (``sanitizers.py``
-does that), what it finds stands on stderr after the case.
+all cells share, and of each cell. Where they are built with a sanitizer and its runtime is loaded first, as
+``sanitizers.py`` does, what it finds stands on stderr after the case.
 """
 
 import argparse

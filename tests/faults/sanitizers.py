@@ -64,13 +64,6 @@ class Built(NamedTuple):
     cells: list[Path]
 
 
-class Drawn(NamedTuple):
-    """Cells, and a file of calls of them."""
-
-    cells: list[kernel_cases.Cell]
-    cases: Path
-
-
 def runtime(sanitizer: Sanitizer) -> str | None:
     """The path of the sanitizer's runtime, None where the compiler has none."""
     if sanitizer.runtime is None:
@@ -115,12 +108,12 @@ def build(sanitizer: Sanitizer, cells: list[kernel_cases.Cell], folder: Path) ->
     return Built(build_caller(chosen, folder / "caller.so"), launcher, libraries)
 
 
-def draw(cells: list[kernel_cases.Cell], shapes: int, seed: int, path: Path, may_be_large: bool = True) -> Drawn:
+def draw(cells: list[kernel_cases.Cell], shapes: int, seed: int, path: Path, may_be_large: bool = True) -> Path:
     """Writes calls of the cells to a file."""
     with path.open("wb") as file, tiny.quick_compiler():
         for case in kernel_cases.draw_cases(cells, shapes, seed, may_be_large):
             pickle.dump(case, file)
-    return Drawn(cells, path)
+    return path
 
 
 def run(sanitizer: Sanitizer, built: Built, cases: Path) -> Found:
