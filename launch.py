@@ -2,7 +2,7 @@
 
 python launch.py --config configs/pixel_gru.py [--workdir DIR] [--seeds=1-8] [--config.FIELD=VALUE ...]
 python launch.py --mode=evaluate --workdir DIR [--split=test] [--data_dir=DIR]
-python launch.py --mode=describe --config configs/pixel_gru.py [--json]
+python launch.py --mode=describe --config configs/pixel_gru.py [--explain] [--json]
 python launch.py --mode=compare --workdirs DIR,DIR [--json]
 python launch.py --mode=table --workdirs 'runs/*' [--csv=FILE] [--published=FILE] [--json]
 python launch.py --mode=report --workdir DIR | --workdirs DIR,DIR [--out=FILE]
@@ -24,7 +24,7 @@ from seqmnist_jax.errors import SeqMnistError
 MODES = {
     "train": (modes.train, {"config", "workdir", "seeds", "quiet"}),
     "evaluate": (modes.evaluate, {"workdir", "split", "data_dir", "allow_other_data", "json"}),
-    "describe": (modes.describe, {"config", "workdir", "json"}),
+    "describe": (modes.describe, {"config", "workdir", "explain", "json"}),
     "compare": (modes.compare, {"workdirs", "json"}),
     "table": (modes.table, {"workdirs", "csv", "published", "json"}),
     "report": (modes.report, {"workdir", "workdirs", "out"}),
@@ -46,13 +46,12 @@ flags.DEFINE_string("seeds", "", "train: a run for each seed, together: 1,2,3 or
 flags.DEFINE_string("split", "test", "evaluate: which examples to measure, train, validation or test.")
 flags.DEFINE_string("data_dir", "", "evaluate: a folder of IDX files. Default: the one the run was trained from.")
 flags.DEFINE_boolean("allow_other_data", False, "evaluate: accept data that are not those of the run.")
-flags.DEFINE_list(
-    "workdirs", [], "compare, report: folders of runs; table: folders with runs in or under them, as in 'runs/*'."
-)
+flags.DEFINE_list("workdirs", [], "compare, report: folders of runs; table: also folders above them, as in 'runs/*'.")
 flags.DEFINE_string("out", "", "report: the file. Default: report.html in the folder, or here for several.")
-flags.DEFINE_string("csv", "table.csv", "table: where the table goes with full precision.")
+flags.DEFINE_string("csv", None, "table: a file for the rows with full precision.")
 flags.DEFINE_string("published", "", "table: a CSV file with figures of others, to stand below ours.")
-flags.DEFINE_boolean("json", False, "all but train: print one JSON value and nothing else.")
+flags.DEFINE_boolean("explain", False, "describe: tell what each field of the config means.")
+flags.DEFINE_boolean("json", False, "all but train and report: print one JSON value and nothing else.")
 flags.DEFINE_boolean("quiet", False, "train: print nothing but the result.")
 flags.DEFINE_boolean("debug", False, "Show the traceback of an error.")
 
@@ -64,7 +63,8 @@ def main(argv: list[str]) -> None:
     replace_unprintable()
     try:
         refuse_unused({mode: names for mode, (_, names) in MODES.items()})
-        show(MODES[FLAGS.mode][0](), as_json=FLAGS.json)
+        with modes.explaining_no_device():
+            show(MODES[FLAGS.mode][0](), as_json=FLAGS.json)
     except Unprinted:
         # What a run made is in its folder; of other modes it is lost.
         sys.exit(0 if FLAGS.mode == "train" else SeqMnistError.exit_code)

@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks import peers
 from seqmnist_jax.data.batches import ExampleStream
 from seqmnist_jax.devices.trees import stack, tensor_names
-from seqmnist_jax.models import build
+from seqmnist_jax.models import CELLS
 from seqmnist_jax.models.classifier import NORM_EPSILON
 from seqmnist_jax.training import optimizers, sweep
 from seqmnist_jax.training.clock import Clock
@@ -133,7 +133,7 @@ class TorchTrainer:
         self._rates = optimizer.learning_rate * np.asarray(
             jax.vmap(lambda step: jnp.float32(unit_rate(step)))(jnp.arange(train.steps + 1))
         )
-        joint = build.CELLS[self._config.model.cell].joint_kernels
+        joint = CELLS[self._config.model.cell].joint_kernels
         groups: dict[Hashable, list[int]] = {}
         for index, path in enumerate(self._tensors):
             if optimizers.CLIP_MASKS[optimizer.clip.mask](path):

@@ -54,7 +54,8 @@ def get_config() -> ml_collections.ConfigDict:
     # 'rnn': recurrent layers; 'tcn': a temporal convolutional network of num_layers levels of
     # hidden_size channels, each with two convolutions of kernel_size, weight-normalised.
     model.name = "rnn"
-    # 'lstm', 'gru' (reset-after, as cuDNN and PyTorch), 'gru_reset_before' or 'min_gru'.
+    # 'lstm', 'gru' (reset-after, as cuDNN and PyTorch), 'gru_reset_before', 'min_gru', or a cell of your own as
+    # 'MODULE:NAME'.
     model.cell = "lstm"
     model.hidden_size = 64
     model.num_layers = 1

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,8 +39,12 @@ def load(workdir: str | Path) -> TrainedModel:
     Raises:
       WorkdirError: it is no work directory.
       CheckpointError: it has no checkpoint, or the checkpoint can't be read.
+      UsageError: its cell is one of your own, and that can't be imported.
     """
     # Imported here, so that `from seqmnist_jax import rnn` costs JAX and nothing more.
     from seqmnist_jax.analysis import trained
 
-    return trained.load(workdir)
+    model = trained.load(workdir)
+    for warning in model.warnings:
+        warnings.warn(warning, stacklevel=2)
+    return model

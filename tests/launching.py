@@ -68,10 +68,12 @@ def _launch(
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), target)
     if most_bytes is not None:
         resource.setrlimit(resource.RLIMIT_AS, (most_bytes, most_bytes))
+    import jax
     from absl import app
 
     import launch
 
+    jax.config.update("jax_platforms", environment.get("JAX_PLATFORMS", "cpu"))
     sys.argv = [str(ROOT / "launch.py"), *arguments]
     code = 0
     try:

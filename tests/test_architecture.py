@@ -16,13 +16,13 @@ PACKAGE = ROOT / "seqmnist_jax"
 ORDER = """
 errors
 rnn        checks initializers cells eager scan remat jaxprs division divide stages derived native recurrence \
-           any_cell layers min_gru stack convert
-data       idx cache embedded registry sources protocols views batches task
+           any_cell layers min_gru cell stack weights convert
+data       idx cache embedded registry sources references protocols views batches task
 devices    trees mesh memory processes profiling
-models     reading classifier tcn build
+models     reading own_cell cells classifier tcn build
 workdir    files caveats lock provenance config checkpoints graph pictures metrics tensorboard recorder
 training   signals scores optimizers state step run clock programs records replicas start finish train jobs sweep
-analysis   recorded trained evaluate rerun compare table export report
+analysis   recorded trained evaluate rerun compare table results_page export report
 cli        output process terminal flags commands describe text modes
 """
 # Inside the packages of packages.

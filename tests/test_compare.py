@@ -85,14 +85,24 @@ def test_a_p_value_too_small_for_digits(good, tmp_path):
     assert "p < 1e-6" in compare(good, make_run(tmp_path / "bad", wrong=range(2, 100)))["verdict"]
 
 
+def test_two_seeds_of_one_config_are_told(tmp_path):
+    runs = [
+        make_run(tmp_path / str(seed), range(20 * seed), summary={"steps": 9, "identity": {"seed": seed, "a": 1}})
+        for seed in (0, 1)
+    ]
+    assert compare(*runs)["verdict"].endswith("the same but for the seed, so it was the luckier seed.")
+    longer = make_run(tmp_path / "2", range(20), summary={"steps": 10, "identity": {"seed": 1, "a": 1}})
+    assert compare(runs[0], longer)["verdict"].endswith("takes several seeds of each.")
+
+
 def test_text_is_aligned_and_says_it_all(good, poor):
     text = texts.comparison(compare(good, poor))
     lines = text.splitlines()
-    first, second = (next(line for line in lines if line.startswith(name)) for name in ("first", "second"))
-    assert first.index(str(good)) == second.index(str(poor)), "one column for the folders"
-    assert "98.00%" in first
-    assert "89.00%" in second
-    assert "by the first only 10, by the second only 1" in text
+    first, second = (lines.index(f"{name:<19}{folder}") for name, folder in (("first", good), ("second", poor)))
+    assert lines[first + 1].split()[-1] == "98.00%"
+    assert lines[second + 1].split()[-1] == "89.00%"
+    counts = [line.split()[2:] for line in lines if line.startswith(("first right", "first wrong"))]
+    assert [counts[0][1], counts[1][0]] == ["10", "1"], "by the first only, by the second only"
     assert "is the better" in text
     assert "WARNING" not in text
 

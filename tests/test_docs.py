@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from seqmnist_jax import rnn
-from seqmnist_jax.data import protocols, sources
+from seqmnist_jax.data import protocols, references, sources
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -186,11 +186,26 @@ def test_the_table_of_protocols_is_the_code_s():
     table = {}
     for row in re.findall(r"^\| (`\w+` \|(?: `[\w:]+` \|){3} .*) \|$", text, re.M):
         name, *fields = re.findall(r"`([\w:]+)`", row)
-        table[name] = fields, "on test" in row
+        table[name] = fields, "on test" in row, re.findall(r"\[([^\]]+)\]\(([^)]+)\)", row)
+    known = references.read()
     assert table == {
-        name: ([p.permutation, p.split, p.scaling, p.selection], p.selection.startswith("test"))
+        name: (
+            [p.permutation, p.split, p.scaling, p.selection],
+            p.selection.startswith("test"),
+            [(known[p.reference].short, known[p.reference].url), ("code", f"https://{p.code}")] if p.reference else [],
+        )
         for name, p in protocols.PROTOCOLS.items()
     }
+
+
+def test_papers_are_named_as_the_references_have_them():
+    named = {reference.url: reference.short for reference in references.read().values()}
+    told = {}
+    for page in PAGES:
+        links = re.findall(r"\[([^\]]+)\]\((https://(?:arxiv|doi|medium|papers)\.[^)]+)\)", (ROOT / page).read_text())
+        told |= {url: words for words, url in links}
+    assert told == {url: named.get(url) for url in told}
+    assert len(told) > 10
 
 
 def test_engine(tmp_path, capsys):
@@ -315,8 +330,8 @@ def test_shell_runs(page, sandbox):
 def test_readme_s_commands_run_and_print_what_it_shows(sandbox):
     shown = {"make run": [], "make evaluate": []}
     for command, block in zip(shown, (b for b in blocks("README.md") if b.language == ""), strict=True):
-        shown[command] = re.findall(r"^[A-Za-z][a-z ]*[a-z]", block.text, re.M)
-    assert shown["make run"][:2] == ["Data", "Training"]
+        shown[command] = re.findall(r"^[A-Za-z][a-z_ ]*[a-z]", block.text, re.M)
+    assert shown["make run"][:2] == ["row_lstm", "Data"]
     assert shown["make evaluate"] == ["test accuracy", "steps read", "accuracy"]
     for block in RUN:
         for command in commands(block) if block.page == "README.md" else ():

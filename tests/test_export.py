@@ -14,7 +14,7 @@ import seqmnist_jax
 from seqmnist_jax.analysis import export as exporting
 from seqmnist_jax.cli import text as texts
 from seqmnist_jax.errors import UsageError
-from seqmnist_jax.models.build import CELLS
+from seqmnist_jax.models import CELLS
 from seqmnist_jax.workdir import files
 from seqmnist_jax.workdir.checkpoints import CheckpointError
 from seqmnist_jax.workdir.files import WorkdirError

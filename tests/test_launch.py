@@ -72,11 +72,17 @@ def test_without_a_workdir_each_run_gets_its_own(tmp_path, environment):
     (folder,) = (tmp_path / "runs" / "row_lstm").iterdir()
     assert re.fullmatch(r"\d{8}-\d{6}", folder.name)
     assert f"--mode=evaluate --workdir {folder.relative_to(tmp_path)}" in done.stdout
-    lines = done.stdout[done.stdout.index("test accuracy") :].splitlines()[:5]
+    lines = done.stdout[done.stdout.index("test accuracy") :].splitlines()[:10]
     assert [line.split("  ")[0] for line in lines] == [
         "test accuracy",
+        "over images",
+        "test images",
+        "test loss",
         "checkpoint",
+        "last checkpoint",
         "validation accuracy",
         "training",
+        "compiling",
         "device",
     ]
+    assert done.stdout.startswith("row_lstm: LSTM 4, rmsprop 0.02, seed 0, 2 steps of 8 (0.004 epochs)\n")

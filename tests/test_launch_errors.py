@@ -3,18 +3,22 @@
 import json
 import math
 import os
+import runpy
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import seqmnist_jax
 from configs import row_lstm
 from seqmnist_jax.analysis.evaluate import evaluate
 from seqmnist_jax.data.idx import DataError, write_idx
 from seqmnist_jax.data.sources import FILES
 from seqmnist_jax.errors import SeqMnistError, UsageError, choose, did_you_mean
 from seqmnist_jax.training.run import build_run
-from tests import launching
+from seqmnist_jax.workdir.files import WorkdirError
+from tests import launching, tiny
 
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / "configs" / "row_lstm.py")
@@ -29,8 +33,8 @@ def launch(tmp_path):
     cwd.mkdir()
     workdir = tmp_path / "workdir"
 
-    def run(*arguments, cwd=cwd):
-        environment = {name: value for name, value in os.environ.items() if name != "SEQMNIST_DATA_DIR"}
+    def run(*arguments, cwd=cwd, **changes):
+        environment = {name: value for name, value in os.environ.items() if name != "SEQMNIST_DATA_DIR"} | changes
         return launching.launch([a.format(workdir=workdir, tmp=tmp_path) for a in arguments], cwd, environment)
 
     yield run
@@ -59,11 +63,28 @@ def message_of(done, exit_code):
         pytest.param(
             [f"--config={CONFIG}", "--config.train.steps=many", "--workdir={workdir}"],
             2,
-            ["--config.train.steps", "many", "int"],
+            ["--config.train.steps=many", "expected a whole number"],
             id="not an integer",
         ),
         pytest.param(
             ["--config", CONFIG, "--wrkdir={workdir}"], 2, ["wrkdir", "Did you mean", "workdir"], id="unknown flag"
+        ),
+        pytest.param(
+            ["--config", CONFIG, "--lr=3"], 2, ["--lr", "'--config.optimizer.learning_rate'"], id="lr for a field"
+        ),
+        pytest.param(
+            ["--config", CONFIG, "--train.steps=100"], 2, ["'--config.train.steps'"], id="field without its prefix"
+        ),
+        pytest.param(["--seed=3"], 2, ["Did you mean '--config.seed'?"], id="field, and no config"),
+        pytest.param(["--mode=eval", "--workdir={tmp}"], 2, ["Did you mean 'evaluate'?"], id="mode cut short"),
+        pytest.param(
+            ["--config", CONFIG, "--config.optimizer.lr=3"], 2, ["'optimizer.learning_rate'"], id="lr in a field"
+        ),
+        pytest.param(
+            ["--config", CONFIG, "--workdir={workdir}", "--config.data.permuted"],
+            2,
+            ["--config.data.permuted=true"],
+            id="boolean without a value",
         ),
         pytest.param(
             ["--config", CONFIG, "--config.model.hidden_size=0"],
@@ -270,7 +291,6 @@ def test_impossible_value_is_refused_by_field(build, field, value):
     ("field", "value"),
     [
         ("optimizer.warmup_steps", -1),
-        ("optimizer.warmup_steps", 5000),
         ("optimizer.final_fraction", -0.01),
         ("optimizer.final_fraction", 1.01),
         ("optimizer.final_fraction", math.nan),
@@ -304,6 +324,30 @@ def test_values_at_the_edge_are_taken(build, field, value):
     assert stored == value
 
 
+CONFIGS = sorted(path.relative_to(ROOT / "configs") for path in ROOT.glob("configs/**/*.py"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=str)
+def test_a_hundred_steps_of_any_config_are_a_trial(path, monkeypatch):
+    monkeypatch.delenv("SEQMNIST_DATA_DIR", raising=False)
+    config = runpy.run_path(str(ROOT / "configs" / path))["get_config"]()
+    config.data.source, config.data.name, config.train.steps = "embedded", "mnist", 100
+    run = build_run(config, named=["train.steps"])
+    has_room = config.optimizer.schedule == "constant" or config.optimizer.warmup_steps < 100
+    assert bool(run.remark) != has_room
+    assert has_room or run.config["optimizer"]["warmup_steps"] == run.identity["optimizer.warmup_steps"] == 10
+    # What fits stays, so that runs of before go on.
+    config.train.steps = config.optimizer.warmup_steps + 1
+    assert build_run(config).remark == ""
+
+
+def test_a_warmup_that_is_named_is_no_other(build):
+    config = row_lstm.get_config()
+    config.optimizer.schedule, config.optimizer.warmup_steps = "warmup_cosine", config.train.steps
+    with pytest.raises(UsageError, match=r"optimizer\.warmup_steps is 5000; expected 0 to train\.steps - 1"):
+        build_run(config, named=["optimizer.warmup_steps"])
+
+
 def test_idx_source_without_a_folder_is_a_data_error(build):
     with pytest.raises(DataError, match="SEQMNIST_DATA_DIR"):
         build(**{"data.source": "idx"})
@@ -328,6 +372,58 @@ def test_time_scales_of_a_one_step_sequence_are_refused_by_field(build, flat_dig
     assert build(**flat_digits).task.view.sequence_length == 1
     with pytest.raises(UsageError, match=r"model\.gate_bias"):
         build(**{**flat_digits, "model.gate_bias": "log_uniform"})
+
+
+# Devices that are not there, and folders that are a run's own.
+
+
+@pytest.mark.parametrize("platform", ["cuda", "no_such"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--config", CONFIG, "--workdir={workdir}"],
+        ["--mode=describe", "--config", CONFIG],
+        ["--mode=evaluate", f"--workdir={ROOT / 'pretrained' / 'row_lstm'}", "--split=validation"],
+    ],
+    ids=["train", "describe", "evaluate"],
+)
+def test_a_platform_that_is_not_here(launch, arguments, platform):
+    done = launch(*arguments, JAX_PLATFORMS=platform)
+    assert f"JAX_PLATFORMS is '{platform}'" in message_of(done, 1)
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("value", ["1e3", "32.0", ""])
+def test_numbers_that_are_not_whole(launch, value):
+    message = message_of(launch("--config", CONFIG, "--workdir={workdir}", f"--config.train.steps={value}"), 2)
+    assert message == f"error: flag --config.train.steps={value}: expected a whole number, in digits."
+
+
+@pytest.fixture
+def inside(tiny_run, tmp_path):
+    """A checkpoint's folder."""
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run[0], run)
+    return next(path for path in (run / "checkpoints").iterdir() if path.name.isdigit())
+
+
+def test_a_run_is_not_begun_among_the_checkpoints_of_another(inside):
+    before = sorted(inside.rglob("*"))
+    for place in (inside, inside.parent, inside.parent / "new", inside / "below"):
+        with pytest.raises(UsageError, match="among the checkpoints") as caught:
+            tiny.train(place)
+        assert f"Name the run, {inside.parents[1]}," in str(caught.value)
+    assert sorted(inside.rglob("*")) == before
+
+
+def test_the_run_around_what_is_none_is_named(inside):
+    run = inside.parents[1]
+    for place in (inside, inside.parent, run / "summary.json"):
+        for read in (evaluate, seqmnist_jax.load):
+            with pytest.raises(WorkdirError, match="does not exist; expected a work directory") as caught:
+                read(place)
+            assert str(caught.value).endswith(f" Did you mean {run}?")
+    tiny.train(run / "below")  # a run's folder may lie in another's
 
 
 # Evaluation of what is no run.

@@ -2,6 +2,7 @@
 
 import doctest
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -163,6 +164,13 @@ def test_what_a_model_is(workdir):
     assert model.config.model.hidden_size == HIDDEN
     assert model.facts["permutation"] == "numpy:3"
     assert set(model.params) == {"rnn", "dense"}
+
+
+def test_nothing_is_said_where_all_is_well(workdir, caplog, capfd):
+    with caplog.at_level(logging.INFO, logger="absl"):
+        seqmnist_jax.load(workdir).predict(random_images(2, seed=1))
+    assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == []
+    assert capfd.readouterr() == ("", "")
 
 
 def test_another_permutation_is_refused(workdir):

@@ -20,7 +20,7 @@ import launch  # noqa: F401  which defines the flags
 import seqmnist_jax
 from configs import row_lstm
 from configs.best import row_tcn
-from seqmnist_jax.analysis import export, table
+from seqmnist_jax.analysis import export, results_page, table
 from seqmnist_jax.analysis.evaluate import evaluate
 from seqmnist_jax.analysis.report import build, comparison
 from seqmnist_jax.cli import commands, modes, text
@@ -32,7 +32,6 @@ from seqmnist_jax.training.run import build_run
 from seqmnist_jax.training.train import train
 from seqmnist_jax.workdir import files
 from seqmnist_jax.workdir.checkpoints import Checkpoints
-from seqmnist_jax.workdir.files import WorkdirError
 from tests.tiny import QUICK
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -241,8 +240,8 @@ def test_every_mode_says_that_test_images_chose(chosen_on_test, tmp_path, monkey
         "export": (found := export.export(chosen_on_test), text.export(found)),
         "report": (build.gather([chosen_on_test])["run"], said),
     }
-    rows = table.rows(table.find([str(chosen_on_test)]))
-    results["table"] = (rows[0], table.as_markdown(rows))
+    rows = table.rows(table.find([str(chosen_on_test)]).results)
+    results["table"] = (rows[0], results_page.as_markdown(rows))
     config = config_of(**{"data.selection": "test:128"})
     grid = sweep.build_sweep(config, "1-2")
     ranking = sweep.train_sweep(grid, sweep.build_points(config, grid), tmp_path, watch=QUIET)
@@ -301,17 +300,17 @@ def test_seeds_that_diverged_are_told(chosen_on_test, tmp_path):
     files.write_json(lost / "config.json", {**config, "seed": 7})
     shutil.copy(chosen_on_test / "data.json", lost)
     files.write_json(lost / "diverged.json", {"reason": "Training diverged at step 1"})
-    results = table.find([where])
+    results = table.find([where]).results
     (row,) = table.rows(results)
     assert (row["seeds"], row["diverged_seeds"]) == ([0, 1], [7])
     assert "1 of 3 runs diverged, and are in no mean." in row["warnings"]
-    assert "| 0, 1, 7 diverged |" in table.as_markdown([row])
+    assert "| 0, 1, 7 diverged |" in results_page.as_markdown([row])
     with pytest.raises(UsageError, match=r"all runs found diverged: .*lost"):
-        table.rows(table.find([str(lost)]))
+        table.rows(table.find([str(lost)]).results)
     config["optimizer"]["learning_rate"] = 1e30
     files.write_json(lost / "config.json", config)
-    results = table.find([where])
-    assert f"All seeds diverged, so there is no row. ({lost})" in table.as_markdown(
+    results = table.find([where]).results
+    assert f"All seeds diverged, so there is no row. ({lost})" in results_page.as_markdown(
         table.rows(results), without_result=table.without_result(results)
     )
 
@@ -322,22 +321,22 @@ def test_seeds_that_diverged_are_told(chosen_on_test, tmp_path):
 )
 def test_a_damaged_summary_is_named_by_its_folder(chosen_on_test, tmp_path, change):
     where = copies(chosen_on_test, tmp_path / "damaged", change)
-    with pytest.raises(WorkdirError, match="damaged/0"):
-        table.rows(table.find([where]))
+    with pytest.raises(UsageError, match="damaged/0"):
+        table.find([where])
 
 
 def test_events_that_are_no_numbers_are_passed_over(chosen_on_test, tmp_path):
     where = copies(chosen_on_test, tmp_path, {})
     event = {"step": 10, "split": "validation", "seconds": 1.0, "accuracy": "high"}
     (tmp_path / "0" / "metrics.jsonl").write_text(json.dumps(event) + "\n")
-    assert table.rows(table.find([where]))[0]["seconds_to_90"] is None
+    assert table.rows(table.find([where]).results)[0]["seconds_to_90"] is None
 
 
 @pytest.mark.parametrize("content", [b"Model,Pixels\nS4\n", b"Model\n\xff\n", b"Model\nS4,99\n"])
 def test_published_figures_that_are_no_table(tmp_path, content):
     (tmp_path / "published.csv").write_bytes(content)
     with pytest.raises(UsageError, match=r"--published: .*published\.csv"):
-        table.read_published(tmp_path / "published.csv")
+        results_page.read_published(tmp_path / "published.csv")
 
 
 def test_a_table_is_printed_where_its_file_can_not_be_written(chosen_on_test, parsed, tmp_path, capsys):

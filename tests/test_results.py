@@ -1,19 +1,55 @@
 """RESULTS.md is what its command makes of the runs kept under results/."""
 
+import re
 from pathlib import Path
 
-from seqmnist_jax.analysis import table
+import pytest
+
+import seqmnist_jax
+from seqmnist_jax.analysis import results_page, table
+from seqmnist_jax.data import references
 
 ROOT = Path(__file__).parent.parent
 
 
-def test_results_are_up_to_date():
-    rows = table.rows(table.find([str(ROOT / "results")]))
-    text = table.as_markdown(rows, table.read_published(ROOT / "results" / "published.csv"))
-    introduction = (ROOT / "results" / "introduction.md").read_text()
-    assert (ROOT / "RESULTS.md").read_text() == f"{introduction}{text}\n"
+def test_results_are_up_to_date(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    found = table.find(["results"])
+    assert found.left_out == []
+    page = results_page.as_markdown(
+        table.rows(found.results), results_page.read_published(Path("results/published.csv"))
+    )
+    assert Path("RESULTS.md").read_text() == f"{Path('results/introduction.md').read_text()}{page}\n"
 
 
 def test_only_summaries_and_metrics_are_kept():
     kept = {path.name for path in (ROOT / "results").rglob("*") if path.is_file()}
     assert kept == {"summary.json", "metrics.jsonl", "published.csv", "introduction.md", "table.csv"}
+
+
+def test_each_source_of_a_published_figure_is_in_the_references():
+    known = references.read()
+    keys = {cell for row in results_page.read_published(ROOT / "results" / "published.csv") for cell in row.values()}
+    assert {cell for cell in keys if re.fullmatch(r"[a-z]+20\d\d\w*", cell)} <= known.keys()
+    assert "[Kim and Park 2023](https://arxiv.org/abs/2304.02330)" in (ROOT / "RESULTS.md").read_text()
+
+
+@pytest.mark.parametrize("key", references.read())
+def test_a_reference_can_be_followed(key):
+    reference = references.read()[key]
+    assert all(reference.authors)
+    assert reference.title
+    assert re.fullmatch(r"(19|20)\d\d", reference.year)
+    assert reference.year in key
+    assert reference.url.startswith("https://")
+    assert reference.short.startswith(reference.authors[0])
+
+
+def test_all_entries_are_read():
+    assert len(references.read()) == references.PATH.read_text().count("\n@")
+
+
+def test_the_citation_has_the_version():
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {seqmnist_jax.__version__}\n" in citation
+    assert f"## {seqmnist_jax.__version__}" in (ROOT / "CHANGELOG.md").read_text()

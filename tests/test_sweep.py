@@ -90,7 +90,7 @@ def test_replicas_are_runs_like_any(swept):
     result = evaluate(folder / "replicas" / members[1].name)
     stored = json.loads((folder / "replicas" / members[1].name / "summary.json").read_text())
     assert result["accuracy"] == stored["test_accuracy"]
-    rows = table.rows(table.find([str(folder)]))
+    rows = table.rows(table.find([str(folder)]).results)
     assert sorted(row["seeds"] for row in rows) == [[1, 2], [1, 2]]
     with pytest.raises(WorkdirError, match="holds a sweep; name one of its runs"):
         evaluate(folder)
@@ -138,7 +138,7 @@ def test_a_diverged_replica_hurts_no_other(tmp_path):
     assert not (tmp_path / "sweep" / "replicas" / name / "summary.json").exists()
     # Again: what diverged is not tried again, and the table leaves it out.
     assert run_sweep(tmp_path / "sweep", **changes)[0] == summary
-    assert len(table.rows(table.find([str(tmp_path / "sweep")]))) == 1
+    assert len(table.rows(table.find([str(tmp_path / "sweep")]).results)) == 1
 
 
 @pytest.mark.slow

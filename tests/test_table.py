@@ -6,9 +6,9 @@ import statistics
 
 import pytest
 
-from seqmnist_jax.analysis import table
+from seqmnist_jax.analysis import results_page, table
+from seqmnist_jax.cli import text
 from seqmnist_jax.errors import UsageError
-from seqmnist_jax.workdir.files import WorkdirError
 
 IDENTITY = {
     "seed": 0,
@@ -38,6 +38,9 @@ def make_run(folder, seed, accuracy, identity=(), **changes):
         "parameters": 50_000,
         "train_seconds": 120.0,
         "device": "2 CPU cores",
+        "git_commit": "ab" * 20,
+        "versions": {"seqmnist_jax": "0.1.0", "jax": "0.10.2"},
+        "date": "2026-11-26",
         "dataset": {"name": "mnist", "permutation": "none", "sizes": {"train": 55_000}, "overrides": []},
         "identity": {**IDENTITY, "seed": seed, **dict(identity)},
         "command": f"python launch.py --config configs/pixel_gru.py --config.seed={seed}",
@@ -45,6 +48,12 @@ def make_run(folder, seed, accuracy, identity=(), **changes):
     }
     (folder / "summary.json").write_text(json.dumps(summary))
     return folder
+
+
+def rows_of(patterns):
+    found = table.find(patterns)
+    assert found.left_out == []
+    return table.rows(found.results)
 
 
 @pytest.fixture
@@ -56,7 +65,7 @@ def runs(tmp_path):
 
 def test_seeds_of_one_recipe_make_one_row(runs):
     make_run(runs / "other" / "deep", 1, 0.97, identity={"optimizer.learning_rate": 0.001})
-    rows = table.rows(table.find([str(runs / "*")]))
+    rows = rows_of([str(runs / "*")])
     assert [row["seeds"] for row in rows] == [[1, 2, 3], [1]]
     row = rows[0]
     assert row["test_accuracy"] == pytest.approx(0.985)
@@ -70,22 +79,49 @@ def test_seeds_of_one_recipe_make_one_row(runs):
     assert rows[1]["test_interval"] is None
 
 
-def test_times_are_those_of_the_fastest_device(runs):
+def test_times_are_those_of_one_device_and_one_commit_and_the_row_says_whose(runs):
     make_run(runs / "gpu", 4, 0.98, device="1 x GPU", train_seconds=9.0)
-    (row,) = table.rows(table.find([str(runs)]))
-    assert row["seeds"] == [1, 2, 3, 4]
-    assert (row["train_seconds"], row["device"]) == (9.0, "1 x GPU")
+    make_run(runs / "later", 5, 0.98, git_commit="cd" * 20 + "+changes", train_seconds=10.0)
+    (row,) = rows_of([str(runs)])
+    assert row["seeds"] == [1, 2, 3, 4, 5]
+    assert (row["train_seconds"], row["device"], row["commit"]) == (120.0, "2 CPU cores", "abababa")
+    assert row["timed_seeds"] == [1, 2, 3]
+    assert row["devices"] == {"2 CPU cores": [1, 2, 3, 5], "1 x GPU": [4]}
+    assert row["warnings"] == ["The seeds were made by different commits, devices."]
+    page = results_page.as_markdown([row])
+    assert f"- WARNING: The seeds were made by different commits, devices. ({row['id']})" in page
+    assert "| 3 of 5 | 2.0 min |" in page
+    assert "| abababa (seeds 1, 2, 3, 4); cdcdcdc+changes (seed 5) |" in page
+    assert f"| [{runs}]({runs}) | 2026-11-26 |" in page
+
+
+def test_of_as_many_seeds_on_each_the_fastest_device_is_timed(runs):
+    for seed in (4, 5, 6):
+        make_run(runs / f"gpu{seed}", seed, 0.98, device="1 x GPU", train_seconds=9.0)
+    (row,) = rows_of([str(runs)])
+    assert (row["train_seconds"], row["timed_seeds"]) == (9.0, [4, 5, 6])
+
+
+def test_seeds_by_another_command_are_told(runs):
+    by_flag = "python launch.py --config configs/other.py --config.seed=4 --config.model.cell=gru"
+    make_run(runs / "flagged", 4, 0.98, command=by_flag)
+    (row,) = rows_of([str(runs)])
+    assert row["warnings"] == ["The seeds were made by different commands."]
+    # The config's own seed needs no flag, so that is the same command.
+    make_run(runs / "flagged" / "plain", 5, 0.98, command="python launch.py --config configs/pixel_gru.py")
+    (row,) = rows_of([str(runs / "gru*"), str(runs / "flagged" / "plain")])
+    assert row["warnings"] == []
 
 
 def test_markdown_says_what_it_must(runs):
     make_run(runs / "literal", 1, 0.999, selected_on="test:128", identity={"data.protocol": "tutorial2018"})
-    text = table.as_markdown(table.rows(table.find([str(runs)])), [{"Model": "S4", "Pixels %": "99.63"}])
-    assert "GRU 128, bfloat16" in text
-    assert "98.50 ± 0.50" in text
-    assert "tutorial2018 **(selected on test)**" in text
-    assert "--config.seed=SEED" in text
-    assert "| S4 | 99.63 |" in text
-    columns = {line.count("|") for line in text.splitlines()[:4]}
+    page = results_page.as_markdown(rows_of([str(runs)]), [{"Model": "S4", "Pixels %": "99.63"}])
+    assert "GRU 128, bfloat16" in page
+    assert "| 98.50 ± 0.50 | 97.26 to 99.74 | 98.00 to 99.00 |" in page
+    assert "tutorial2018 **(selected on test)**" in page
+    assert "--config.seed=SEED" in page
+    assert "| S4 | 99.63 |" in page
+    columns = {line.count("|") for line in page.splitlines()[:4]}
     assert len(columns) == 1
 
 
@@ -105,52 +141,58 @@ def test_the_time_to_an_accuracy_is_that_of_its_first_measurement(runs):
     write_curve(runs / "gru1", [(10.0, 0.8), (20.0, 0.91), (30.0, 0.89), (40.0, 0.96), (50.0, 0.985)])
     write_curve(runs / "gru2", [(11.0, 0.9), (21.0, 0.96), (31.0, 0.97)])
     write_curve(runs / "gru3", [(12.0, 0.95), (22.0, 0.97)])
-    rows = table.rows(table.find([str(runs)]))
+    rows = rows_of([str(runs)])
     assert [rows[0][f"seconds_to_{target}"] for target in (90, 95, 98, 99)] == [
         pytest.approx((20 + 11 + 12) / 3),
         pytest.approx((40 + 21 + 12) / 3),
         None,  # one seed of three had it
         None,
     ]
-    assert "| 14.3 s | 24.3 s | - | - | 2 CPU cores |" in table.as_markdown(rows)
+    assert "| 14.3 s | 24.3 s | - | - | 2 CPU cores | abababa |" in results_page.as_markdown(rows)
 
 
 def test_without_curves_no_time_to_an_accuracy_is_told(runs):
-    rows = table.rows(table.find([str(runs)]))
+    rows = rows_of([str(runs)])
     assert rows[0]["seconds_to_90"] is None
-    assert "first read so well" not in table.as_markdown(rows)
 
 
 def test_departures_from_the_protocol_are_told(runs):
     dataset = {"name": "mnist", "permutation": "numpy:100", "sizes": {"train": 55_000}}
     make_run(runs / "new", 5, 0.9, dataset={**dataset, "overrides": ["permutation"]})
     make_run(runs / "old", 6, 0.9, dataset=dataset, identity={"data.permutation": "numpy:100", "data.split": None})
-    rows = table.rows(table.find([str(runs / "new"), str(runs / "old")]))
+    rows = rows_of([str(runs / "new"), str(runs / "old")])
     assert {row["protocol"] for row in rows} == {"seqmnist but permutation numpy:100"}
 
 
-def test_recipes_that_share_a_name_are_told_apart(runs):
-    make_run(runs / "slow", 1, 0.97, identity={"optimizer.learning_rate": 0.001})
-    make_run(runs / "lstm", 1, 0.96, identity={"model.cell": "lstm"})
-    rows = table.rows(table.find([str(runs)]))
-    assert [(row["model"], row["recipe"]) for row in rows] == [
-        ("GRU 128, bfloat16", "learning_rate 0.008"),
-        ("GRU 128, bfloat16", "learning_rate 0.001"),
-        ("LSTM 128, bfloat16", ""),
-    ]
-    assert "| GRU 128, bfloat16 (learning_rate 0.001) |" in table.as_markdown(rows)
+def test_a_row_s_name_and_label_don_t_depend_on_other_rows(runs):
+    (alone,) = rows_of([str(runs)])
+    flag = "--config.optimizer.learning_rate=0.001"
+    command = f"python launch.py --config configs/pixel_gru.py --config.seed=1 {flag}"
+    make_run(runs / "slow", 1, 0.97, identity={"optimizer.learning_rate": 0.001}, command=command)
+    rows = rows_of([str(runs)])
+    assert rows[0] == alone | {"folder": str(runs)}
+    assert rows[0]["id"] != rows[1]["id"]
+    assert [row["config"] for row in rows] == ["pixel_gru", "pixel_gru, learning_rate=0.001"]
+    assert rows[1]["command"] == f"python launch.py --config configs/pixel_gru.py --config.seed=SEED {flag}"
+
+
+def test_a_field_that_a_later_version_adds_changes_no_name(runs):
+    (before,) = rows_of([str(runs)])
+    make_run(runs / "later", 4, 0.98, identity={"train.label_smoothing": 0.0, "optimizer.ema_decay": 0.0})
+    (after,) = rows_of([str(runs)])
+    assert (after["id"], after["seeds"]) == (before["id"], [1, 2, 3, 4])
 
 
 def test_the_plainest_command_that_names_a_seed_stands_for_all(runs):
     plain = "python launch.py --config configs/pixel_gru.py"
     make_run(runs / "own seed", 10, 0.98, command=plain)
     make_run(runs / "said at length", 11, 0.98, command=f"{plain} --config.seed=11 --config.model.cell=gru")
-    (row,) = table.rows(table.find([str(runs)]))
+    (row,) = rows_of([str(runs)])
     assert row["command"] == f"{plain} --config.seed=SEED"
 
 
 def test_csv_has_full_precision(runs, tmp_path):
-    rows = table.rows(table.find([str(runs)]))
+    rows = rows_of([str(runs)])
     table.write_csv(rows, tmp_path / "table.csv")
     with (tmp_path / "table.csv").open() as file:
         (read,) = csv.DictReader(file)
@@ -161,19 +203,30 @@ def test_csv_has_full_precision(runs, tmp_path):
 def test_a_repeated_seed_is_refused(runs):
     make_run(runs / "again", 2, 0.99)
     with pytest.raises(UsageError, match=r"again and .*gru2 are the same recipe with the same seed, 2"):
-        table.rows(table.find([str(runs)]))
+        rows_of([str(runs)])
 
 
 def test_more_steps_are_another_recipe(runs):
     make_run(runs / "longer", 2, 0.99, steps=9000)
-    assert len(table.rows(table.find([str(runs)]))) == 2
+    assert len(rows_of([str(runs)])) == 2
 
 
-def test_unfinished_runs_are_named(runs):
+def test_unfinished_and_damaged_runs_are_left_out_and_named(runs):
     (runs / "begun").mkdir()
     (runs / "begun" / "config.json").write_text("{}")
-    with pytest.raises(UsageError, match=r"not finished.*\n.*begun"):
-        table.find([str(runs / "*")])
+    make_run(runs / "broken", 5, 0.98, dataset={})
+    (runs / "gru1" / "summary.json").write_text('{"test_accuracy": 0.9')
+    found = table.find([str(runs / "*")])
+    (row,) = table.rows(found.results)
+    assert row["seeds"] == [2, 3]
+    assert [name for name in ("begun", "broken", "gru1") if any(name in why for why in found.left_out)] == [
+        "begun",
+        "broken",
+        "gru1",
+    ]
+    assert len(found.left_out) == 3
+    with pytest.raises(UsageError, match=r"no run found has a result.*\n.*begun is not finished"):
+        table.find([str(runs / "begun")])
 
 
 def test_no_runs_at_all(tmp_path):
@@ -181,15 +234,21 @@ def test_no_runs_at_all(tmp_path):
         table.find([str(tmp_path / "nothing*")])
 
 
-def test_a_damaged_summary_is_named(runs):
-    (runs / "gru1" / "summary.json").write_text('{"test_accuracy": 0.9')
-    with pytest.raises(WorkdirError, match="gru1"):
-        table.find([str(runs)])
+def test_columns_for_a_terminal(runs):
+    flags = "--config.optimizer.learning_rate=0.001 --config.model.dropout.output_keep=0.8 --config.train.steps=500"
+    command = f"python launch.py --config configs/tutorial2018/permuted_gru.py {flags} --config.seed=1"
+    make_run(runs / "slow", 1, 0.97, identity={"optimizer.learning_rate": 0.001}, command=command)
+    lines = text.table(rows_of([str(runs)]), []).splitlines()
+    assert [line.split("  ")[0] for line in lines[:1]] == ["mnist, pixels:"]
+    assert lines[1].split() == ["row", "config", "seeds", "validation,", "%", "test,", "%"]
+    assert lines[2].split()[1:] == ["pixel_gru", "3", "98.40", "±", "0.50", "98.50", "±", "0.50"]
+    assert lines[4].split() == ["with", "learning_rate=0.001,", "output_keep=0.8,", "steps=500"]
+    assert max(map(len, lines[:5])) <= 79
 
 
 def test_published_figures_must_be_there(tmp_path):
     with pytest.raises(UsageError, match="--published"):
-        table.read_published(tmp_path / "none.csv")
+        results_page.read_published(tmp_path / "none.csv")
     (tmp_path / "empty.csv").write_text("Model\n")
     with pytest.raises(UsageError, match="no rows"):
-        table.read_published(tmp_path / "empty.csv")
+        results_page.read_published(tmp_path / "empty.csv")

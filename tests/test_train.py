@@ -1,5 +1,6 @@
 """Whole runs on the embedded digits: what they leave, determinism, stopping and resuming, bad work directories."""
 
+import datetime
 import json
 import shutil
 
@@ -70,8 +71,9 @@ def test_what_a_run_leaves(whole):
     assert not [name for name in names if name.startswith(".")], "nothing half-written is left"
     fields = {"test_accuracy", "test_loss", "last_test_accuracy", "validation_accuracy", "selected_on", "best_step"}
     fields |= {"steps", "train_seconds", "compile_seconds", "steps_per_second", "parameters", "dataset", "seed"}
-    fields |= {"versions", "device", "git_commit"}
+    fields |= {"versions", "device", "git_commit", "date"}
     assert fields <= set(summary)
+    assert datetime.date.fromisoformat(summary["date"]).year >= 2026
     assert summary["dataset"]["source"] == "embedded"
     assert "NOT on MNIST" in summary["dataset"]["warning"]
     assert summary["dataset"]["sizes"] == {"train": 4000, "validation": 500, "test": 500}
@@ -163,7 +165,7 @@ def test_stopped_anywhere_and_resumed_gives_the_same_bits(whole, tmp_path, stops
     summary = run_in(tmp_path, **one_step)
     assert_same_state(final_state(tmp_path), final_state(whole[0]))
     assert events(tmp_path) == events(whole[0])
-    times = {"train_seconds", "compile_seconds", "evaluate_seconds", "checkpoint_seconds", "steps_per_second"}
+    times = {"train_seconds", "compile_seconds", "evaluate_seconds", "checkpoint_seconds", "steps_per_second", "date"}
     same = {name: value for name, value in summary.items() if name not in times}
     assert same == {name: value for name, value in whole[1].items() if name not in times}
 

@@ -125,10 +125,14 @@ def _verdict(a: Measured, b: Measured, test: Json) -> str:
     if test["p_value"] >= SIGNIFICANCE:
         return f"The test images do not tell these two trained models apart (exact McNemar test, {p})."
     better = a if test["accuracy_difference"] > 0 else b
+    recipes = [{**run.summary.get("identity", {}), "seed": run.summary.get("steps")} for run in (a, b)]
+    takes = "whether its config is better takes several seeds of each"
+    if len(recipes[0]) > 1 and recipes[0] == recipes[1]:
+        takes = "their configs are the same but for the seed, so it was the luckier seed"
     return (
         f"{better.workdir} is the better of these two trained models, by "
         f"{100 * abs(test['accuracy_difference']):.2f} percentage points (exact McNemar test, {p}); "
-        "whether its config is better takes several seeds of each."
+        f"{takes}."
     )
 
 

@@ -72,7 +72,7 @@ def evaluate(workdir: Path, *, split: str = "test", data_dir: str = "", allow_ot
         "source": dataset.source,
         "content_hash": dataset.content_hash,
         "data_of_the_run": same,
-        "warnings": [*warnings(workdir, facts, model.step), *_other_data(facts, dataset)],
+        "warnings": [*warnings(workdir, facts, model.step), *model.warnings, *_other_data(facts, dataset)],
     }
 
 

@@ -18,7 +18,8 @@ from seqmnist_jax.analysis.recorded import warnings
 from seqmnist_jax.analysis.trained import TrainedModel, load
 from seqmnist_jax.data.protocols import SCALINGS
 from seqmnist_jax.errors import UsageError
-from seqmnist_jax.models import CELLS, reading
+from seqmnist_jax.models import reading
+from seqmnist_jax.models.cells import build_cell
 from seqmnist_jax.models.classifier import NORM_EPSILON
 from seqmnist_jax.workdir import config as configs
 from seqmnist_jax.workdir import files, provenance
@@ -148,7 +149,7 @@ def _describe(model: TrainedModel, workdir: Path) -> Json:
         "checkpoint_step": model.step,
         "test_accuracy": summary.get("test_accuracy") if is_its_result else None,
         "selected_on": summary.get("selected_on"),
-        "warnings": [*warnings(workdir, facts, model.step), *facts.get("caveats", [])],
+        "warnings": [*warnings(workdir, facts, model.step), *model.warnings, *facts.get("caveats", [])],
         "input": {"dtype": "uint8", "shape": ["batch", *view.image_shape], "values": "0 to 255, as in the data set"},
         "output": {
             "dtype": "float32",
@@ -188,10 +189,9 @@ def _describe(model: TrainedModel, workdir: Path) -> Json:
 
 def _network(model: TrainedModel) -> Json:
     """How the network computes logits from x [time, features], in words and equations over the tensors' names."""
-    settings = model.config.model
     network: Json = {"layout": "row-major; vectors are rows and multiply from the left, as in x @ kernel"}
     if "rnn" in model.params:
-        cell = CELLS[settings.cell]
+        cell = build_cell(model.config)
         last = "the top layer's h after the last step"
         if not model.reads_forwards:
             last = "the top layer's two h, each after the last step that it reads, side by side, forward first"

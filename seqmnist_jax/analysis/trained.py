@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from seqmnist_jax.data.views import SequenceView
 from seqmnist_jax.models import reading
+from seqmnist_jax.models.cells import build_own
 from seqmnist_jax.models.reading import Variables
 from seqmnist_jax.training.run import Learner, build_learner
 from seqmnist_jax.training.state import restore_variables
@@ -37,6 +38,7 @@ class TrainedModel:
       facts: what the run knew of its data (see data.json).
       variables: the model's parameters and norm statistics.
       learner: the model and its view, as pure functions.
+      warnings: what must be said of how it was found, a sentence each.
     """
 
     config: ml_collections.ConfigDict
@@ -44,6 +46,7 @@ class TrainedModel:
     facts: Json
     variables: Variables
     learner: Learner
+    warnings: tuple[str, ...] = ()
 
     @property
     def params(self) -> Any:
@@ -147,10 +150,8 @@ class TrainedModel:
 def load(workdir: str | Path) -> TrainedModel:
     """As `seqmnist_jax.load`."""
     workdir = Path(workdir).expanduser()
-    if (workdir / files.SWEEP).exists():
-        raise files.WorkdirError(f"{workdir} holds a sweep; name one of its runs, in {workdir / files.REPLICAS}.")
-    config = configs.from_json(files.read_config(workdir))
     facts = files.read_facts(workdir)
+    config = configs.from_json(files.read_config(workdir))
     if config.runtime.backend == "native":  # which this machine may not have; 'auto' takes it where it is
         config.runtime.backend = "auto"
     try:
@@ -180,7 +181,14 @@ def load(workdir: str | Path) -> TrainedModel:
             f"{workdir / files.DATA} is not what checkpoint {step} was trained on; it differs in\n  "
             + "\n  ".join(configs.differences(_reading(saved), _reading(facts)))
         )
-    return TrainedModel(config, step, facts, variables, learner)
+    return TrainedModel(config, step, facts, variables, learner, tuple(_changes(config)))
+
+
+def _changes(config: ml_collections.ConfigDict) -> Iterator[str]:
+    """That the file of a cell of the user's own is not what it was."""
+    own = build_own(config)
+    if own is not None and own.content_hash != config.model.cell_hash:
+        yield f"{own.file}, the file of the cell {config.model.cell}, has changed since the run was trained."
 
 
 def _reading(facts: Json) -> Json:

@@ -52,6 +52,7 @@ def describe(run: Run, overridden: dict[str, Any], *, runs: Sequence[str] = (), 
         "permutation": facts["permutation_indices"] or list(range(math.prod(facts["image_shape"]))),
         "device": [str(device) for device in jax.devices()],
         "recurrence": run.recurrence(),
+        "remark": run.remark,
         "runs": list(runs),
         "workdir": workdir,
     }

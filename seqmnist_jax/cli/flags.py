@@ -18,6 +18,15 @@ from seqmnist_jax.workdir.config import check, defaults, flatten
 from seqmnist_jax.workdir.files import matching
 
 FLAGS = flags.FLAGS
+# What users of other programs call a field.
+USUAL = {"lr": "optimizer.learning_rate", "epochs": "train.steps", "hidden": "model.hidden_size"}
+USUAL |= {"units": "model.hidden_size", "layers": "model.num_layers", "batch": "train.batch_size"}
+# What Python and absl say of a value of the wrong kind, and what was expected.
+KINDS = {
+    "invalid literal for int()": "a whole number, in digits",
+    "could not convert string to float": "a number",
+    "('Non-boolean argument": "True or False",
+}
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -25,6 +34,7 @@ def parse(argv: list[str]) -> list[str]:
     try:
         argv = [re.sub("(?<=^--config=)~.*", lambda found: str(Path(found[0]).expanduser()), one) for one in argv]
         rest = FLAGS(argv)
+        _refuse_bare_booleans(argv)
         if len(rest) > 1:
             raise UsageError(f"Unexpected argument {rest[1]!r}; flags look like --config.train.steps=100.")
         path = _config_file(argv)
@@ -36,6 +46,14 @@ def parse(argv: list[str]) -> list[str]:
             traceback.print_exc()
         show_error(_explain(argv, e))
         sys.exit(UsageError.exit_code)
+
+
+def _refuse_bare_booleans(argv: list[str]) -> None:
+    """Refuses '--config.data.permuted', which to absl is true: it is as likely a question, and starts a long run."""
+    for argument in argv[1:]:
+        name = re.fullmatch(r"--?(config\.[^=]+)", argument)
+        if name and name[1] in FLAGS and FLAGS[name[1]].boolean:
+            raise UsageError(f"{argument} has no value; expected {argument}=true or {argument}=false.")
 
 
 def refuse_unused(read: Mapping[str, Collection[str]]) -> None:
@@ -127,10 +145,16 @@ def given(name: str, what: str) -> Any:
 def _explain(argv: list[str], error: Exception) -> str:
     """Why the flags could not be parsed: the config file, a key of it, or what absl says."""
     path = _config_file(argv)
-    if path is None or isinstance(error, UsageError):
+    if isinstance(error, UsageError):
         return str(error)
-    if not Path(path.split(":")[0]).is_file():
+    if path is not None and not Path(path.split(":")[0]).is_file():
         return _no_such_file(path)
+    if isinstance(error, flags.UnrecognizedFlagError) and not error.flagname.startswith(("config.", "noconfig.")):
+        return _no_such_flag(error.flagname)
+    if mode := re.match(r"flag --mode=(\w*): .*<(.*)>", str(error)):
+        return f"{error}.{did_you_mean(mode[1], mode[2].split('|'))}"
+    if path is None:
+        return str(error)
     try:
         known = list(flatten(ConfigFileFlagParser("config").parse(path).to_dict()))
     except Exception as broken:
@@ -138,8 +162,28 @@ def _explain(argv: list[str], error: Exception) -> str:
     for argument in argv:
         field = re.match(r"--?(?:no)?config\.([^=]+)", argument)
         if field and field[1] not in known:
-            return f"--config.{field[1]}: no such field in {path}.{did_you_mean(field[1], known)}"
+            near = _fields_named(field[1], known)
+            hint = f" Did you mean {', '.join(map(repr, near))}?" if near else did_you_mean(field[1], known)
+            return f"--config.{field[1]}: no such field in {path}.{hint}"
+    for said, kind in KINDS.items():
+        if said in str(error):
+            return f"{str(error).partition(said)[0]}expected {kind}."
     return str(error)
+
+
+def _fields_named(name: str, known: Collection[str]) -> list[str]:
+    """The fields of the config that a user calls so: by the end of their name, or as is usual elsewhere."""
+    last = name.rpartition(".")[2]
+    found = [field for field in known if f".{field}".endswith(f".{name}")]
+    found = found or [field for field in known if field.rpartition(".")[2] == last]
+    return found or [field for field in known if field == USUAL.get(last)]
+
+
+def _no_such_flag(name: str) -> str:
+    """What a user may have meant by a flag that is none: a field of the config, or another flag."""
+    fields = [f"--config.{field}" for field in _fields_named(name, list(defaults()))]
+    near = f" Did you mean {', '.join(map(repr, fields))}?" if fields else ""
+    return f"--{name}: no such flag.{near or did_you_mean(f'--{name}', [f'--{flag}' for flag in FLAGS])}"
 
 
 def _no_such_file(path: str) -> str:

@@ -79,6 +79,22 @@ def _join(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 @contextmanager
+def explaining_no_device() -> Iterator[None]:
+    """Says so where JAX has no device to run on, whatever failed for want of one."""
+    try:
+        yield
+    except Exception as e:
+        if isinstance(e, SeqMnistError | OSError) or "jax" not in sys.modules:
+            raise
+        from seqmnist_jax.cli import process
+
+        problem = process.device_problem()
+        if problem:
+            raise SeqMnistError(problem) from e
+        raise
+
+
+@contextmanager
 def _explaining_a_lost_process(config: ml_collections.ConfigDict) -> Iterator[None]:
     try:
         yield
@@ -122,7 +138,7 @@ def describe() -> Output:
     if workdir is not None:  # refused as training in it would be
         found = sweep.survey(grid, points, workdir)[0] if points else start.look(run, workdir)
     result = describe_run(run, named_fields(), runs=[point.name for point in points], workdir=found)
-    return Output(result, text.description(run, result))
+    return Output(result, text.description(run, result, FLAGS.explain))
 
 
 def compare() -> Output:
@@ -139,20 +155,26 @@ def compare() -> Output:
 
 
 def table() -> Output:
-    """The results of many runs as Markdown; writes them as CSV."""
+    """The results of many runs: in columns on a terminal, elsewhere as a page in Markdown; as CSV where asked for."""
     given("workdirs", "as in --workdirs 'runs/*'")
+    from seqmnist_jax.analysis import results_page
     from seqmnist_jax.analysis import table as tables
+    from seqmnist_jax.cli import text
 
-    others, path = given_path("published"), checked_path(FLAGS.csv, "--csv")
-    published = tables.read_published(others) if others else []
-    results = tables.find(given_folders())
-    rows = tables.rows(results)
-    text = tables.as_markdown(rows, published, tables.without_result(results))
-    try:
-        tables.write_csv(rows, path)
-    except OSError as e:  # which is no reason to keep the table back
-        show_error(f"--csv: {path} can't be written ({e.strerror}).")
-    return Output(rows, whole=text)
+    others, path = given_path("published"), given_path("csv")
+    published = results_page.read_published(others) if others else []
+    found = tables.find(given_folders())
+    rows, lost = tables.rows(found.results), tables.without_result(found.results)
+    for why in found.left_out:
+        show_error(why, kind="left out")
+    if path is not None:
+        try:
+            tables.write_csv(rows, path)
+        except OSError as e:  # which is no reason to keep the table back
+            show_error(f"--csv: {path} can't be written ({e.strerror}).")
+    if sys.stdout.isatty():
+        return Output(rows, text.table(rows, lost))
+    return Output(rows, whole=results_page.as_markdown(rows, published, lost))
 
 
 def report() -> Output:

@@ -59,11 +59,11 @@ def replace_unprintable() -> None:
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]
 
 
-def show_error(message: str, with_traceback: bool = False) -> None:
+def show_error(message: str, with_traceback: bool = False, kind: str = "error") -> None:
     """Says what went wrong, and where, if asked, of the exception that is being handled."""
     if with_traceback:
         traceback.print_exc()
-    print_text(f"error: {message}", sys.stderr)
+    print_text(f"{kind}: {message}", sys.stderr)
 
 
 def print_text(text: str, file: TextIO) -> None:

@@ -33,6 +33,20 @@ def start_device() -> None:
     threading.Thread(target=start, name="start device").start()
 
 
+def device_problem() -> str:
+    """Why JAX has no device to run on; '' where it has one."""
+    try:
+        jax.devices()
+        return ""
+    except Exception as e:  # JAX has several, one without a word
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        reason = str(e).partition(". (set JAX_PLATFORMS")[0] or "there is none of these"
+        return (
+            f"JAX finds no device: JAX_PLATFORMS is {asked!r} ({reason}). Unset it to take what is there; an NVIDIA "
+            "GPU needs the package installed with '.[cuda]'."
+        )
+
+
 def keep_programs(directory: str) -> None:
     """Keeps compiled programs in a folder, so that the second start of a run need not compile.
 

@@ -1,11 +1,13 @@
 """What people read: the results of the modes, which are JSON values, as text."""
 
+import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-import clu.parameter_overview
 import numpy as np
 
+from seqmnist_jax.analysis import results_page
 from seqmnist_jax.analysis.export import DESCRIPTION, PARAMETERS, PROGRAM
 from seqmnist_jax.data.protocols import SELECTIONS, TEST_SELECTION
 from seqmnist_jax.data.task import SPLITS
@@ -27,21 +29,32 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def result(summary: Json) -> str:
-    """A run's summary."""
+    """A run's summary, a fact a line."""
     dataset, validation = summary["dataset"], summary["validation_accuracy"]
-    low, high = summary["test_accuracy_interval"]
-    validated = "none (no validation set, or not evaluated)" if validation is None else f"{validation:.2%}"
-    lines = [
-        f"test accuracy        {summary['test_accuracy']:.2%} ({low:.2%} to {high:.2%})"
-        f" of {dataset['sizes']['test']:,} images ({dataset['name']}), loss {summary['test_loss']:.4f}",
-        f"checkpoint           step {summary['best_step']}, selected on {summary['selected_on']}"
-        f" (the last one has {summary['last_test_accuracy']:.2%})",
-        f"validation accuracy  {validated}",
-        f"training             {summary['steps']} steps in {summary['train_seconds']:.1f} s,"
-        f" {summary['steps_per_second']:.1f} steps/s, compiled in {summary['compile_seconds']:.1f} s",
-        f"device               {summary['device']}",
+    facts = [
+        *_accuracy("test", summary["test_accuracy"], summary["test_accuracy_interval"]),
+        ("test images", f"{dataset['sizes']['test']:,} of {dataset['name']}"),
+        ("test loss", f"{summary['test_loss']:.4f}"),
+        ("checkpoint", f"step {summary['best_step']:,}, selected on {summary['selected_on']}"),
+        ("last checkpoint", f"test accuracy {summary['last_test_accuracy']:.2%}"),
+        (
+            "validation accuracy",
+            "none (no validation set, or not evaluated)" if validation is None else f"{validation:.2%}",
+        ),
+        (
+            "training",
+            f"{summary['steps']:,} steps in {summary['train_seconds']:.1f} s, "
+            f"{summary['steps_per_second']:,.1f} a second",
+        ),
+        ("compiling", f"{summary['compile_seconds']:.1f} s"),
+        ("device", summary["device"]),
     ]
-    return "\n".join(lines + _warnings(dict(summary, warnings=caveats.warnings(dataset, summary))))
+    return "\n".join([*aligned(facts), *_warnings(dict(summary, warnings=caveats.warnings(dataset, summary)))])
+
+
+def _accuracy(split: str, accuracy: float, interval: Sequence[float]) -> list[tuple[str, str]]:
+    low, high = interval
+    return [(f"{split} accuracy", f"{accuracy:.2%}"), ("over images", f"{low:.2%} to {high:.2%}, 95 % Wilson interval")]
 
 
 def _warnings(result: Json) -> list[str]:
@@ -62,18 +75,48 @@ def sweep(summary: Json) -> str:
         count = f"{runs} of {runs + lost}" if lost else str(runs)
         lines.append((changes, count, told(entry["validation"]), told(entry["test"])))
     text = [f"Data: {', '.join(summary['datasets'])}", *aligned(lines)] if summary["ranking"] else []
+    if any(entry["test"]["interval"] for entry in summary["ranking"]):
+        text += ["Mean ± standard deviation over the runs, in brackets the mean's 95 % t interval."]
     text += [f"DIVERGED {one['name']}: {one['reason']}" for one in summary["diverged"]]
     return "\n".join(text + _warnings(summary))
 
 
+def table(rows: Sequence[Json], without_result: Sequence[Path]) -> str:
+    """The rows of `table.rows` in columns, by task; below them what `results_page.warnings` says."""
+    lines = []
+    for task in dict.fromkeys(row["task"] for row in rows):
+        of_task = [row for row in rows if row["task"] == task]
+        cells = [("row", "config", "seeds", "validation, %", "test, %")]
+        below: list[list[str]] = [[]]
+        for row in of_task:
+            name, *changes = (row["config"] or row["model"]).split(", ")
+            scores = [in_percent(row[f"{split}_accuracy"], row[f"{split}_std"]) for split in ("validation", "test")]
+            lost = f" ({len(row['diverged_seeds'])} diverged)" if row["diverged_seeds"] else ""
+            cells.append((row["id"], name, f"{len(row['seeds'])}{lost}", *scores))
+            below.append(textwrap.wrap(f"with {', '.join(changes)}", 66) if changes else [])
+        lines += [f"{task}:"]
+        for line, more in zip(aligned(cells), below, strict=True):
+            lines += [f"  {line}", *(f"{'':11}{words}" for words in more)]
+        lines += [""]
+    lines += [f"WARNING: {sentence}" for sentence in results_page.warnings(rows, without_result)]
+    lines += [
+        "Mean ± standard deviation over the seeds. A pipe gets all of it, in Markdown: intervals, times, commands,"
+    ]
+    lines[-1] += " commits, devices; so do --csv=FILE and --json."
+    return "\n".join(lines)
+
+
 def evaluation(result: Json) -> str:
     """The result of `evaluate`."""
-    low, high = result["accuracy_interval"]
-    lines = [
-        f"{result['split']} accuracy {result['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}), loss "
-        f"{result['loss']:.4f}, calibration error {result['calibration_error']:.4f}, on {result['examples']:,} "
-        f"images of {result['dataset']} ({result['source']}), by checkpoint {result['checkpoint_step']}"
-    ]
+    lines = aligned(
+        [
+            *_accuracy(result["split"], result["accuracy"], result["accuracy_interval"]),
+            ("images", f"{result['examples']:,} of {result['dataset']} ({result['source']})"),
+            ("loss", f"{result['loss']:.4f}"),
+            ("calibration error", f"{result['calibration_error']:.4f}"),
+            ("checkpoint", f"step {result['checkpoint_step']:,}"),
+        ]
+    )
     if result["anytime"] is not None:
         accuracy, entropy = result["anytime"]["accuracy"], result["anytime"]["entropy"]
         at = sorted({max(1, round(len(accuracy) * share)) for share in ANYTIME_SHARES})
@@ -90,18 +133,17 @@ def evaluation(result: Json) -> str:
     return "\n".join(lines + _warnings(result))
 
 
-def description(run: Run, description: Json) -> str:
-    """The result of `describe`, without the numbers of the permutation."""
+def description(run: Run, description: Json, explain: bool = False) -> str:
+    """The result of `describe`, without the numbers of the permutation.
+
+    Args:
+      run: what is described.
+      description: as `describe.describe` makes it.
+      explain: tell all fields of the config with their meaning, rather than those alone that differ from the defaults.
+    """
     data, shapes = description["data"], description["shapes"]
-    flat = configs.flatten(description["config"])
-    width = max(map(len, flat))
-    lines = ["Config (* overridden):"]
-    lines += [f"{'*' if name in description['overridden'] else ' '} {name:<{width}}  {flat[name]!r}" for name in flat]
-    lines += ["", "Parameters:"]
-    lines += [clu.parameter_overview.get_parameter_overview(run.learner.template().params, include_stats=False)]
     sizes = ", ".join(f"{data['sizes'][split]:,} {split}" for split in SPLITS)
-    lines += [
-        "",
+    lines = [
         f"Input        {shapes['input']} [batch, time, features] -> logits {shapes['logits']}",
         f"Steps        {description['steps']:,} of {description['batch_size']} examples: "
         f"{description['steps_per_epoch']:,.2f} an epoch, {description['epochs']:.2f} epochs",
@@ -114,13 +156,33 @@ def description(run: Run, description: Json) -> str:
         f"Device       {', '.join(description['device'])}",
         f"Recurrence   {description['recurrence']}",
     ]
+    if description["remark"]:
+        lines += [f"Schedule     {description['remark']}"]
     if names := description["runs"]:
         lines += [f"Sweep        {len(names)} runs: {'; '.join(names)}. The first is described here."]
     if description["workdir"]:
         lines += [f"Workdir      {description['workdir']}"]
+    lines += ["", run.overview(), "", *_fields(description, explain)]
     if data["warning"]:
         lines += ["", f"WARNING: {data['warning']}"]
     return "\n".join(lines)
+
+
+def _fields(description: Json, explain: bool) -> list[str]:
+    """The fields of the config: * given on the command line, + not the default, which is told then."""
+    flat, defaults, meanings = configs.flatten(description["config"]), configs.defaults(), configs.meanings()
+    told = {name for name in flat if name in description["overridden"] or flat[name] != defaults.get(name)}
+    width = max(map(len, flat))
+    lines = []
+    for name in flat if explain else (name for name in flat if name in told):
+        if explain and name in meanings:
+            lines += ["", *textwrap.wrap(meanings[name], 77, initial_indent="  # ", subsequent_indent="  # ")]
+        sign = "*" if name in description["overridden"] else "+" if name in told else " "
+        default = f"  (default {defaults[name]!r})" if flat[name] != defaults.get(name, flat[name]) else ""
+        lines.append(f"{sign} {name:<{width}}  {flat[name]!r}{default}")
+    heading = "Config: * given here, + differs from configs/default.py"
+    rest = [] if explain else [f"{len(flat) - len(told)} other fields have their defaults; --explain tells all."]
+    return [heading, *lines, *rest]
 
 
 def _protocol(run: Run) -> str:
@@ -140,25 +202,22 @@ def difference(found: Json) -> str:
 
 
 def comparison(result: Json) -> str:
-    """The result of `compare`: a line for each run, the counts, the verdict, the warnings."""
-    rows = [("", "accuracy", "95 % interval", "loss", "calibration error", "checkpoint", "run")]
+    """The result of `compare`: each run, the images by who is right about them, the verdict, the warnings."""
+    lines = [f"{result['examples']:,} test images of {result['dataset']}, content {result['content_hash'][:12]}"]
     for name in ("first", "second"):
         run = result[name]
-        low, high = run["accuracy_interval"]
-        checkpoint = f"{run['best_step']}, by {run['selected_on']}"
-        accuracy = f"{run['accuracy']:.2%}"
-        interval = f"{low:.2%} to {high:.2%}"
-        calibration = f"{run['calibration_error']:.2%}"
-        rows.append((name, accuracy, interval, f"{run['loss']:.4f}", calibration, checkpoint, run["workdir"]))
-    lines = [f"{result['examples']:,} test images of {result['dataset']}, content {result['content_hash'][:12]}", ""]
-    lines += aligned(rows)
+        facts = [
+            (name, run["workdir"]),
+            *_accuracy("test", run["accuracy"], run["accuracy_interval"]),
+            ("loss", f"{run['loss']:.4f}"),
+            ("calibration error", f"{run['calibration_error']:.4f}"),
+            ("checkpoint", f"step {run['best_step']:,}, selected on {run['selected_on']}"),
+        ]
+        lines += ["", *aligned(facts)]
     test = result["mcnemar"]
-    lines += [
-        "",
-        f"right by both {test['both']:,}, by the first only {test['only_a']:,}, by the second only "
-        f"{test['only_b']:,}, by neither {test['neither']:,}",
-        result["verdict"],
-    ]
+    counts = [[f"{test[name]:,}" for name in names] for names in (("both", "only_a"), ("only_b", "neither"))]
+    rows = [("images", "second right", "second wrong"), ("first right", *counts[0]), ("first wrong", *counts[1])]
+    lines += ["", *aligned(rows), "", result["verdict"]]
     if result["rerun"] is not None:
         found = result["rerun"]["first_difference"]
         where = "nothing they recorded differs, times aside"

@@ -23,26 +23,51 @@ UINT8 = 0x08
 PIECE = 1 << 20
 # More than any set of this form has; a gzipped file can promise, and hold, without end.
 MOST_VALUES = 1 << 32
+MEND = "point --config.runtime.data_dir or SEQMNIST_DATA_DIR at a folder with the four MNIST files."
 
 
 class DataError(SeqMnistError):
     """A data file is missing, damaged or not what it should be."""
 
 
-def find_file(folder: Path, name: str) -> Path:
-    """The file `name` or `name`.gz in `folder`.
+def entries(folder: Path) -> list[str]:
+    """The names in a folder, sorted; [] where it can't be listed, which does not mean that it can't be entered."""
+    try:
+        return sorted(os.listdir(folder))
+    except (OSError, ValueError):
+        return []
+
+
+def look_for(folder: Path, name: str) -> Path | None:
+    """The file `name` or `name`.gz in `folder`, as whoever has unpacked it writes that; None where it is not there.
+
+    The name itself goes first, then Kaggle's, with a dot before idx; then the same in other letter case. Each
+    may also be a folder that holds a file of its own name, as Kaggle's archive has it.
 
     Raises:
-      DataError: neither is there; the message lists what is.
+      DataError: the folder can't be entered.
     """
-    for path in (folder / name, folder / f"{name}.gz"):
-        if path.is_file():
-            return path
-    mend = "point --config.runtime.data_dir or SEQMNIST_DATA_DIR at a folder with the four MNIST files."
+    names = [one + ending for one in (name, name.replace("-idx", ".idx")) for ending in ("", ".gz")]
+    try:
+        names += [entry for one in names for entry in entries(folder) if entry.lower() == one]
+        return next((path for one in names for path in (folder / one, folder / one / one) if path.is_file()), None)
+    except OSError as e:
+        raise DataError(f"{folder} can't be read: {e.strerror}; {MEND}") from e
+
+
+def find_file(folder: Path, name: str) -> Path:
+    """What `look_for` finds.
+
+    Raises:
+      DataError: nothing, and the message lists what is there; or the folder can't be entered.
+    """
+    path = look_for(folder, name)
+    if path is not None:
+        return path
     if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder; {mend}")
-    found = sorted(p.name for p in folder.iterdir())[:8]
-    raise DataError(f"{folder} holds neither {name} nor {name}.gz (it holds: {', '.join(found) or 'nothing'}); {mend}")
+        raise DataError(f"{folder} is not a folder; {MEND}")
+    found = [entry + "/" * (folder / entry).is_dir() for entry in entries(folder)[:8]]
+    raise DataError(f"{folder} holds neither {name} nor {name}.gz (it holds: {', '.join(found) or 'nothing'}); {MEND}")
 
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from seqmnist_jax.data import references
 from seqmnist_jax.errors import UsageError, choose, did_you_mean
 
 Array = jax.Array
@@ -59,7 +60,8 @@ class Protocol:
       scaling: a name in `SCALINGS`.
       selection: a name in `SELECTIONS`; or 'test:N', the best on the first N test images, only
         to reproduce results that were so chosen ('test:10000': on all of MNIST's).
-      source: the repository or paper that it is read from.
+      code: the repository that it is read from; in words where it is not from elsewhere.
+      reference: the key in references.bib of what it belongs to; '' for our own.
       flaws: by field of `FIELDS`, what a result must say of that field's value.
       overrides: the fields whose values here a config has put in place of the protocol's own.
     """
@@ -69,7 +71,8 @@ class Protocol:
     split: str
     scaling: str
     selection: str
-    source: str
+    code: str
+    reference: str = ""
     flaws: Mapping[str, str] = dataclasses.field(default_factory=dict)
     overrides: tuple[str, ...] = ()
 
@@ -77,6 +80,11 @@ class Protocol:
         _parse_split(self.split)
         choose(SCALINGS, self.scaling, "data.scaling")
         selection_size(self.selection)
+
+    @property
+    def source(self) -> str:
+        """Where it is from, in words."""
+        return self.code + (f"; {references.read()[self.reference].full}" if self.reference else "")
 
     def replace(self, **values: str) -> "Protocol":
         """This protocol with other values, by field, and without the flaws of the values that go."""
@@ -233,7 +241,7 @@ PROTOCOLS = {
             split="first:5000",
             scaling="unit",
             selection="validation",
-            source="this repository: the split and scaling of TF's read_data_sets, never selected on the test set",
+            code="this repository: the split and scaling of TF's read_data_sets, never selected on the test set",
         ),
         Protocol(
             name="tutorial2018",
@@ -241,7 +249,8 @@ PROTOCOLS = {
             split="first:5000",
             scaling="unit",
             selection="test:128",
-            source="the 2018 TensorFlow tutorial whose models configs/tutorial2018/ has",
+            code="github.com/ceshine/tensorflow-crash-course",
+            reference="lee2018",
             flaws={"selection": f"{_ON_TEST}: on its first 128 images, on which it also reports"},
         ),
         Protocol(
@@ -250,8 +259,8 @@ PROTOCOLS = {
             split="torch:6000:42",
             scaling="unit",
             selection="validation",
-            source="github.com/state-spaces/s4; Gu, Goel and Re, Efficiently Modeling Long Sequences with Structured "
-            "State Spaces, 2022",
+            code="github.com/state-spaces/s4",
+            reference="gu2022",
             flaws={"permutation": "bit reversal is not a random permutation"},
         ),
         Protocol(
@@ -260,8 +269,8 @@ PROTOCOLS = {
             split="first:0",
             scaling="unit",
             selection="test:10000",
-            source="github.com/Lezcano/expRNN; Lezcano-Casado and Martinez-Rubio, Cheap Orthogonal Constraints in "
-            "Neural Networks, 2019",
+            code="github.com/Lezcano/expRNN",
+            reference="lezcano2019",
             flaws={"selection": _ON_TEST},
         ),
         Protocol(
@@ -270,7 +279,8 @@ PROTOCOLS = {
             split="torch:3000:5544",
             scaling="unit",
             selection="validation",
-            source="github.com/tk-rusch/LEM; Rusch et al., Long Expressive Memory for Sequence Modeling, 2022",
+            code="github.com/tk-rusch/LEM",
+            reference="rusch2022",
             flaws={"split": _SPLIT_AFTER_MODEL},
         ),
         Protocol(
@@ -279,7 +289,8 @@ PROTOCOLS = {
             split="torch:3000:12008",
             scaling="unit",
             selection="validation",
-            source="github.com/tk-rusch/coRNN; Rusch and Mishra, Coupled Oscillatory Recurrent Neural Network, 2021",
+            code="github.com/tk-rusch/coRNN",
+            reference="rusch2021cornn",
             flaws={"split": _SPLIT_AFTER_MODEL},
         ),
         Protocol(
@@ -288,8 +299,8 @@ PROTOCOLS = {
             split="first:0",
             scaling="standard",
             selection="test:10000",
-            source="github.com/locuslab/TCN; Bai, Kolter and Koltun, An Empirical Evaluation of Generic Convolutional "
-            "and Recurrent Networks for Sequence Modeling, 2018",
+            code="github.com/locuslab/TCN",
+            reference="bai2018tcn",
             # Issue 40 of that repository says how the paper's figure was taken.
             flaws={
                 "permutation": _UNSEEDED,
@@ -302,7 +313,8 @@ PROTOCOLS = {
             split="torch:5000:0",
             scaling="standard",
             selection="validation",
-            source="github.com/david-knigge/ccnn; Knigge et al., Modelling Long Range Dependencies in ND, 2023",
+            code="github.com/david-knigge/ccnn",
+            reference="knigge2023",
             flaws={
                 "permutation": "the permutation is drawn from NumPy's global generator, seeded with 0: "
                 "ours is that generator's first draw",
@@ -315,7 +327,8 @@ PROTOCOLS = {
             split="last:10000",
             scaling="unit",
             selection="validation",
-            source="github.com/nengo/keras-lmu; Voelker, Kajic and Eliasmith, Legendre Memory Units, 2019",
+            code="github.com/nengo/keras-lmu",
+            reference="voelker2019",
         ),
         Protocol(
             name="indrnn",
@@ -323,7 +336,8 @@ PROTOCOLS = {
             split="torch:3000:0",
             scaling="signed",
             selection="validation",
-            source="github.com/Sunnydreamrain/IndRNN_pytorch; Li et al., Independently Recurrent Neural Network, 2018",
+            code="github.com/Sunnydreamrain/IndRNN_pytorch",
+            reference="li2018",
             flaws={
                 "permutation": _UNSEEDED,
                 "split": "which images validate was drawn unseeded: the size is theirs, the images ours",
@@ -335,7 +349,8 @@ PROTOCOLS = {
             split="first:0",
             scaling="symmetric",
             selection="test:10000",
-            source="github.com/srush/annotated-s4; Rush and Karamcheti, The Annotated S4, 2022",
+            code="github.com/srush/annotated-s4",
+            reference="rush2022",
             flaws={"selection": _ON_TEST},
         ),
         Protocol(
@@ -344,8 +359,8 @@ PROTOCOLS = {
             split="last:10000",
             scaling="unit",
             selection="validation",
-            source="github.com/cooijmanstim/recurrent-batch-normalization; Cooijmans et al., Recurrent Batch "
-            "Normalization, 2017",
+            code="github.com/cooijmanstim/recurrent-batch-normalization",
+            reference="cooijmans2017",
             flaws={"permutation": "its permutation repeats pixels: 501 distinct of 784"},
         ),
     )

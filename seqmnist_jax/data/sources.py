@@ -6,6 +6,7 @@ To add a source, write such a function and name it in the table.
 import dataclasses
 import hashlib
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import ml_collections
 import numpy as np
 
 from seqmnist_jax.data import cache, embedded, registry
-from seqmnist_jax.data.idx import DataError, find_file, read_idx
+from seqmnist_jax.data.idx import DataError, entries, find_file, look_for, read_idx
 from seqmnist_jax.errors import choose
 
 DATA_DIR_VARIABLE = "SEQMNIST_DATA_DIR"
@@ -173,16 +174,24 @@ def _read_folder(folder: Path) -> cache.Arrays:
 
 
 def _find_folder(folder: Path, name: str) -> Path:
-    """`folder`, or where it has none of the files, its sub-folder called `name` if there is one."""
-    names = [stem + suffix for stem, _ in FILES.values() for suffix in ("", ".gz")]
-    below = folder / name
-    return below if below.is_dir() and not any((folder / file).exists() for file in names) else folder
+    """`folder`, or where it has none of the files, a folder below it that has.
+
+    That is the one called `name`, or nearly so, as torchvision's FashionMNIST is; or `raw` in it or in `folder`,
+    where torchvision keeps the files.
+    """
+
+    def letters(text: str) -> str:
+        return re.sub("[^a-z0-9]", "", text.lower())
+
+    below = [folder / name, *(folder / entry for entry in entries(folder) if letters(entry) == letters(name))]
+    places = [folder, *below, *(path / "raw" for path in (folder, *below))]
+    return next((place for place in places if any(look_for(place, stem) for stem, _ in FILES.values())), folder)
 
 
 def load_idx(request: Request) -> Dataset:
     """A folder of four IDX files in MNIST's names and form, ten classes, each file gzipped or not.
 
-    Where the folder that is asked has none of them but a sub-folder of the data set's name, that is read.
+    Where the folder that is asked has none of them but one below it has, as torchvision lays them out, that is read.
 
     Raises:
       DataError: no folder is named, or a file is missing or damaged, or they don't fit together.
@@ -244,19 +253,30 @@ def _load_local_copy(request: Request) -> Dataset | None:
     return _dataset(arrays, "tfds", name=request.name, num_classes=classes, order="tfds")
 
 
+def _find_by_name(request: Request) -> Dataset | None:
+    """TFDS's copy, else what it fetches; None where there is no copy and the host can't be reached."""
+    found = _load_local_copy(request)
+    if found is None and registry.is_reachable(request.name):
+        paths = registry.fetched_files(request.name)
+        assert paths is not None
+        found = _load_registered(request, paths)
+    return found
+
+
 def load_tfds(request: Request) -> Dataset:
     """A data set by its name, through TFDS: a copy it has already, else fetched.
 
     Raises:
       UsageError: an unknown name.
-      DataError: it can't be fetched, or a file is damaged.
+      DataError: its host can't be reached, it can't be fetched, or a file is damaged.
     """
-    found = _load_local_copy(request)
-    if found is not None:
-        return found
-    paths = registry.fetched_files(request.name)
-    assert paths is not None
-    return _load_registered(request, paths)
+    found = _find_by_name(request)
+    if found is None:
+        raise DataError(
+            f"{request.name} is not at hand and its host can't be reached; name a folder with its four IDX "
+            "files by --config.runtime.data_dir or SEQMNIST_DATA_DIR, which data.source 'auto' and 'idx' read."
+        )
+    return found
 
 
 def load_auto(request: Request) -> Dataset:
@@ -268,17 +288,10 @@ def load_auto(request: Request) -> Dataset:
     """
     if request.data_dir is not None:
         return load_idx(request)
-    found = _load_local_copy(request)
-    if found is not None:
-        return found
-    if registry.is_reachable(request.name):
-        return load_tfds(request)
     if request.name != "mnist":
-        raise DataError(
-            f"{request.name} is not at hand and its host can't be reached; name a folder with its four IDX "
-            "files by --config.runtime.data_dir or SEQMNIST_DATA_DIR."
-        )
-    return load_embedded()
+        return load_tfds(request)
+    found = _find_by_name(request)
+    return load_embedded() if found is None else found
 
 
 SOURCES: dict[str, Callable[[Request], Dataset]] = {

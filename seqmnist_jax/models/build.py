@@ -1,7 +1,7 @@
-"""From config.model to the model that it names; the tables of cells and models."""
+"""From config.model to the model that it names; the table of models."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -9,90 +9,24 @@ import ml_collections
 
 from seqmnist_jax import rnn
 from seqmnist_jax.errors import UsageError, check_name, choose
+from seqmnist_jax.models import own_cell
+from seqmnist_jax.models.cells import build_cell, cell_title
 from seqmnist_jax.models.classifier import DENSE_INITS, NORMS, SequenceClassifier
 from seqmnist_jax.models.tcn import TCN
+from seqmnist_jax.rnn.cell import takes
 
 Array = jax.Array
 
 
-class CellChoice(NamedTuple):
-    """A cell that configs can name.
-
-    Attributes:
-      cell: the recurrence engine's cell.
-      init_options: the options of its initialiser that come from the config.
-      joint_kernels: whether its input and recurrent kernel count as one tensor where
-        tensors are clipped one by one.
-      title: its name for people; where it is '', the config's.
-      gates: its gates, in the order of the kernels' blocks, in words.
-      step: one step as lines of Python, over NumPy's sigmoid, tanh and split along the last axis;
-        x, h and c are [batch, ...], and the other names are the layer's tensors.
-    """
-
-    cell: rnn.Cell
-    init_options: tuple[str, ...]
-    joint_kernels: bool
-    title: str = ""
-    gates: str = "the cell is not one of seqmnist_jax's own"
-    step: tuple[str, ...] = ()
-
-
-CELLS = {
-    "lstm": CellChoice(
-        rnn.LSTM,
-        ("kernel_init", "time_scales", "forget_bias"),
-        joint_kernels=True,
-        title="LSTM",
-        gates="i (input), f (forget; its bias is stored whole, nothing is added at run time), g (candidate), "
-        "o (output)",
-        step=(
-            "i, f, g, o = split(x @ kernel + h @ recurrent_kernel + bias, 4)",
-            "c = sigmoid(f) * c + sigmoid(i) * tanh(g)",
-            "h = sigmoid(o) * tanh(c)",
-        ),
-    ),
-    "gru": CellChoice(
-        rnn.GRU,
-        ("kernel_init", "time_scales"),
-        joint_kernels=False,
-        title="GRU",
-        gates="r (reset), z (update: the share of the old h that is kept), n (candidate); the reset acts after the "
-        "product with h (reset_after), as in cuDNN and PyTorch",
-        step=(
-            "x_r, x_z, x_n = split(x @ kernel + bias, 3)",
-            "h_r, h_z, h_n = split(h @ recurrent_kernel + recurrent_bias, 3)",
-            "r, z = sigmoid(x_r + h_r), sigmoid(x_z + h_z)",
-            "h = (1 - z) * tanh(x_n + r * h_n) + z * h",
-        ),
-    ),
-    "gru_reset_before": CellChoice(
-        rnn.GRU_RESET_BEFORE,
-        ("kernel_init", "time_scales"),
-        joint_kernels=False,
-        title="GRU (reset before)",
-        gates="r (reset), z (update: the share of the old h that is kept), n (candidate); the reset acts "
-        "before the product with h, as in Cho et al. 2014",
-        step=(
-            "x_r, x_z, x_n = split(x @ kernel + bias, 3)",
-            "u_r, u_z, u_n = split(recurrent_kernel, 3)",
-            "r, z = sigmoid(x_r + h @ u_r), sigmoid(x_z + h @ u_z)",
-            "h = (1 - z) * tanh(x_n + (r * h) @ u_n) + z * h",
-        ),
-    ),
-    "min_gru": CellChoice(
-        rnn.MIN_GRU,
-        ("kernel_init", "time_scales"),
-        joint_kernels=False,
-        title="minGRU",
-        gates="z (update: the share of the old h that is kept), n (candidate)",
-        step=("z, n = split(x @ kernel + bias, 2)", "h = (1 - sigmoid(z)) * n + sigmoid(z) * h"),
-    ),
-}
-
-
-def cell_title(name: str) -> str:
-    """A cell's name for people."""
-    return (CELLS[name].title if name in CELLS else "") or name
+def model_title(flat: Mapping[str, Any]) -> str:
+    """A model's name for people, 'GRU 2 x 128, bfloat16', from the flat fields of its config."""
+    if flat.get("model.name", "rnn") == "tcn":
+        return f"TCN, {flat['model.num_layers']} levels of {flat['model.hidden_size']}"
+    layers = "" if flat["model.num_layers"] == 1 else f"{flat['model.num_layers']} x "
+    both = " both ways" if flat["model.bidirectional"] else ""
+    precision = flat.get("model.precision", "float32")
+    exact = "" if precision in ("auto", "float32") else f", {precision}"
+    return f"{cell_title(flat['model.cell'])} {layers}{flat['model.hidden_size']}{both}{exact}"
 
 
 # What only recurrent layers read.
@@ -154,7 +88,7 @@ def _build_time_scales(model: ml_collections.ConfigDict, sequence_length: int) -
 
 def _build_rnn(config: ml_collections.ConfigDict, sequence_length: int, num_classes: int) -> SequenceClassifier:
     model = config.model
-    choice = choose(CELLS, model.cell, "model.cell")
+    cell = build_cell(config).cell
     check_name(model.kernel_init, rnn.KERNELS, "model.kernel_init")
     check_name(model.norm, NORMS, "model.norm")
     check_name(model.dense_init, DENSE_INITS, "model.dense_init")
@@ -164,19 +98,25 @@ def _build_rnn(config: ml_collections.ConfigDict, sequence_length: int, num_clas
         "time_scales": _build_time_scales(model, sequence_length),
     }
     shape = {"num_layers": model.num_layers, "bidirectional": model.bidirectional}
-    hidden_size, init_options = model.hidden_size, {name: options[name] for name in choice.init_options}
+    name, hidden_size = model.cell, model.hidden_size
+    options = {option: value for option, value in options.items() if takes(cell.init, option)}
+    engine = _build_engine(config, cell, sequence_length)
 
     def init_layers(key: Array, features: int) -> rnn.Layers:
-        return rnn.init_stack(key, choice.cell, features, hidden_size, **shape, **init_options)
+        if own_cell.is_one(name):
+            widths = (features, *[hidden_size * (1 + shape["bidirectional"])][: shape["num_layers"] - 1])
+            for width in widths:
+                own_cell.check(name, cell, width, hidden_size, options, engine)
+        return rnn.init_stack(key, cell, features, hidden_size, **shape, **options)
 
     return SequenceClassifier(
-        choice.cell,
+        cell,
         init_layers,
         hidden_size,
         num_classes,
         dense_init=model.dense_init,
         norm=model.norm,
-        engine=_build_engine(config, choice.cell, sequence_length),
+        engine=engine,
     )
 
 
@@ -197,11 +137,15 @@ def build_unread(config: ml_collections.ConfigDict) -> dict[str, str]:
     if model.name == "tcn":
         return dict.fromkeys(OF_LAYERS, "model.name='tcn'")
     of_cell, of_bias = f"model.cell={model.cell!r}", f"model.gate_bias={model.gate_bias!r}"
-    options = CELLS[model.cell].init_options
+    cell = build_cell(config).cell
     unread = {"model.kernel_size": f"model.name={model.name!r}"}
-    unread |= {} if "kernel_init" in options else {"model.kernel_init": of_cell}
-    unread |= {} if "time_scales" in options else {"model.gate_bias": of_cell}
-    unread |= {} if "forget_bias" in options else {"model.forget_bias": of_cell}
+    fields = {"kernel_init": "kernel_init", "time_scales": "gate_bias", "forget_bias": "forget_bias"}
+    unread |= {f"model.{field}": of_cell for option, field in fields.items() if not takes(cell.init, option)}
+    if not takes(cell.step, "precision"):
+        unread["runtime.eval_precision"] = of_cell
+        # A kernel rounds what it multiplies by itself, and in float32 are all products that nobody rounds.
+        if model.precision not in ("auto", "float32") and config.runtime.backend != "native":
+            unread["model.precision"] = of_cell
     unread |= {} if model.gate_bias == "constant" else {"model.forget_bias": of_bias}
     return unread if model.gate_bias in ("log_uniform", "chrono") else unread | {"model.longest_time_scale": of_bias}
 

@@ -112,8 +112,11 @@ class SequenceClassifier(nn.Module):
             masks = rnn.draw_masks(self.make_rng("dropout"), keep, whole, features, self.hidden_size, x.dtype)
             return jax.tree.map(lambda mask: own_share(mask, self.data_axis), masks)
 
+        def width(name: str, directions: dict[str, Any]) -> int:
+            return x.shape[-1] if name == "layer_0" else self.hidden_size * len(directions)
+
         return {
-            name: {direction: draw(params["kernel"].shape[0]) for direction, params in directions.items()}
+            name: {direction: draw(width(name, directions)) for direction in directions}
             for name, directions in layers.items()
         }
 
@@ -127,12 +130,8 @@ class SequenceClassifier(nn.Module):
         """
         if self.engine.unroll > 1 or drops_state:
             return "scan: dropout of the state or unrolling works on single steps"
-        if "scan" not in self.cell.backends:
-            return "the cell's own layer"
         layer = params["rnn"]["layer_0"]["forward"]
-        backend, precision = self.engine.backend, self.engine.precision
-        reset_after = "recurrent_bias" in layer
-        return str(rnn.explain(layer, x, backend=backend, precision=precision, reset_after=reset_after))
+        return str(self.cell.explain(layer, x, backend=self.engine.backend, precision=self.engine.precision))
 
     @property
     def precision(self) -> str:

@@ -11,7 +11,8 @@ A library on its own: it knows no MNIST, no config and no files.
 """
 
 from seqmnist_jax.rnn.any_cell import explain_step, scan
-from seqmnist_jax.rnn.cells import gru_step, init_gru, init_lstm, lstm_step
+from seqmnist_jax.rnn.cell import GRU, GRU_RESET_BEFORE, LSTM, MIN_GRU, Cell, cell
+from seqmnist_jax.rnn.cells import gru_step, init_gru, init_lstm, lstm_step, product
 from seqmnist_jax.rnn.convert import from_flax, from_keras, from_torch, to_flax, to_keras, to_torch
 from seqmnist_jax.rnn.initializers import KERNELS, TIME_SCALES, log_uniform_time_scales
 from seqmnist_jax.rnn.layers import BACKENDS, PRECISIONS, Explanation, explain, gru, lstm
@@ -19,11 +20,6 @@ from seqmnist_jax.rnn.min_gru import init_min_gru, min_gru, min_gru_step
 from seqmnist_jax.rnn.native.cpu import problem as native_problem
 from seqmnist_jax.rnn.remat import remat
 from seqmnist_jax.rnn.stack import (
-    GRU,
-    GRU_RESET_BEFORE,
-    LSTM,
-    MIN_GRU,
-    Cell,
     Engine,
     Keep,
     Layers,
@@ -48,6 +44,7 @@ __all__ = [
     "Keep",
     "Layers",
     "Masks",
+    "cell",
     "draw_masks",
     "explain",
     "explain_step",
@@ -66,6 +63,7 @@ __all__ = [
     "min_gru",
     "min_gru_step",
     "native_problem",
+    "product",
     "remat",
     "scan",
     "stack",

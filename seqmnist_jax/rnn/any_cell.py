@@ -9,13 +9,13 @@ from seqmnist_jax.rnn import recurrence
 from seqmnist_jax.rnn.cells import PRECISIONS
 from seqmnist_jax.rnn.checks import as_array, check_inputs, check_rows, choice, flag, whole
 from seqmnist_jax.rnn.eager import compiled
-from seqmnist_jax.rnn.recurrence import Call, Given, Options
+from seqmnist_jax.rnn.recurrence import Given, Options
 from seqmnist_jax.rnn.scan import Step, run, with_frames_of_its_own
 
 Array = jax.Array
 Carry = TypeVar("Carry")
 
-BACKENDS = ("auto", "scan", "native")
+BACKENDS = ("auto", "scan", "fused", "native")
 
 
 def scan(
@@ -49,10 +49,10 @@ def scan(
         dynamic_rnn), the number of steps none at all (static_rnn).
       precision: how exact the step's products need to be, as in `lstm`. 'bfloat16' and 'tensorfloat32' let the GPU's
         kernel run; `lax.scan` computes the products as the step says, in full float32 where precision is 'float32'.
-      backend: 'scan' is `lax.scan`; 'native' the kernel of the process's device, made of the step at its first use;
-        'auto' takes the kernel of a GPU where it can, and on a CPU `lax.scan`, which can be differentiated
-        forwards and twice and needs no compiler. `explain_step` tells which, and what of the step a kernel has no
-        place for.
+      backend: 'scan' is `lax.scan`; 'fused' the same with a backward of its own, made of the step; 'native' the kernel
+        of the process's device, made of the step at its first use, which takes some seconds; 'auto' takes 'native'
+        where it can, else 'fused', else 'scan'. `explain_step` tells which, and what of the step a kernel has no place
+        for. Only 'scan' differentiates forwards or twice, and takes any step.
 
     Returns:
       (carry, outputs): the carry after each sequence's last step, and [batch, time, ...],
@@ -61,7 +61,7 @@ def scan(
     Raises:
       ValueError: x or lengths has the wrong shape or dtype, lengths are known and outside
         [0, time], x holds a known NaN, an option is none, with lengths carry or output lack a batch axis, or
-        backend is 'native' and there is no kernel.
+        the backend was named and can't run the step.
     """
     x, lengths = check_inputs(x, lengths)
     options = (
@@ -77,19 +77,6 @@ def scan(
     return compiled(_run, step, (params, x, carry, lengths), options)
 
 
-def _shapes(*trees: Any) -> Any:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), trees)
-
-
-def _problem(call: Call, params: Any, x: Any, carry: Any, unroll: int) -> str | None:
-    """Why no kernel runs the step, or None; arrays, or their shapes."""
-    if call.platform not in recurrence.KERNELS:
-        return f"there is no kernel for {jax.default_backend()}"
-    if unroll > 1:
-        return "steps are unrolled"
-    return recurrence.problem(call, *_shapes(params, x, carry))
-
-
 def _run(
     step: Any,
     params: Any,
@@ -103,35 +90,45 @@ def _run(
     backend: str,
 ) -> tuple[Any, Any]:
     options = Options("all" if return_sequences else "last", reverse, precision)
-    call = Call(step, options, recurrence.PLATFORMS.get(jax.default_backend(), ""))
-    if backend == "native" or (backend == "auto" and call.platform != "cpu"):
-        trouble = _problem(call, params, x, carry, unroll)
-        if trouble is None:
-            x, lengths = with_frames_of_its_own(x, lengths, reverse)
-            params, x, carry = jax.tree.map(jnp.asarray, (params, x, carry))
-            return recurrence.recurrence(call, Given(params, x, carry, lengths))
-        if backend == "native":
-            raise ValueError(f"backend is 'native', but {trouble}; 'scan' runs everywhere")
+    if unroll > 1 and backend in ("fused", "native"):
+        raise ValueError(f"backend is {backend!r}, but steps are unrolled; expected 'auto' or 'scan'")
+    backend = "scan" if unroll > 1 else backend
+    given = Given(params, x, carry, lengths)
+    found, call, _ = recurrence.choose(step, options, given, backend, jax.default_backend())
+    if found != "scan":
+        x, lengths = with_frames_of_its_own(x, lengths, reverse)
+        params, x, carry = jax.tree.map(jnp.asarray, (params, x, carry))
+        return recurrence.run(call, Given(params, x, carry, lengths))
     with jax.default_matmul_precision("highest" if precision == "float32" else None):
         return run(step, params, x, carry, lengths, reverse, return_sequences, unroll)
 
 
 def explain_step(
-    step: Step[Carry], params: Any, x: Any, carry: Carry, *, precision: str = "float32", source: bool = False
+    step: Step[Carry],
+    params: Any,
+    x: Any,
+    carry: Carry,
+    *,
+    precision: str = "float32",
+    backend: str = "auto",
+    source: bool = False,
 ) -> str:
-    """What ``scan(..., backend="native")`` would run in this process, or why it can't; arrays or their shapes.
+    """Which backend `scan` would take in this process, and why.
 
     Args:
-      step, params, x, carry, precision: as in `scan`.
+      step, params, x, carry, precision, backend: as in `scan`; arrays or their shapes.
       source: give the kernel's source, as it is compiled.
+
+    Raises:
+      ValueError: the backend was named and can't; or the source is asked for, and no kernel runs.
     """
     options = Options("all", False, choice("precision", precision, PRECISIONS))
-    call = Call(step, options, recurrence.PLATFORMS.get(jax.default_backend(), ""))
-    trouble = _problem(call, params, x, carry, 1)
-    if trouble is not None:
-        return f"scan: {trouble}"
-    kernel = recurrence.KERNELS[call.platform]
+    given = Given(params, x, carry, None)
+    backend, platform = choice("backend", backend, BACKENDS), jax.default_backend()
+    found, call, why = recurrence.choose(step, options, given, backend, platform)
     if not source:
-        return f"native: {kernel.describe()}"
-    params, x, carry = _shapes(params, x, carry)
-    return str(kernel.text(recurrence.stages_of(call, params, x, carry), precision))
+        return f"{found}: {why}"
+    if found != "native":
+        raise ValueError(f"there is no source, for {found!r} runs: {why}")
+    params, x, carry = recurrence.shapes((params, x, carry))
+    return str(recurrence.KERNELS[call.platform].text(recurrence.stages_of(call, params, x, carry), precision))

@@ -96,7 +96,9 @@ def check_params(params: Any, names: tuple[str, ...], gates: int, x: Any, hint: 
 
     Plain, because a rule's gradients must stand in the container that the rule was given.
     """
-    if not hasattr(params, "keys") or set(params) != set(names):
+    if not hasattr(params, "keys"):
+        raise ValueError(f"params is a {type(params).__name__}; expected a mapping of {sorted(names)}{hint}")
+    if set(params) != set(names):
         raise ValueError(f"params has {sorted(map(str, params))}; expected {sorted(names)}{hint}")
     params = {name: as_array(f"params[{name!r}]", params[name]) for name in names}
     first = "recurrent_kernel" if "recurrent_kernel" in names else "kernel"

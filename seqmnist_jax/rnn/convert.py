@@ -1,4 +1,4 @@
-"""Weights of one LSTM or GRU layer, to and from PyTorch, Keras 3 and Flax linen.
+"""Weights of one LSTM or GRU layer, to and from PyTorch, Keras 3 and Flax, linen and nnx.
 
 Plain functions on arrays: none of these libraries is imported. Every pair computes the same
 function of x and carry in both libraries, where those keep their default activations (sigmoid
@@ -9,9 +9,10 @@ for gates, tanh for the rest):
 | here | i, f, g, o | r, z, n | [features, gates * hidden] | LSTM one, GRU two |
 | PyTorch 2.13 | i, f, g, o | r, z, n | transposed | two |
 | Keras 3.15 | i, f, c, o | z, r, h | as here | LSTM one, GRU two in one array |
-| Flax 0.12 | ii, if, ig, io | ir, iz, in | one for each gate | LSTM one, GRU one and that of hn |
+| Flax linen 0.12 | ii, if, ig, io | ir, iz, in | one for each gate | LSTM one, GRU one and that of hn |
+| Flax nnx 0.12 | i, f, g, o | r, z, n | as here, or an LSTM's one for each gate | one |
 
-All four let the GRU's z keep the past, h' = (1 - z) n + z h, and none adds a forget bias at run
+All let the GRU's z keep the past, h' = (1 - z) n + z h, and none adds a forget bias at run
 time: it stands in the bias. Where biases only ever act as a sum and the other library stores
 another number of them, the sum is kept but not how it was shared out, so a round trip may move
 numbers between them.
@@ -23,185 +24,133 @@ The functions copy, so later changes of the source do not show in the result. Th
 but JAX itself makes float64 into float32 unless ``jax_enable_x64`` is set.
 """
 
-from collections.abc import Mapping, Sequence, Set
-from typing import Any, NamedTuple
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from seqmnist_jax.rnn.cells import Params
+from seqmnist_jax.rnn.weights import (
+    GRU,
+    LSTM,
+    Layer,
+    check_names,
+    check_shape,
+    find_gates,
+    from_params,
+    private_array,
+    recurrent_bias_of,
+    reorder,
+    split,
+    to_params,
+)
 
-# One letter a gate, in the order of our kernels; their number tells the cells apart.
-_LSTM = "ifgo"
-_GRU = "rzn"
-_KERAS_ORDER = {_LSTM: "ifgo", _GRU: "zrn"}
+_KERAS_ORDER = {LSTM: "ifgo", GRU: "zrn"}
 # Flax joins the input's (i) or the state's (h) letter to ours; these of its maps have a bias.
-_FLAX_BIASED = {_LSTM: {"hi", "hf", "hg", "ho"}, _GRU: {"ir", "iz", "in", "hn"}}
+_FLAX_BIASED = {LSTM: {"hi", "hf", "hg", "ho"}, GRU: {"ir", "iz", "in", "hn"}}
 
 
-class _Layer(NamedTuple):
-    """A layer in our layout; an LSTM's recurrent_bias adds to its bias, a reset-before GRU has none."""
-
-    gates: str
-    kernel: np.ndarray
-    recurrent_kernel: np.ndarray
-    bias: np.ndarray
-    recurrent_bias: np.ndarray | None
+_TORCH = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
-def _array(value: Any) -> np.ndarray:
-    """A private copy, also of a PyTorch tensor that is on a device or needs a gradient."""
-    return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value).copy()
-
-
-def _check_names(where: str, found: Set[str], expected: Set[str]) -> None:
-    faults = {"lacks": expected - found, "has unexpected": found - expected}
-    text = " and ".join(f"{fault} {sorted(names)}" for fault, names in faults.items() if names)
-    if text:
-        raise ValueError(f"{where} {text}; expected {sorted(expected)}")
-
-
-def _check_shape(
-    name: str, array: np.ndarray, expected: tuple[int | str, ...], sizes: dict[int | str, int] | None = None
-) -> None:
-    """Compares shapes; a word stands for its number in `sizes`, or for any where it is new, which is then noted."""
-    sizes = {} if sizes is None else sizes
-    known = [sizes.get(size, size) for size in expected]
-    for size, found in zip(expected, array.shape, strict=False):
-        if isinstance(size, str):
-            sizes.setdefault(size, found)
-    if list(array.shape) != [sizes.get(size, size) for size in expected]:
-        raise ValueError(f"{name} has shape {array.shape}; expected [{', '.join(map(str, known))}]")
-
-
-def _find_gates(name: str, array: np.ndarray, *, transposed: bool = False) -> str:
-    """The gates of a recurrent kernel, by the ratio of its two sizes."""
-    shape = array.shape[::-1] if transposed else array.shape
-    for gates in (_LSTM, _GRU):
-        if len(shape) == 2 and shape[1] == len(gates) * shape[0] > 0:
-            return gates
-    form = "[gates * hidden, hidden]" if transposed else "[hidden, gates * hidden]"
-    raise ValueError(f"{name} has shape {array.shape}; expected {form} with 4 gates (LSTM) or 3 (GRU)")
-
-
-def _split(array: np.ndarray, gates: str) -> dict[str, np.ndarray]:
-    """The gates' blocks, which stand side by side in the last axis."""
-    return {gate: block.copy() for gate, block in zip(gates, np.split(array, len(gates), axis=-1), strict=True)}
-
-
-def _reorder(array: np.ndarray, source: str, target: str) -> np.ndarray:
-    """Puts the gates' blocks from one order into another."""
-    blocks = _split(array, source)
-    return np.concatenate([blocks[gate] for gate in target], axis=-1)
-
-
-def _to_params(layer: _Layer) -> Params:
-    arrays = {"kernel": layer.kernel, "recurrent_kernel": layer.recurrent_kernel, "bias": layer.bias}
-    if layer.recurrent_bias is not None:
-        if layer.gates == _LSTM:
-            arrays["bias"] = layer.bias + layer.recurrent_bias
-        else:
-            arrays["recurrent_bias"] = layer.recurrent_bias
-    return {name: jnp.asarray(array) for name, array in arrays.items()}
-
-
-def _from_params(params: Mapping[str, Any]) -> _Layer:
-    names = {"kernel", "recurrent_kernel", "bias"}
-    _check_names("params", params.keys() - {"recurrent_bias"}, names)
-    arrays = {name: _array(value) for name, value in params.items()}
-    gates = _find_gates("params['recurrent_kernel']", arrays["recurrent_kernel"])
-    if gates == _LSTM:
-        _check_names("params of an LSTM", params.keys(), names)
-    columns = arrays["recurrent_kernel"].shape[1]
-    _check_shape("params['kernel']", arrays["kernel"], ("features", columns))
-    for name in ("bias", "recurrent_bias"):
-        if name in arrays:
-            _check_shape(f"params[{name!r}]", arrays[name], (columns,))
-    if gates == _LSTM:
-        arrays["recurrent_bias"] = np.zeros_like(arrays["bias"])
-    return _Layer(gates, arrays["kernel"], arrays["recurrent_kernel"], arrays["bias"], arrays.get("recurrent_bias"))
-
-
-def _recurrent_bias(layer: _Layer, library: str) -> np.ndarray:
-    if layer.recurrent_bias is None:
-        raise ValueError(
-            "params lacks 'recurrent_bias': a GRU whose reset gate acts before the product with h; "
-            f"expected a reset-after one, as {library} has no other"
-        )
-    return layer.recurrent_bias
-
-
-def _torch_names(layer: int, reverse: bool) -> tuple[str, ...]:
+def _torch_names(layer: int | None, reverse: bool, prefix: str) -> tuple[str, ...]:
     """The names of kernel, recurrent kernel, bias and recurrent bias."""
-    if layer < 0:
-        raise ValueError(f"layer is {layer}; expected at least 0")
-    ending = f"_l{layer}" + ("_reverse" if reverse else "")
-    return tuple(name + ending for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+    if layer is not None and layer < 0:
+        raise ValueError(f"layer is {layer}; expected at least 0, or None for a cell")
+    if layer is None and reverse:
+        raise ValueError("reverse is True; expected False for a cell, which has no direction")
+    start = prefix and prefix.removesuffix(".") + "."
+    ending = "" if layer is None else f"_l{layer}" + ("_reverse" if reverse else "")
+    return tuple(start + name + ending for name in _TORCH)
 
 
-def from_torch(weights: Mapping[str, Any], *, layer: int = 0, reverse: bool = False) -> Params:
-    """Parameters from a PyTorch `nn.LSTM` or `nn.GRU` (checked with 2.13).
+def from_torch(weights: Any, *, layer: int | None = 0, reverse: bool = False, prefix: str = "") -> Params:
+    """Parameters from a PyTorch `nn.LSTM`, `nn.GRU`, `nn.LSTMCell` or `nn.GRUCell` (checked with 2.13).
 
     PyTorch's gates stand in our order, its kernels are transposed. Its LSTM has two biases,
     whose sum becomes ours; its GRU's two are ours. A module with ``bias=False`` gives zeros.
 
     Args:
-      weights: the module's `state_dict()`, of tensors or arrays of a dtype that NumPy has: weight_ih_l0
-        [gates * hidden, features], weight_hh_l0 [gates * hidden, hidden], bias_ih_l0 and
-        bias_hh_l0 [gates * hidden], and so on. Other layers' entries play no part.
-      layer: which of a stack's layers.
+      weights: the module, or its `state_dict()`, of tensors or arrays: weight_ih_l0 [gates * hidden, features],
+        weight_hh_l0 [gates * hidden, hidden], bias_ih_l0 and bias_hh_l0 [gates * hidden], and so on; a
+        cell's without _l0. Other entries play no part.
+      layer: which of a stack's layers; None for a cell, which 0 finds too.
       reverse: take the layer's backward half, the names ending in _reverse.
+      prefix: where the layer is in a larger model, as 'encoder.lstm' in encoder.lstm.weight_ih_l0.
 
     Returns:
       Parameters as `init_lstm` or `init_gru` makes them, by the ratio of weight_hh's sizes.
 
     Raises:
       ValueError: an entry of the layer is missing, unexpected (weight_hr, of an LSTM with
-        projections) or of the wrong shape.
+        projections) or of the wrong shape; the message names the prefixes under which there are such entries.
     """
-    names = _torch_names(layer, reverse)
-    found = {name for name in weights if name.endswith(names[0].removeprefix("weight_ih"))}
+    weights = weights.state_dict() if hasattr(weights, "state_dict") else weights
+    if not isinstance(weights, Mapping):
+        raise ValueError(f"weights is a {type(weights).__name__}; expected a module of PyTorch or its state_dict()")
+    names = _torch_names(layer, reverse, prefix)
+    cell = _torch_names(None, False, prefix)
+    if layer == 0 and not reverse and names[0] not in weights and cell[0] in weights:
+        names = cell
+    # Of this layer, whatever it is that stands there.
+    start, ending = names[0].split(_TORCH[0])
+    found = {name for name in weights if re.fullmatch(f"{re.escape(start)}(weight|bias)_[a-z]+{ending}", name)}
     has_bias = bool(found & set(names[2:]))
-    _check_names("weights", found, set(names if has_bias else names[:2]))
-    kernel, recurrent_kernel, *biases = (_array(weights[name]) for name in names if name in found)
-    gates = _find_gates(names[1], recurrent_kernel, transposed=True)
+    try:
+        check_names("weights", found, set(names if has_bias else names[:2]))
+    except ValueError as error:
+        endings = f"(?:{ending}|)" if layer == 0 else ending  # a cell's too
+        elsewhere = [re.fullmatch(rf"(|.*\.){_TORCH[0]}{endings}", name) for name in weights]
+        prefixes = sorted({match[1] for match in elsewhere if match} - {start})
+        hint = f"; there is one at prefix={' or '.join(map(repr, prefixes))}" if prefixes else ""
+        raise ValueError(f"{error}{hint}") from None
+    kernel, recurrent_kernel, *biases = (private_array(weights[name]) for name in names if name in found)
+    gates = find_gates(names[1], recurrent_kernel, transposed=True)
     rows = recurrent_kernel.shape[0]
-    _check_shape(names[0], kernel, (rows, "features"))
+    check_shape(names[0], kernel, (rows, "features"))
     biases = biases or [np.zeros(rows, kernel.dtype)] * 2
     for name, bias in zip(names[2:], biases, strict=True):
-        _check_shape(name, bias, (rows,))
-    return _to_params(_Layer(gates, kernel.T, recurrent_kernel.T, *biases))
+        check_shape(name, bias, (rows,))
+    return to_params(Layer(gates, kernel.T, recurrent_kernel.T, *biases))
 
 
-def to_torch(params: Mapping[str, Any], *, layer: int = 0, reverse: bool = False) -> dict[str, np.ndarray]:
-    """Entries of a PyTorch `nn.LSTM`'s or `nn.GRU`'s `state_dict()` (checked with 2.13).
+def to_torch(
+    params: Mapping[str, Any], *, layer: int | None = 0, reverse: bool = False, prefix: str = ""
+) -> dict[str, np.ndarray]:
+    """Entries of the `state_dict()` of what `from_torch` reads (checked with 2.13).
 
     An LSTM's bias goes into bias_ih, and bias_hh is zero.
 
     Args:
       params: as `init_lstm` or `init_gru` makes them.
-      layer, reverse: whose names to give, as in `from_torch`.
+      layer, reverse, prefix: whose names to give, as in `from_torch`; with None a cell's.
 
     Returns:
       weight_ih_l0 [gates * hidden, features], weight_hh_l0 [gates * hidden, hidden],
       bias_ih_l0 and bias_hh_l0 [gates * hidden], with the layer's own endings, as NumPy arrays.
+      `torch.from_numpy` takes no bfloat16, but the same as float32.
 
     Raises:
       ValueError: an entry is missing, unexpected or of the wrong shape, or these are a
         reset-before GRU's, which PyTorch has not.
     """
-    ours = _from_params(params)
-    arrays = (ours.kernel.T, ours.recurrent_kernel.T, ours.bias, _recurrent_bias(ours, "PyTorch"))
-    names = _torch_names(layer, reverse)
+    ours = from_params(params)
+    arrays = (ours.kernel.T, ours.recurrent_kernel.T, ours.bias, recurrent_bias_of(ours, "PyTorch"))
+    names = _torch_names(layer, reverse, prefix)
     return {name: np.ascontiguousarray(array) for name, array in zip(names, arrays, strict=True)}
 
 
 def from_keras(weights: Sequence[Any], *, reset_after: bool | None = None) -> Params:
-    """Parameters from a Keras 3 `LSTM` or `GRU` layer (checked with 3.15).
+    """Parameters from a Keras 3 `LSTM` or `GRU` layer (checked with 3.15), or a `CuDNNLSTM` or `CuDNNGRU` of before.
 
     Keras orders an LSTM's gates i, f, c, o, as we do, and a GRU's z, r, h. A GRU's bias is
     [2, 3 * hidden], the input's and the state's, with ``reset_after=True`` (the default) and
     [3 * hidden] with ``reset_after=False``. A layer with ``use_bias=False`` gives zeros.
+
+    A flat bias of [2 * gates * hidden] is that of a CuDNN layer, by which Keras 2 too knows one: the input's biases,
+    then the state's. The kernels of such a layer hold each gate's numbers in cuDNN's order, [hidden, features], though
+    not in that shape.
 
     Args:
       weights: the layer's `get_weights()`: kernel [features, gates * hidden], recurrent_kernel
@@ -219,18 +168,26 @@ def from_keras(weights: Sequence[Any], *, reset_after: bool | None = None) -> Pa
     """
     if len(weights) not in (2, 3):
         raise ValueError(f"weights has {len(weights)} arrays; expected kernel, recurrent_kernel and perhaps bias")
-    kernel, recurrent_kernel, *biases = (_array(value) for value in weights)
-    gates = _find_gates("recurrent_kernel", recurrent_kernel)
+    kernel, recurrent_kernel, *biases = (private_array(value) for value in weights)
+    gates = find_gates("recurrent_kernel", recurrent_kernel)
     columns = recurrent_kernel.shape[1]
-    _check_shape("kernel", kernel, ("features", columns))
+    check_shape("kernel", kernel, ("features", columns))
+    if biases and biases[0].shape == (2 * columns,) and reset_after is not False:
+        kernel, recurrent_kernel = (
+            np.concatenate([block.reshape(block.shape[::-1]).T for block in split(array, gates).values()], axis=-1)
+            for array in (kernel, recurrent_kernel)
+        )
+        biases = [biases[0].reshape(2, columns)]
+        if gates == LSTM:
+            biases = [biases[0].sum(axis=0)]
     if reset_after is None:
         reset_after = not biases or biases[0].ndim == 2
-    shape = (2, columns) if gates == _GRU and reset_after else (columns,)
+    shape = (2, columns) if gates == GRU and reset_after else (columns,)
     bias = biases[0] if biases else np.zeros(shape, kernel.dtype)
-    _check_shape("bias", bias, shape)
-    kernel, recurrent_kernel, bias = (_reorder(a, _KERAS_ORDER[gates], gates) for a in (kernel, recurrent_kernel, bias))
+    check_shape("bias", bias, shape)
+    kernel, recurrent_kernel, bias = (reorder(a, _KERAS_ORDER[gates], gates) for a in (kernel, recurrent_kernel, bias))
     bias, recurrent_bias = bias if len(shape) == 2 else (bias, None)
-    return _to_params(_Layer(gates, kernel, recurrent_kernel, bias, recurrent_bias))
+    return to_params(Layer(gates, kernel, recurrent_kernel, bias, recurrent_bias))
 
 
 def to_keras(params: Mapping[str, Any]) -> list[np.ndarray]:
@@ -246,10 +203,10 @@ def to_keras(params: Mapping[str, Any]) -> list[np.ndarray]:
     Raises:
       ValueError: an entry is missing, unexpected or of the wrong shape.
     """
-    gates, kernel, recurrent_kernel, bias, recurrent_bias = _from_params(params)
-    if gates == _GRU and recurrent_bias is not None:
+    gates, kernel, recurrent_kernel, bias, recurrent_bias = from_params(params)
+    if gates == GRU and recurrent_bias is not None:
         bias = np.stack([bias, recurrent_bias])
-    return [_reorder(array, gates, _KERAS_ORDER[gates]) for array in (kernel, recurrent_kernel, bias)]
+    return [reorder(array, gates, _KERAS_ORDER[gates]) for array in (kernel, recurrent_kernel, bias)]
 
 
 def _flax_entries(gates: str) -> dict[str, set[str]]:
@@ -259,18 +216,60 @@ def _flax_entries(gates: str) -> dict[str, set[str]]:
     return {name: {"kernel", "bias"} if name in biased else {"kernel"} for name in names}
 
 
+def _joined_entries(gates: str) -> dict[str, set[str]]:
+    """The same of a cell of nnx with one map for each side, of which one has the bias."""
+    biased = {LSTM: "dense_h", GRU: "dense_i"}[gates]
+    return {name: {"kernel", "bias"} if name == biased else {"kernel"} for name in ("dense_i", "dense_h")}
+
+
+def _find_flax_cell(params: Any) -> tuple[str, dict[str, Any]]:
+    """The cell's own maps within what a library's user has at hand, and what to call them in messages."""
+    where = "params"
+    while isinstance(params, Mapping):
+        params = {name: value for name, value in params.items() if name != "rngs"}
+        inner = {"params", "cell"} & params.keys()
+        if len(params) > 1 or not inner:
+            return where, params
+        where, params = f"{where}[{min(inner)!r}]", params[min(inner)]
+    raise ValueError(
+        f"{where} is a {type(params).__name__}; expected a mapping, as variables['params'] of linen or "
+        "nnx.state(cell, nnx.Param)"
+    )
+
+
+def _read_flax_maps(
+    where: str, params: Mapping[str, Any], entries: Mapping[str, set[str]], columns: str
+) -> dict[tuple[str, str], np.ndarray]:
+    """The arrays by map and kind, checked; `columns` is the word for the size of their last axis."""
+    check_names(where, params.keys(), entries.keys())
+    sizes: dict[int | str, int] = {}
+    arrays: dict[tuple[str, str], np.ndarray] = {}
+    for name, kinds in entries.items():
+        found = params[name].keys() if isinstance(params[name], Mapping) else set()
+        check_names(f"{where}[{name!r}]", found, kinds)
+        for kind in sorted(kinds):
+            arrays[name, kind] = private_array(params[name][kind])
+            side = name.removeprefix("dense_")[0]
+            shape = ("features" if side == "i" else "hidden", columns) if kind == "kernel" else (columns,)
+            check_shape(f"{where}[{name!r}][{kind!r}]", arrays[name, kind], shape, sizes)
+    return arrays
+
+
 def from_flax(params: Mapping[str, Any]) -> Params:
-    """Parameters from a Flax linen `LSTMCell`, `OptimizedLSTMCell` or `GRUCell` (checked with 0.12).
+    """Parameters from a Flax `LSTMCell`, `OptimizedLSTMCell` or `GRUCell`, of linen or of nnx (checked with 0.12).
 
     Flax has one map for each gate, its kernel not transposed. In the LSTM the state's maps
     have biases, the input's none. In the GRU (reset-after) the input's maps have, and of the
-    state's only hn; our recurrent_bias is zero for r and z.
+    state's only hn; our recurrent_bias is zero for r and z. The `OptimizedLSTMCell` and `GRUCell`
+    of nnx join the gates in two maps, dense_i and dense_h; that GRU has no bias of hn either, so
+    our recurrent_bias is zero.
 
     Args:
-      params: the cell's own dict, ``variables['params']``, or with `nn.RNN`
-        ``variables['params']['cell']``: for an LSTM ii, if, ig, io and hi, hf, hg, ho, for a
-        GRU ir, iz, in and hr, hz, hn, each a dict with kernel [features or hidden, hidden]
-        and, where there is one, bias [hidden].
+      params: of linen ``variables['params']``, with `nn.RNN` or without, of nnx
+        ``nnx.state(layer, nnx.Param)`` of the cell or of an `nnx.RNN`: for an LSTM ii, if (nnx: if_),
+        ig, io and hi, hf, hg, ho, for a GRU ir, iz, in and hr, hz, hn, each a mapping with kernel
+        [features or hidden, hidden] and, where there is one, bias [hidden]; or dense_i and dense_h with
+        kernel [features or hidden, gates * hidden] and bias [gates * hidden].
 
     Returns:
       Parameters as `init_lstm` or `init_gru` makes them, by the names.
@@ -278,54 +277,81 @@ def from_flax(params: Mapping[str, Any]) -> Params:
     Raises:
       ValueError: an entry is missing, unexpected or of the wrong shape.
     """
+    where, params = _find_flax_cell(params)
+    if params.keys() & {"dense_i", "dense_h"}:
+        state_map = params.get("dense_h")
+        kernel = state_map.get("kernel") if isinstance(state_map, Mapping) else None
+        gates = GRU if kernel is None else find_gates(f"{where}['dense_h']['kernel']", private_array(kernel))
+        arrays = _read_flax_maps(where, params, _joined_entries(gates), "gates * hidden")
+        no_bias = np.zeros_like(arrays["dense_h", "kernel"][0])
+        biases = (arrays.get((name, "bias"), no_bias) for name in ("dense_i", "dense_h"))
+        return to_params(Layer(gates, arrays["dense_i", "kernel"], arrays["dense_h", "kernel"], *biases))
     # The closer cell, so that the error names what little is wrong.
-    gates = max((_LSTM, _GRU), key=lambda gates: len(_flax_entries(gates).keys() & params.keys()))
-    entries = _flax_entries(gates)
-    _check_names("params", params.keys(), entries.keys())
-    sizes: dict[int | str, int] = {}
-    arrays: dict[tuple[str, str], np.ndarray] = {}
-    for name, kinds in entries.items():
-        found = params[name].keys() if isinstance(params[name], Mapping) else set()
-        _check_names(f"params[{name!r}]", found, kinds)
-        for kind in sorted(kinds):
-            arrays[name, kind] = _array(params[name][kind])
-            shape = ("features" if name[0] == "i" else "hidden", "hidden") if kind == "kernel" else ("hidden",)
-            _check_shape(f"params[{name!r}][{kind!r}]", arrays[name, kind], shape, sizes)
-    no_bias = np.zeros(sizes["hidden"], arrays["h" + gates[0], "kernel"].dtype)
+    found = {"if" if name == "if_" else name for name in params}
+    known = {gates: len(_flax_entries(gates).keys() & found) for gates in (LSTM, GRU)}
+    if known[LSTM] == known[GRU]:
+        expected = [sorted(_flax_entries(gates)) for gates in (LSTM, GRU)]
+        raise ValueError(
+            f"{where} has {sorted(params)}; expected the maps of one cell: of an LSTM {expected[0]}, of a GRU "
+            f"{expected[1]}, or of a cell of nnx that joins them ['dense_h', 'dense_i']"
+        )
+    gates = max(known, key=known.__getitem__)
+    spelled = {"if": "if_"} if "if_" in params else {}
+    entries = {spelled.get(name, name): kinds for name, kinds in _flax_entries(gates).items()}
+    arrays = _read_flax_maps(where, params, entries, "hidden")
+    no_bias = np.zeros_like(arrays["h" + gates[0], "kernel"][0])
 
     def join(side: str, kind: str) -> np.ndarray:
-        return np.concatenate([arrays.get((side + gate, kind), no_bias) for gate in gates], axis=-1)
+        names = [spelled.get(side + gate, side + gate) for gate in gates]
+        return np.concatenate([arrays.get((name, kind), no_bias) for name in names], axis=-1)
 
-    return _to_params(_Layer(gates, *(join(side, kind) for kind in ("kernel", "bias") for side in "ih")))
+    return to_params(Layer(gates, *(join(side, kind) for kind in ("kernel", "bias") for side in "ih")))
 
 
-def to_flax(params: Mapping[str, Any]) -> dict[str, dict[str, np.ndarray]]:
-    """The dict of a Flax linen `LSTMCell`, `OptimizedLSTMCell` or `GRUCell` (checked with 0.12).
+def to_flax(params: Mapping[str, Any], *, cell: str = "linen") -> dict[str, dict[str, np.ndarray]]:
+    """The dict of a Flax cell (checked with 0.12).
 
     Flax's GRU has one bias each for r and z, which becomes the sum of our two.
 
     Args:
       params: as `init_lstm` or `init_gru` makes them.
+      cell: 'linen' for an `LSTMCell`, `OptimizedLSTMCell` or `GRUCell` of linen; else which of nnx:
+        'nnx.LSTMCell', 'nnx.OptimizedLSTMCell' or 'nnx.GRUCell'.
 
     Returns:
-      The cell's own dict as in `from_flax`, of NumPy arrays; ``{'params': ...}`` around it
-      makes the cell's variables.
+      The cell's own dict as in `from_flax`, of NumPy arrays. For linen, ``{'params': ...}`` around it
+      makes the cell's variables; for nnx, ``nnx.update(cell, ...)`` takes it.
 
     Raises:
-      ValueError: an entry is missing, unexpected or of the wrong shape, or these are a
-        reset-before GRU's, which Flax has not.
+      ValueError: an entry is missing, unexpected or of the wrong shape, these are not the cell's, or are a
+        reset-before GRU's, which Flax has not; or 'nnx.GRUCell', which has no bias of hn, is to hold one
+        that is not zero.
     """
-    ours = _from_params(params)
-    gates, recurrent_bias = ours.gates, _recurrent_bias(ours, "Flax")
-    kernels = {"i": _split(ours.kernel, gates), "h": _split(ours.recurrent_kernel, gates)}
-    biases = {"i": _split(ours.bias, gates), "h": _split(recurrent_bias, gates)}
-    sums = _split(ours.bias + recurrent_bias, gates)
+    ours = from_params(params)
+    gates, recurrent_bias = ours.gates, recurrent_bias_of(ours, "Flax")
+    cells = ("linen", *{LSTM: ("nnx.LSTMCell", "nnx.OptimizedLSTMCell"), GRU: ("nnx.GRUCell",)}[gates])
+    if cell not in cells:
+        raise ValueError(f"cell is {cell!r}; expected one of {cells} for params of {len(gates)} gates")
+    sums = ours.bias + recurrent_bias
+    if cell in ("nnx.OptimizedLSTMCell", "nnx.GRUCell"):
+        if gates == GRU and recurrent_bias[-len(recurrent_bias) // 3 :].any():
+            raise ValueError(
+                "params['recurrent_bias'] is not zero for n, in its last third; expected zeros, as nnx.GRUCell has no "
+                "bias b_hn (linen's GRUCell has)"
+            )
+        whole = {"dense_i": ours.kernel, "dense_h": ours.recurrent_kernel}
+        return {
+            name: {"kernel": whole[name], **({"bias": sums} if "bias" in kinds else {})}
+            for name, kinds in _joined_entries(gates).items()
+        }
+    kernels = {"i": split(ours.kernel, gates), "h": split(ours.recurrent_kernel, gates)}
+    biases = {"i": split(ours.bias, gates), "h": split(recurrent_bias, gates)}
     flax: dict[str, dict[str, np.ndarray]] = {}
     for name, kinds in _flax_entries(gates).items():
         side, gate = name[0], name[1]
-        flax[name] = {"kernel": kernels[side][gate]}
+        maps = flax["if_" if name == "if" and cell == "nnx.LSTMCell" else name] = {"kernel": kernels[side][gate]}
         if "bias" in kinds:
             # Where only one of the two maps has a bias, it stands for both.
             both = {"i" + gate, "h" + gate} <= _FLAX_BIASED[gates]
-            flax[name]["bias"] = biases[side][gate] if both else sums[gate]
+            maps["bias"] = (biases[side] if both else split(sums, gates))[gate]
     return flax

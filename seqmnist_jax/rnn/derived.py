@@ -20,7 +20,16 @@ from seqmnist_jax.rnn.stages import Operands, Options, Stages, remaking
 Array = jax.Array
 
 MULTIPLIES_X = False
+PRECISIONS = cells.PRECISIONS
 MOST_BLOCK_STEPS = 28
+
+
+def problem() -> None:
+    """Plain JAX is everywhere."""
+
+
+def unfit(stages: Stages, options: Options) -> None:
+    """It runs all that can be divided."""
 
 
 class Kept(NamedTuple):
@@ -249,7 +258,7 @@ def backward(
         return (bars, before, sums + share), (d_inputs, sources, tuple(made[i] for i in range(len(made))))
 
     def rows(array_tm: Array) -> Array:
-        return array_tm.reshape(-1, array_tm.shape[-1])
+        return array_tm.reshape(array_tm.shape[0] * array_tm.shape[1], array_tm.shape[2])
 
     def block(loop: Any, now: Any) -> Any:
         inner, weights = loop

@@ -1,7 +1,7 @@
 """A cell's step, divided into matrix products and one scalar function: what a kernel is generated from.
 
 A step is ``step(params, carry, x) -> (carry, y)`` in JAX. Its values are of three kinds: those that depend on
-parameters alone (P), those that depend on x too (X), and those that depend on the carry (C). P and X are XLA's, made
+parameters alone (P), those that depend on x too (X), and those that depend on the carry (C). P and X are XLA's, X made
 for all steps at once. Of the C values only the products with a P matrix join units; they are taken in rounds, a value's
 round being the number of products before it. All else on C values is element-wise, or cuts and joins the feature axis
 at multiples of the hidden size. So the values of one unit are scalars, and the step is one scalar function of the
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core as jex
 
-from seqmnist_jax.rnn.division import Block, Division, Product, Raw, blocks, narrow
+from seqmnist_jax.rnn.division import Block, Division, Product, Raw, blocks, is_row, narrow
 from seqmnist_jax.rnn.jaxprs import (
     CUSTOM,
     ELEMENTWISE,
@@ -252,15 +252,6 @@ class _Divider:
         if name not in SAME and e.outvars[0].aval.ndim != 2:
             raise NotDivisibleError(f"{name} makes {e.outvars[0].aval.shape} of the state ({where(e)})")
 
-    def _is_repeated(self, v: Any) -> bool:
-        """Whether all rows of a parameter's value are the same: one row, repeated and then made of another dtype."""
-        if v not in self._made or self._kinds[v] != "P":
-            return False
-        e = self._made[v][0]
-        return (
-            e.primitive.name == "convert_element_type" and narrow(e.invars[0], self._made, self._kinds) != e.invars[0]
-        )
-
     def _note(self, what: str, v: Any, kind: str) -> None:
         """Notes the blocks of a P or X value that the stages read."""
         v = narrow(v, self._made, self._kinds)
@@ -268,8 +259,10 @@ class _Divider:
             return
         shape = v.aval.shape
         columns = shape[-1] if shape else 1
-        rows = shape[0] if len(shape) == 2 and not self._is_repeated(v) else 1
-        if v.aval.dtype != self.dtype or len(shape) > 2 or rows not in (1, self._rows if kind == "X" else 1):
+        if kind == "P" and len(shape) == 2 and not is_row(v, self._made, self._kinds):
+            kind = "X"  # A mask, say: a value for each sequence, the same in all steps.
+        rows = shape[0] if len(shape) == 2 and kind == "X" else 1
+        if v.aval.dtype != self.dtype or len(shape) > 2 or rows not in (1, self._rows):
             raise NotDivisibleError(f"{what} with {v.aval}")
         if columns != 1 and columns % self.hidden:
             raise NotDivisibleError(f"{what} with {columns} columns")
@@ -282,8 +275,7 @@ def divide(step: Callable[..., Any], params: Any, carry: Any, x: Any, *, inline:
 
     Args:
       step: ``step(params, carry, x) -> (carry, y)``.
-      params, carry, x: arrays or their shapes, each carry and x with as many rows as `Division.hoist` will be
-        given: all steps of all sequences.
+      params, carry, x: arrays or their shapes, as the step takes them.
       inline: whether a product of x of few features is made inside the stages.
 
     Raises:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -62,7 +63,7 @@ class Hoisted(NamedTuple):
     Attributes:
       weights: [products, hidden, hidden], from source (rows) to result (columns).
       vectors: the 'p' values, [number, hidden].
-      inputs: the 'x' values, [rows, number * hidden].
+      inputs: the 'x' values, [batch, time, number, hidden], or a matrix that makes them of x.
     """
 
     weights: Array
@@ -128,35 +129,9 @@ class Division:
         """How many rounds of products there are."""
         return max((p.round for p in self.products), default=0)
 
-    @property
-    def rows(self) -> Any:
-        """The rows of x: of all steps of all sequences; perhaps symbolic."""
-        return self.x.aval.shape[0]
-
     def count(self, kind: str) -> int:
         """How many raw scalars are of a kind."""
         return sum(raw.kind == kind for raw in self.raws)
-
-    def multiplies_x(self) -> bool:
-        """Whether the 'x' values are linear in x, each row by itself, and products of x are among them."""
-        products = 0
-        for e in self.equations:
-            kinds = ["P" if isinstance(v, jex.Literal) else self.kinds[v] for v in e.invars]
-            if any(self.kinds[v] != "X" for v in e.outvars):
-                continue
-            name, shapes = e.primitive.name, {v.aval.shape for v in (*e.invars, *e.outvars)}
-            if name == "dot_general":
-                products += 1
-                linear = kinds == ["X", "P"] and is_plain(e)
-            elif name in ("mul", "div"):
-                linear = kinds == ["X", "P"] or (name == "mul" and kinds == ["P", "X"])
-            elif name in ("split", "slice", "concatenate"):
-                linear = all(v.aval.shape[0] == self.rows for v in (*e.invars, *e.outvars))
-            else:
-                linear = name in ("add", "sub", "neg") or (name in SAME and len(shapes) == 1)
-            if not linear:
-                return False
-        return products > 0
 
     # ---- The scalar function ----
 
@@ -184,9 +159,9 @@ class Division:
             v = narrow(block.var, self.made, self.kinds)
             if isinstance(v, jex.Literal):
                 return v.val
-            for number in (block.number, None, 0):
-                if (Block(v, number), None, kind) in given:
-                    return given[Block(v, number), None, kind]
+            for place in itertools.product((block.number, None, 0), (kind, "x")):
+                if (Block(v, place[0]), None, place[1]) in given:
+                    return given[Block(v, place[0]), None, place[1]]
             raise AssertionError(block)
 
         def value(block: Block) -> Any:
@@ -243,46 +218,145 @@ class Division:
     # ---- Outside the loop ----
 
     def hoist(self, params: Any, x: Array) -> Hoisted:
-        """P and X values, by the step's own equations; differentiable.
+        """P and X values, by the step's own equations, those of x for all steps at once; differentiable.
 
         Args:
           params: as the step takes them.
-          x: [rows, features], with the number of rows of the division.
+          x: [batch, time, features].
         """
-        values: dict[Any, Any] = dict(zip(self.closed.jaxpr.constvars, self.closed.consts, strict=True))
-        values |= dict(zip(self.params, jax.tree.leaves(params), strict=True)) | {self.x: x}
-        for e in self.equations:
-            if all(self.kinds[v] != "C" for v in e.outvars):
-                given = [v.val if isinstance(v, jex.Literal) else values[v] for v in e.invars]
-                values.update(zip(e.outvars, apply(e, given), strict=True))
-        hidden = self.hidden
+        values = self._parameters(params)
 
-        def cut(array: Array, index: int | None) -> Array:
-            array = array.reshape(1, -1) if array.ndim < 2 else array
-            if index is None:
-                return jnp.broadcast_to(array, (array.shape[0], hidden))
-            return array[:, index * hidden : (index + 1) * hidden]
+        def of_step(x: Array) -> list[Array]:
+            now = values | {self.x: x}
+            for e in self.equations:
+                if all(self.kinds[v] == "X" for v in e.outvars):
+                    now.update(zip(e.outvars, apply(e, [_read(now, v) for v in e.invars]), strict=True))
+            return [self._cut(now[raw.block.var], raw.block.number, x.shape[0]) for raw in self.raws if raw.kind == "x"]
+
+        inputs = jax.vmap(of_step, in_axes=1, out_axes=1)(x) if self.count("x") else []
+        empty = jnp.zeros((*x.shape[:2], 0, self.hidden), x.dtype)
+        return self._hoisted(values, [], jnp.stack(inputs, axis=2) if inputs else empty)
+
+    def multiplies_x(self) -> bool:
+        """Whether the 'x' values are linear in x, each row by itself, and products of x are among them."""
+        products = 0
+        for e in self.equations:
+            if any(self.kinds[v] != "X" for v in e.outvars):
+                continue
+            name, kinds = e.primitive.name, ["P" if isinstance(v, jex.Literal) else self.kinds[v] for v in e.invars]
+            if name == "dot_general":
+                products += 1
+                linear = kinds == ["X", "P"] and is_plain(e)
+            elif name in ("split", "slice", "concatenate"):
+                linear = all(v.aval.shape[0] == self.x.aval.shape[0] for v in (*e.invars, *e.outvars))
+                linear = linear and all(kind == "X" for kind in kinds)
+            else:
+                linear = name in ("add", "sub", "neg") or (name in SAME and e.invars[0].aval.shape == _shape(e))
+                linear = linear or (
+                    name in ("mul", "div") and kinds.count("X") == 1 and (name, kinds[0]) != ("div", "P")
+                )
+                rows = [v for v, kind in zip(e.invars, kinds, strict=True) if kind == "P"]
+                linear = linear and all(is_row(v, self.made, self.kinds) for v in rows)
+            if not linear:
+                return False
+        return products > 0 and all(self.kinds[r.block.var] == "X" for r in self.raws if r.kind == "x")
+
+    def hoist_linear(self, params: Any) -> Hoisted:
+        """The same where `multiplies_x`, without x: its matrix [features, number, hidden] in place of the 'x' values.
+
+        What is added to x's product with it stands behind the 'p' values in `vectors`.
+        """
+        values = self._parameters(params)
+        features = self.x.aval.shape[1]
+        # What is added to the product, and below it the matrix: [1 + features, n].
+        linear = {self.x: jnp.eye(1 + features, features, -1, dtype=self.dtype)}
+
+        def row(v: Any) -> Array:
+            array = jnp.asarray(_read(values, v))
+            return array[:1] if array.ndim == 2 else array
+
+        for e in self.equations:
+            if any(self.kinds[v] != "X" for v in e.outvars):
+                continue
+            name = e.primitive.name
+            if name == "dot_general":
+                matrix = values[e.invars[1]]
+                matrix = matrix.T if tuple(e.params["dimension_numbers"][0][1]) == (1,) else matrix
+                made = [jnp.matmul(linear[e.invars[0]], matrix, precision=jax.lax.Precision.HIGHEST)]
+            elif name == "split":
+                made = jnp.split(linear[e.invars[0]], list(itertools.accumulate(e.params["sizes"]))[:-1], axis=1)
+            elif name == "slice":
+                start, limit = e.params["start_indices"][1], e.params["limit_indices"][1]
+                made = [linear[e.invars[0]][:, start : limit : (e.params["strides"] or (1, 1))[1]]]
+            elif name == "concatenate":
+                made = [jnp.concatenate([linear[v] for v in e.invars], axis=1)]
+            elif name in SAME:
+                made = [linear[e.invars[0]]]
+            else:
+                scales = name in ("mul", "div")
+                given = [linear[v] if not isinstance(v, jex.Literal) and v in linear else row(v) for v in e.invars]
+                shape = (1 + features, e.outvars[0].aval.shape[1])
+                whole = [jnp.broadcast_to(array, shape) for array in given]
+                if not scales:  # A row that is added is added once.
+                    whole = [
+                        array if given_.shape == shape else array.at[1:].set(0)
+                        for array, given_ in zip(whole, given, strict=True)
+                    ]
+                made = [e.primitive.bind(*whole, **e.params)]
+            linear |= dict(zip(e.outvars, made, strict=True))
+        blocks = [self._cut(linear[r.block.var], r.block.number, 1 + features) for r in self.raws if r.kind == "x"]
+        return self._hoisted(values, [block[:1] for block in blocks], jnp.stack([b[1:] for b in blocks], axis=1))
+
+    def _parameters(self, params: Any) -> dict[Any, Any]:
+        """The P values."""
+        values = dict(zip(self.closed.jaxpr.constvars, self.closed.consts, strict=True))
+        values |= dict(zip(self.params, jax.tree.leaves(params), strict=True))
+        for e in self.equations:
+            if all(self.kinds[v] == "P" for v in e.outvars):
+                values.update(zip(e.outvars, apply(e, [_read(values, v) for v in e.invars]), strict=True))
+        return values
+
+    def _cut(self, array: Array, number: int | None, rows: Any) -> Array:
+        """A block of a value, [rows, hidden]."""
+        array = array.reshape(1, -1) if array.ndim < 2 else array
+        if number is not None:
+            array = array[:, number * self.hidden : (number + 1) * self.hidden]
+        return jnp.broadcast_to(array, (rows, self.hidden))
+
+    def _hoisted(self, values: dict[Any, Any], others: list[Array], inputs: Array) -> Hoisted:
+        hidden = self.hidden
 
         def weight(p: Product) -> Array:
             matrix = values[p.weight].T if p.turned else values[p.weight]
             return matrix[p.rows * hidden : (p.rows + 1) * hidden, p.columns * hidden : (p.columns + 1) * hidden]
 
-        def joined(arrays: list[Array], empty: tuple[int, ...], axis: int) -> Array:
-            return jnp.concatenate(arrays, axis=axis) if arrays else jnp.zeros(empty, x.dtype)
+        def vector(raw: Raw) -> Array:
+            array = values[raw.block.var]
+            array = array[:1] if raw.row is None and array.ndim == 2 else array
+            return self._cut(array if raw.row is None else array[raw.row], raw.block.number, 1)
 
-        vectors = [
-            cut(values[raw.block.var] if raw.row is None else values[raw.block.var][raw.row], raw.block.number)[:1]
-            for raw in self.raws
-            if raw.kind == "p"
-        ]
-        inputs = [
-            jnp.broadcast_to(cut(values[raw.block.var], raw.block.number), (self.rows, hidden))
-            for raw in self.raws
-            if raw.kind == "x"
-        ]
-        weights = [weight(p)[None] for p in self.products]
+        vectors = [vector(raw) for raw in self.raws if raw.kind == "p"] + others
+        weights = [weight(p) for p in self.products]
         return Hoisted(
-            joined(weights, (0, hidden, hidden), 0),
-            joined(vectors, (0, hidden), 0),
-            joined(inputs, (self.rows, 0), 1),
+            jnp.stack(weights) if weights else jnp.zeros((0, hidden, hidden), inputs.dtype),
+            jnp.concatenate(vectors) if vectors else jnp.zeros((0, hidden), inputs.dtype),
+            inputs,
         )
+
+
+def _read(values: Mapping[Any, Any], v: Any) -> Any:
+    return v.val if isinstance(v, jex.Literal) else values[v]
+
+
+def _shape(e: Any) -> Any:
+    return e.outvars[0].aval.shape
+
+
+def is_row(v: Any, made: Mapping[Any, tuple[Any, int]], kinds: Mapping[Any, str]) -> bool:
+    """Whether a parameter's value has the same for every row of a batch."""
+    v = narrow(v, made, kinds)
+    if isinstance(v, jex.Literal) or v.aval.ndim < 2 or v.aval.shape[0] == 1:
+        return True
+    # One row, repeated and then made of another dtype.
+    e = made[v][0] if v in made else None
+    return e is not None and e.primitive.name == "convert_element_type" and is_row(e.invars[0], made, kinds)

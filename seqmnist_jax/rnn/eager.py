@@ -22,10 +22,15 @@ def _bound(function: Any, names: tuple[str, ...], *values: Any) -> Any:
     return functools.partial(function, *values[:count], **dict(zip(names, values[count:], strict=True)))
 
 
+def is_array(leaf: Any) -> bool:
+    """Whether a program takes it: JAX's arrays, and NumPy's but of objects, text and dates."""
+    return isinstance(leaf, jax.Array) or (isinstance(leaf, np.ndarray) and leaf.dtype.kind not in "OUSMm")
+
+
 def compiled(run: Callable[..., Any], function: Any, arguments: tuple[Any, ...], options: tuple[Any, ...]) -> Any:
     """``run(function, *arguments, *options)``: a program for each set of options and of numbers that are no arrays."""
     leaves, tree = jax.tree.flatten(arguments)
-    arrays = [leaf if isinstance(leaf, jax.Array | np.ndarray) else None for leaf in leaves]
+    arrays = [leaf if is_array(leaf) else None for leaf in leaves]
     others = [None if array is not None else leaf for leaf, array in zip(leaves, arrays, strict=True)]
     if not all(other is None or isinstance(other, str | int | float | np.generic) for other in others):
         return run(function, *arguments, *options)  # Whose content can change.

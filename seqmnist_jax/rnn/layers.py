@@ -9,7 +9,6 @@ import jax.numpy as jnp
 
 from seqmnist_jax.rnn import cells, checks, recurrence
 from seqmnist_jax.rnn.checks import choice, flag
-from seqmnist_jax.rnn.native import cpu
 from seqmnist_jax.rnn.recurrence import Call, Given, Options
 from seqmnist_jax.rnn.scan import loop, without_padding
 
@@ -38,20 +37,6 @@ _KINDS = {
 }
 
 
-class Layer(NamedTuple):
-    """All that is static about a call of a layer; `cell` names one of `_KINDS`."""
-
-    cell: str
-    reverse: bool
-    return_sequences: bool
-    precision: str
-
-    def call(self, platform: str) -> Call:
-        """The same for the engine."""
-        outputs = "all" if self.return_sequences else "none"
-        return Call(_KINDS[self.cell].step, Options(outputs, self.reverse, self.precision), platform)
-
-
 def check_dtypes(precision: str, backend: str, dtype: Any) -> None:
     """Refuses what a backend or a precision can't do with arrays of this dtype."""
     if precision != "float32" and dtype != jnp.float32:
@@ -60,37 +45,18 @@ def check_dtypes(precision: str, backend: str, dtype: Any) -> None:
         raise ValueError(f"backend is 'native', but x, params and carry are {dtype}; expected float32 arrays")
 
 
-def _choose(layer: Layer, backend: str, given: Given, platform: str) -> tuple[str, str]:
-    """The backend that runs on one of `PLATFORMS`, and why: 'scan', 'fused' or 'native'.
-
-    Raises:
-      ValueError: the backend was named, and can't.
-    """
-    if backend in ("scan", "fused"):
-        return backend, "named by the caller"
-    name = recurrence.PLATFORMS.get(platform, "")
-    trouble = recurrence.problem(layer.call(name), given.params, given.x, given.carry)
-    if trouble is None:
-        return "native", recurrence.KERNELS[name].describe()
-    if backend == "native":
-        raise ValueError(f"backend is 'native', but {trouble}; expected 'auto' or 'scan'")
-    if platform == "cpu" and cpu.problem() is not None:
-        cpu.warn_once()
-    return "fused", trouble
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _run(layer: Layer, backend: str, given: Given) -> tuple[Any, Array]:
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _run(cell: str, backend: str, call: Call, given: Given) -> tuple[Any, Array]:
     x, lengths = without_padding(given.x, given.lengths)
-    params, carry = given.params, given.carry
+    options, given = call.options, given._replace(x=x, lengths=lengths)
     outputs: Array | None
     if backend == "scan":
-        inputs = cells.inputs(params, x, layer.precision)
-        step = functools.partial(_KINDS[layer.cell].recurrence, precision=layer.precision)
-        end, outputs = loop(step, params, inputs, carry, lengths, layer.reverse, layer.return_sequences)
+        inputs = cells.inputs(given.params, x, options.precision)
+        step = functools.partial(_KINDS[cell].recurrence, precision=options.precision)
+        all_steps = options.outputs == "all"
+        end, outputs = loop(step, given.params, inputs, given.carry, lengths, options.reverse, all_steps)
     else:
-        platform = "derived" if backend == "fused" else recurrence.PLATFORMS[jax.default_backend()]
-        end, outputs = recurrence.run(layer.call(platform), Given(params, x, carry, lengths))
+        end, outputs = recurrence.run(call, given)
     return end, jax.tree.leaves(end)[-1] if outputs is None else outputs
 
 
@@ -99,7 +65,7 @@ def _checked(
 ) -> tuple[Any, Any, Any]:
     """What a layer makes of its arguments, arrays or their shapes: params, carry, and the dtype of all."""
     kind = _KINDS[cell]
-    is_other = cell == "gru" and set(params) == set(_NAMES)
+    is_other = cell == "gru" and hasattr(params, "keys") and set(params) == set(_NAMES)
     hint = "; without a recurrent_bias it is a GRU with reset_after=False" if is_other else ""
     params, hidden = checks.check_params(params, kind.names, kind.gates, x, hint)
     dtype = checks.common_dtype(params, x)
@@ -114,13 +80,14 @@ def _layer(
 ) -> tuple[Any, Array]:
     """Checks everything, brings it to one dtype and runs it."""
     backend, precision = choice("backend", backend, BACKENDS), choice("precision", precision, PRECISIONS)
-    layer = Layer(cell, flag("reverse", reverse), flag("return_sequences", sequences), precision)
+    outputs = "all" if flag("return_sequences", sequences) else "none"
+    options = Options(outputs, flag("reverse", reverse), precision)
     x, lengths = checks.check_inputs(x, lengths)
     params, carry, dtype = _checked(cell, params, x, carry, precision, backend)
     params, x, carry = jax.tree.map(lambda array: jnp.asarray(array, dtype), (params, x, carry))
     given = Given(params, x, carry, lengths)
-    found, _ = _choose(layer, backend, given, jax.default_backend())
-    return _run(layer, found, given)
+    found, call, _ = recurrence.choose(_KINDS[cell].step, options, given, backend, jax.default_backend())
+    return _run(cell, found, call, given)
 
 
 def lstm(
@@ -242,12 +209,11 @@ def explain(
     if shape[0] < 1:
         raise ValueError(f"params['recurrent_kernel'] has shape {shape}; expected hidden units")
     given = Given(*jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, dtype), [params, x, carry, None]))
-    layer = Layer(cell, False, True, precision)
-    found, why = _choose(layer, backend, given, platform)
+    options = Options("all", False, precision)
+    found, call, why = recurrence.choose(_KINDS[cell].step, options, given, backend, platform)
     if found != "scan":
-        name = "derived" if found == "fused" else recurrence.PLATFORMS[platform]
-        return Explanation(found, why, recurrence.kept_bytes(layer.call(name), given))
-    run = functools.partial(_run, layer, found)
+        return Explanation(found, why, recurrence.kept_bytes(call, given))
+    run = functools.partial(_run, cell, found, call)
     kept = jax.tree.leaves(jax.eval_shape(lambda given: jax.vjp(run, given)[1], given))
     # Parameters and x are there anyway.
     size = sum(part.size for part in kept) - sum(part.size for part in jax.tree.leaves((given.params, given.x)))

@@ -26,7 +26,7 @@ from seqmnist_jax.rnn.stages import Operands, Options, Stages
 Array = jax.Array
 
 # A kernel, by the platform that XLA knows; 'derived' is the same in plain JAX. Each has
-# - ``problem() -> str | None``, why this process has none, and ``describe()``, ``PRECISIONS``;
+# - ``problem() -> str | None``, why this process has none, ``describe()`` where it has, and ``PRECISIONS``;
 # - ``unfit(stages, options) -> str | None``, why it can't run a cell, and ``text(stages, precision)``, its source;
 # - ``MULTIPLIES_X``, whether it makes what is linear in x itself (`Stages.front`);
 # - ``forward(stages, options, operands, save) -> (carry, outputs, kept)`` and
@@ -35,6 +35,8 @@ Array = jax.Array
 KERNELS: dict[str, Any] = {"cpu": cpu, "cuda": gpu, "derived": derived}
 
 
+# Of no sequences or units there is nothing to make faster.
+NOTHING = "a size is zero"
 # What is kept for the way back may take this many bytes.
 MOST_KEPT_BYTES = 2 << 30
 
@@ -66,13 +68,6 @@ def _divided(step: Step[Any], tree: Any, shapes: tuple[Any, ...], inline: bool) 
     return divide(step, params, carry, x, inline=inline)
 
 
-def _division(step: Step[Any], params: Any, x: Any, carry: Any, rows: Any, inline: bool) -> Division:
-    """A step divided, for so many rows of x; remembered."""
-    carry = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype), carry)
-    leaves, tree = jax.tree.flatten((params, carry, jax.ShapeDtypeStruct((rows, x.shape[-1]), x.dtype)))
-    return _divided(step, tree, tuple((leaf.shape, leaf.dtype) for leaf in leaves), inline)
-
-
 @functools.lru_cache(maxsize=256)
 def _stages(division: Division, front: bool) -> Stages:
     return Stages(division, front=front)
@@ -88,11 +83,18 @@ def stages_of(call: Call, params: Any, x: Any, carry: Any, inline: bool = True) 
     Raises:
       NotDivisibleError: there is no kernel for it.
     """
-    division = _division(call.step, params, x, carry, x.shape[0] * x.shape[1], inline)
+    frame = jax.ShapeDtypeStruct((x.shape[0], x.shape[2]), x.dtype)
+    leaves, tree = jax.tree.flatten((params, carry, frame))
+    division = _divided(call.step, tree, tuple((leaf.shape, leaf.dtype) for leaf in leaves), inline)
     return _stages(division, KERNELS[call.platform].MULTIPLIES_X and division.multiplies_x())
 
 
-def problem(call: Call, params: Any, x: Any, carry: Any) -> str | None:
+def shapes(tree: Any) -> Any:
+    """The shapes and dtypes of what can be made arrays of."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), tree)
+
+
+def problem(call: Call, given: Given) -> str | None:
     """Why the platform's kernel can't run a call, or None; arrays may be shapes."""
     if call.platform not in KERNELS:
         return "the kernels are for CPUs and GPUs"
@@ -101,38 +103,59 @@ def problem(call: Call, params: Any, x: Any, carry: Any) -> str | None:
         return (
             f"the kernel is for precision {' and '.join(map(repr, kernel.PRECISIONS))}, not {call.options.precision!r}"
         )
-    trouble = kernel.problem()
+    trouble: str | None = kernel.problem()
     if trouble is not None:
         return trouble
-    sizes = [n for leaf in jax.tree.leaves((params, x, carry)) for n in leaf.shape]
-    if call.platform != "derived" and any(isinstance(n, int) and n < 1 for n in sizes):
-        return "a size is zero"
-    if call.platform == "cuda" and not all(isinstance(n, int) for n in sizes):
-        return "a size is not known yet"
     try:
+        params, x, carry = shapes((given.params, given.x, given.carry))
+        sizes = [n for leaf in jax.tree.leaves((params, x, carry)) for n in leaf.shape]
+        if any(isinstance(n, int) and n < 1 for n in sizes):
+            return NOTHING
+        if call.platform == "cuda" and not all(isinstance(n, int) for n in sizes):
+            return "a size is not known yet"
         stages = stages_of(call, params, x, carry)
     except NotDivisibleError as error:
         return f"no kernel can be made of the step: {error}"
-    return kernel.unfit(stages, call.options)
+    except Exception as error:  # Whatever the step does not like, `lax.scan` will tell better.
+        return f"no kernel can be made of the step: {type(error).__name__}: {error}"
+    found: str | None = kernel.unfit(stages, call.options)
+    return found
 
 
-def _rows(x: Array) -> Array:
-    return x.reshape(-1, x.shape[-1])
+def choose(step: Step[Any], options: Options, given: Given, backend: str, platform: str) -> tuple[str, Call, str]:
+    """What runs on one of JAX's platforms: 'scan', 'fused' or 'native', the call for it, and why.
+
+    'auto' is 'native' where that can be, else 'fused', else 'scan'. Arrays may be shapes.
+
+    Raises:
+      ValueError: the backend was named, and can't.
+    """
+    native = Call(step, options, PLATFORMS.get(platform, ""))
+    if backend == "scan":
+        return backend, native, "named by the caller"
+    why = "named by the caller"
+    if backend != "fused":
+        trouble = problem(native, given)
+        if trouble is None:
+            return "native", native, KERNELS[native.platform].describe()
+        if backend == "native":
+            raise ValueError(f"backend is 'native', but {trouble}; expected 'auto' or 'scan'")
+        why = trouble
+    fused = Call(step, options, "derived")
+    trouble = problem(fused, given)
+    if trouble is None:
+        if backend == "auto" and platform == "cpu" and cpu.problem() is not None:
+            cpu.warn_once()
+        return "fused", fused, why
+    if backend == "fused" and trouble != NOTHING:
+        raise ValueError(f"backend is 'fused', but {trouble}; expected 'auto' or 'scan'")
+    return "scan", native, trouble
 
 
-def _hoisted(call: Call, stages: Stages, given: Given, params: Any, x: Array) -> Hoisted:
-    """What stands outside the loop, in the shapes that a kernel takes it; `given` for its shapes."""
-    d, (batch, time, features) = stages.division, given.x.shape
-    shape = d.count("x"), d.hidden
-    if not stages.front:
-        hoisted = d.hoist(params, _rows(x))
-        return hoisted._replace(inputs=hoisted.inputs.reshape(batch, time, *shape))
-    # What is linear in x is known by its value at zero and by its slope.
-    few = _division(call.step, params, x, given.carry, features, inline=False)
-    unit = jnp.eye(features, dtype=x.dtype)
-    at_zero, slope = jax.jvp(lambda x: few.hoist(params, x), (jnp.zeros_like(unit),), (unit,))
-    vectors = jnp.concatenate([at_zero.vectors, at_zero.inputs[0].reshape(shape)])
-    return Hoisted(at_zero.weights, vectors, slope.inputs.reshape(features, *shape))
+def _hoisted(stages: Stages, params: Any, x: Array) -> Hoisted:
+    """What stands outside the loop, in the shapes that a kernel takes it."""
+    d = stages.division
+    return d.hoist_linear(params) if stages.front else d.hoist(params, x)
 
 
 def _operands(stages: Stages, hoisted: Hoisted, given: Given) -> Operands:
@@ -172,16 +195,16 @@ def plain(call: Call, given: Given) -> tuple[Any, Array | None]:
 def _kernel_forward(call: Call, save: bool, inline: bool, given: Given) -> Any:
     stages = stages_of(call, given.params, given.x, given.carry, inline)
     d = stages.division
-    operands = _operands(stages, _hoisted(call, stages, given, given.params, given.x), given)
+    operands = _operands(stages, _hoisted(stages, given.params, given.x), given)
     end, outputs, kept = KERNELS[call.platform].forward(stages, call.options, operands, save)
-    outputs = None if outputs is None else outputs.reshape(*outputs.shape[:-2], -1)
+    outputs = None if outputs is None else outputs.reshape(*outputs.shape[:-2], d.outputs * d.hidden)
     return _carry(d, end, given.carry), outputs, kept
 
 
 def _kernel_backward(call: Call, inline: bool, given: Given, kept: Any, bars: Any) -> Given:
     stages = stages_of(call, given.params, given.x, given.carry, inline)
     d = stages.division
-    hoisted, pull = jax.vjp(functools.partial(_hoisted, call, stages, given), given.params, given.x)
+    hoisted, pull = jax.vjp(functools.partial(_hoisted, stages), given.params, given.x)
     d_outputs = None if bars[1] is None else bars[1].reshape(*bars[1].shape[:-1], d.outputs, d.hidden)
     operands = _operands(stages, hoisted, given)
     d_carry = _operands(stages, hoisted, given._replace(carry=bars[0])).carry

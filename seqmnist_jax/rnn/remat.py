@@ -91,10 +91,12 @@ def in_segments(
         return None if lengths is None else jnp.clip(clamped(lengths, x) - start, 0, size)
 
     segments = x[:, others : others + count * steps].reshape(batch, count, steps, features).swapaxes(0, 1)
-    starts = others + steps * jnp.arange(count, dtype=jnp.int32)[:, None]
+    starts = others + steps * jnp.arange(count, dtype=jnp.int32)
     carry, first = segment(carry, x[:, start : start + size], ends(start, size))
     state = (carry, None if all_steps else first)
-    (carry, last), outputs = jax.lax.scan(next_segment, state, (segments, ends(starts, steps)), reverse=reverse)
+    (carry, last), outputs = jax.lax.scan(
+        next_segment, state, (segments, jax.vmap(lambda start: ends(start, steps))(starts)), reverse=reverse
+    )
 
     def joined(first: Array, parts: Array) -> Array:
         parts = parts.swapaxes(0, 1).reshape(batch, count * steps, *parts.shape[3:])

@@ -1,85 +1,23 @@
 """Several recurrent layers, one or both directions, with variational dropout."""
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seqmnist_jax.rnn import cells
 from seqmnist_jax.rnn.any_cell import scan
+from seqmnist_jax.rnn.cell import Cell, at_precision, hidden_size, zeros
+from seqmnist_jax.rnn.cells import PRECISIONS
 from seqmnist_jax.rnn.checks import as_array, check_inputs, choice, flag, is_known, is_real, whole
 from seqmnist_jax.rnn.eager import compiled
-from seqmnist_jax.rnn.layers import BACKENDS, PRECISIONS, gru, lstm
-from seqmnist_jax.rnn.min_gru import init_min_gru, min_gru, min_gru_step
 from seqmnist_jax.rnn.remat import remat
 
 Array = jax.Array
 Layers = dict[str, dict[str, dict[str, Array]]]
 
 DIRECTIONS = ("forward", "backward")
-
-
-class Cell(NamedTuple):
-    """A kind of recurrent layer, in the parts that a stack needs.
-
-    Attributes:
-      layer: the layer over a whole sequence, with the arguments of `lstm`.
-      step: one step of it, ``step(params, carry, x, precision) -> (carry, h)``.
-      init: ``init(key, features, hidden_size, **options)`` makes its parameters.
-      zero_carry: the carry of a new sequence, from a zero h [batch, hidden].
-      map_state: ``map_state(change, carry)`` is the carry with its h changed.
-      hidden_size: ``hidden_size(params)`` is the number of units of h.
-      backends: the names that `layer` takes for its backend.
-    """
-
-    layer: Callable[..., Any]
-    step: Callable[..., Any]
-    init: Callable[..., dict[str, Array]]
-    zero_carry: Callable[[Array], Any]
-    map_state: Callable[[Callable[[Array], Array], Any], Any]
-    hidden_size: Callable[[dict[str, Array]], int]
-    backends: tuple[str, ...]
-
-
-def _rows_of_recurrent_kernel(params: dict[str, Array]) -> int:
-    return params["recurrent_kernel"].shape[0]
-
-
-LSTM = Cell(
-    layer=lstm,
-    step=cells.lstm_step,
-    init=cells.init_lstm,
-    zero_carry=lambda zero: (zero, zero),
-    map_state=lambda change, carry: (carry[0], change(carry[1])),
-    hidden_size=_rows_of_recurrent_kernel,
-    backends=BACKENDS,
-)
-GRU = Cell(
-    layer=gru,
-    step=cells.gru_step,
-    init=cells.init_gru,
-    zero_carry=lambda zero: zero,
-    map_state=lambda change, carry: change(carry),
-    hidden_size=_rows_of_recurrent_kernel,
-    backends=BACKENDS,
-)
-GRU_RESET_BEFORE = GRU._replace(
-    layer=functools.partial(gru, reset_after=False),
-    init=functools.partial(cells.init_gru, reset_after=False),
-    backends=("auto", "scan"),
-)
-MIN_GRU = Cell(
-    layer=min_gru,
-    step=min_gru_step,
-    init=init_min_gru,
-    zero_carry=lambda zero: zero,
-    map_state=lambda change, carry: change(carry),
-    hidden_size=lambda params: params["bias"].shape[0] // 2,
-    backends=("auto",),
-)
 
 
 class Masks(NamedTuple):
@@ -149,21 +87,23 @@ class Engine(NamedTuple):
 
 def _direction(cell: Cell, params: Any, x: Array, masks: Masks, engine: Engine, **options: Any) -> Array:
     """The outputs of one layer in one direction, dropout included."""
+    steps = masks.state is not None or engine.unroll != 1
+    if steps or any(mask is not None for mask in masks):
+        # What the layer refuses is refused first, though its own loop has no place for single steps.
+        jax.eval_shape(lambda x: cell.layer(params, x, precision=engine.precision, backend=engine.backend), x)
     for name, mask in masks._asdict().items():
         if mask is not None:
-            expected = (x.shape[0], x.shape[2] if name == "inputs" else cell.hidden_size(params))
+            expected = (x.shape[0], x.shape[2] if name == "inputs" else hidden_size(cell, params, x.shape[2]))
             # One row for the whole batch is TF1's way.
             if mask.shape not in (expected, (1, expected[1])):
                 raise ValueError(f"masks.{name} has shape {mask.shape}; expected {expected}")
     if masks.inputs is not None:
         x = x * masks.inputs[:, None, :]
     layer, given = cell.layer, params
-    if masks.state is not None or engine.unroll != 1:
+    if steps:
         if engine.backend not in ("auto", "scan"):
             why = f"backend is {engine.backend!r}, but dropout of the state and unroll need single steps"
             raise ValueError(f"{why}; expected 'scan' or 'auto'")
-        # What the layer refuses is refused, though its own loop has no place for either.
-        jax.eval_shape(lambda x: layer(params, x, precision=engine.precision, backend=engine.backend), x)
         layer, given = functools.partial(_in_steps, cell, engine), (params, masks.state)
     if engine.remat:
         layer = remat(layer, engine.remat)
@@ -177,16 +117,28 @@ def _in_steps(
     cell: Cell, engine: Engine, given: Any, x: Array, carry: Any = None, *, precision: str, backend: str, **options: Any
 ) -> tuple[Any, Array]:
     """A layer that scans the cell's single step; params and the state's mask, or None, are given together."""
-    if carry is None:
-        dtype = jnp.result_type(x, *jax.tree.leaves(given[0]))
-        carry = cell.zero_carry(jnp.zeros((x.shape[0], cell.hidden_size(given[0])), dtype))
+    del backend
+    take = at_precision(cell.step, precision)
 
     def step(given: Any, carry: Any, x_t: Array) -> tuple[Any, Array]:
         params, state = given
-        carry, y = cell.step(params, carry, x_t, precision)
-        return carry if state is None else cell.map_state(lambda h: h * state, carry), y
+        carry, y = take(params, carry, x_t)
+        return carry if state is None else _masked(carry, y, state), y
 
-    return scan(step, given, x, carry, unroll=engine.unroll, **options)
+    carry = zeros(cell, given[0], x) if carry is None else carry
+    return scan(step, given, x, carry, unroll=engine.unroll, backend="scan", **options)
+
+
+def _masked(carry: Any, y: Array, state: Array) -> Any:
+    """A carry with its h masked: what is also the step's output, or all that there is."""
+    leaves, tree = jax.tree.flatten(carry)
+    places = [place for place, leaf in enumerate(leaves) if leaf is y or len(leaves) == 1]
+    if not places:
+        raise ValueError(
+            f"masks.state is given, but of the {len(leaves)} arrays of the step's carry none is its output; expected "
+            "that the h which is dropped is handed on as it is"
+        )
+    return jax.tree.unflatten(tree, [leaf * state if place in places else leaf for place, leaf in enumerate(leaves)])
 
 
 def stack(
@@ -202,7 +154,7 @@ def stack(
     """Layers one above the other, each reading the outputs of the one below.
 
     Args:
-      cell: `LSTM`, `GRU`, `GRU_RESET_BEFORE`, `MIN_GRU`, or one of your own.
+      cell: `LSTM`, `GRU`, `GRU_RESET_BEFORE`, `MIN_GRU`, or one of your own, made by `cell`.
       params: as `init_stack` makes them: ``params['layer_0']['forward']`` and so on; a layer
         with 'backward' too reads both ways and hands on both outputs side by side.
       x: [batch, time, features].

@@ -116,15 +116,17 @@ class Progress:
         return passed / max(1, self._step - self._first_step) * (self._total - self._step)
 
     def line(self, scores: dict[str, float]) -> str:
-        """Notes what was measured, and words it as one line: step, training and validation scores, speed, time left."""
+        """Notes what was measured, and words it in a line: step, of each split loss and accuracy, speed, time left."""
         self._last_line = time.perf_counter()
-        parts = [f"step {self._step:>{len(str(self._total))}}/{self._total}"]
+        total = f"{self._total:,}"
+        parts = [f"step {self._step:>{len(total)},}/{total}"]
         for split in [name.removesuffix("/loss") for name in scores if name.endswith("/loss")]:
-            parts.append(f"{split} loss {scores[f'{split}/loss']:.4f} accuracy {scores[f'{split}/accuracy']:.2%}")
+            short = "val" if split == "validation" else split  # so that a line fits into 79 columns
+            parts.append(f"{short} {scores[f'{split}/loss']:.3f} {scores[f'{split}/accuracy']:.2%}")
             if split != "train":
                 self._validated.append((self._step, scores[f"{split}/accuracy"]))
         self._scores |= scores
-        parts.append(f"{self._rate or 0.0:.1f} steps/s")
+        parts.append(f"{self._rate or 0.0:,.0f}/s" if (self._rate or 0.0) >= 10 else f"{self._rate or 0.0:.1f}/s")
         parts.append(f"{as_time(self._seconds_left())} left")
         return "  ".join(parts)
 

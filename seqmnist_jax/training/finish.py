@@ -1,5 +1,7 @@
 """From trained replicas to their results: the one use of the test set."""
 
+import datetime
+
 import clu.parameter_overview
 import jax
 import numpy as np
@@ -111,5 +113,7 @@ def _summary(group: ReplicaGroup, replica: Replica, best_step: int, scores: Json
         # Of all sittings, because their times are added.
         "device": "; then ".join(dict.fromkeys(sitting["device"] for sitting in replica.sittings)),
         "sittings": replica.sittings,
+        # When it ended, for who cites it: a commit has no day of its own.
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
     return {**summary, "warnings": caveats.warnings(dataset, summary)}

@@ -100,7 +100,7 @@ def run_jobs(
             was_asked = True
         time.sleep(LOOK_SECONDS)
     if was_asked:
-        raise Stopped(f"Stopped {len(jobs)} jobs; what they have done is saved. The same command resumes them.")
+        raise Stopped(f"Stopped {len(jobs)} jobs; what they have done is saved.")
     failed = []
     for name, job in submitted:
         error = job.exception()

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from seqmnist_jax.errors import UsageError, choose
-from seqmnist_jax.models.build import CELLS
+from seqmnist_jax.models.cells import build_cell
 from seqmnist_jax.workdir.config import flatten
 
 Array = jax.Array
@@ -253,7 +253,7 @@ def build_clip_groups(config: ml_collections.ConfigDict) -> GroupOf:
     """
     is_masked = choose(CLIP_MASKS, config.optimizer.clip.mask, "optimizer.clip.mask")
     unit = choose(CLIP_UNITS, config.optimizer.clip.unit, "optimizer.clip.unit")
-    joint_kernels = choose(CELLS, config.model.cell, "model.cell").joint_kernels
+    joint_kernels = build_cell(config).joint_kernels
     return lambda path: unit(path, joint_kernels) if is_masked(path) else None
 
 

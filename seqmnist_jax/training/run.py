@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import clu.parameter_overview
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from seqmnist_jax.errors import UsageError, check_name
 from seqmnist_jax.models import reading
 from seqmnist_jax.models.build import build_model
 from seqmnist_jax.models.build import build_unread as build_unread_model
+from seqmnist_jax.models.cells import build_own
 from seqmnist_jax.models.reading import Variables
 from seqmnist_jax.training.optimizers import (
     DROPOUT_PLACES,
@@ -165,6 +167,7 @@ class Run:
       checkpoint_seconds: as in the config.
       eval_batch_size, dispatch_seconds, mesh: as in the config.
       profile_steps: the steps to trace, as `profiling.parse_steps`.
+      remark: what differs from the config as it was given, for the user; '' where nothing does.
     """
 
     config: dict[str, Any]
@@ -180,6 +183,7 @@ class Run:
     dispatch_seconds: float
     mesh: str
     profile_steps: range
+    remark: str = ""
 
     def recurrence(self) -> str:
         """What runs the model's recurrence in training, at which precision, and why."""
@@ -188,6 +192,14 @@ class Run:
         drops_state = "state_keep" in learner.spec.drops
         what = learner.model.explain_engine(learner.template().params, x, drops_state=drops_state)
         return f"{what}; products in {learner.model.precision}, evaluation in {learner.eval_precision}"
+
+    def overview(self) -> str:
+        """The parameters, a line each, and how many there are."""
+        params = self.learner.template().params
+        lines = clu.parameter_overview.get_parameter_overview(params, include_stats=False).splitlines()
+        count = clu.parameter_overview.count_parameters(params)
+        size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+        return "\n".join([*lines[:-1], f"{count:,} parameters ({size / 2**10:,.1f} KiB)"])
 
     def is_measured(self, step: int) -> bool:
         """Whether the model after this step is measured, so that it may be the selected one."""
@@ -215,16 +227,20 @@ def build_run(config: ml_collections.ConfigDict, task: Task | None = None, named
       DataError: the data can't be read.
     """
     configs.check(config)
+    config, remark = _fitted(config, named)
     task = task or build_task(config)
     stored = configs.to_json(config)
     # The folder in force, whoever named it, so that evaluation finds the data again.
     stored["runtime"]["data_dir"] = str(find_data_dir(config.runtime.data_dir) or "")
+    own_cell = build_own(config)
+    if own_cell is not None:  # so that it is found again, and known by its content
+        stored["runtime"]["cell_file"], stored["model"]["cell_hash"] = str(own_cell.file), own_cell.content_hash
     learner = build_learner(config, task.view, task.dataset.num_classes)
     configs.check_read(configs.flatten(config.to_dict()), build_unread_model(config) | build_unread(config), named)
     memory.check_state(learner.template())
     return Run(
         config=stored,
-        identity=configs.identity(config, task.dataset.content_hash),
+        identity=configs.identity(configs.from_json(stored), task.dataset.content_hash),
         task=task,
         learner=learner,
         batch_size=config.train.batch_size,
@@ -236,4 +252,19 @@ def build_run(config: ml_collections.ConfigDict, task: Task | None = None, named
         dispatch_seconds=config.runtime.dispatch_seconds,
         mesh=config.runtime.mesh,
         profile_steps=parse_steps(config.runtime.profile_steps, config.train.steps),
+        remark=remark,
     )
+
+
+def _fitted(config: ml_collections.ConfigDict, named: Iterable[str]) -> tuple[ml_collections.ConfigDict, str]:
+    """The config with a warm-up that a short trial has room for, and what is to be said of it.
+
+    One that the run has room for, or that a user has named, stays as it is.
+    """
+    optimizer, steps = config.optimizer, config.train.steps
+    field = "optimizer.warmup_steps"
+    if optimizer.schedule != "warmup_cosine" or optimizer.warmup_steps < steps or field in named:
+        return config, ""
+    fitted = config.copy_and_resolve_references()
+    fitted.optimizer.warmup_steps = steps // 10
+    return fitted, f"{field} is {steps // 10}, a tenth of the steps; {optimizer.warmup_steps} would not fit."

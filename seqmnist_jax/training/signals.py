@@ -83,7 +83,7 @@ class StopOnSignal:
         with contextlib.suppress(OSError):
             if sys.stdout.isatty():
                 print(SHOW_CURSOR, end="", flush=True)  # a live display may have hidden it
-            told = f"{why}: stopped at once. The same command resumes from the last checkpoint.{self._go_on}"
+            told = f"{why}: stopped at once. The last checkpoint is whole.{self._go_on}"
             print(told, file=sys.stderr, flush=True)
         os._exit(128 + self.number)  # as a shell reports a process that the signal ended
 

@@ -9,14 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
-import clu.parameter_overview
 import jax
 import numpy as np
 
 from seqmnist_jax.data.task import SPLITS
 from seqmnist_jax.devices import processes
-from seqmnist_jax.devices.trees import stack, unstack
+from seqmnist_jax.devices.trees import stack
 from seqmnist_jax.errors import UsageError
+from seqmnist_jax.models.build import model_title
 from seqmnist_jax.training.clock import Clock, Progress
 from seqmnist_jax.training.replicas import Diverged, Json, Replica, ReplicaGroup, Watch
 from seqmnist_jax.training.run import Run
@@ -59,10 +59,15 @@ def look(run: Run, workdir: Path) -> str:
 
     Raises:
       WorkdirError: it holds something else, or what can't be gone on with; the message says what.
-      UsageError: it is no folder, or the run has done more steps.
+      UsageError: it is no folder, lies among a run's checkpoints, or the run has done more steps.
     """
     if workdir.exists() and not workdir.is_dir():
         raise UsageError(f"{workdir} is a file; expected a folder, or a name for a new one. Choose another --workdir.")
+    around = files.run_around(workdir)
+    if around and files.CHECKPOINTS in workdir.absolute().relative_to(around).parts:
+        raise UsageError(
+            f"{workdir} is among the checkpoints of a run. Name the run, {around}, or choose another --workdir."
+        )
     if (workdir / files.SWEEP).exists():
         raise files.WorkdirError(
             f"{workdir} holds a sweep, not one run. Give its --seeds or config.sweep to go on with it, name one of its "
@@ -298,16 +303,32 @@ def _validated(group: ReplicaGroup) -> list[tuple[int, float]]:
     return [(step, float(np.mean([accuracy for at, accuracy in found if at == step]))) for step in of_all]
 
 
-def announce(group: ReplicaGroup, states: TrainState) -> None:
-    """The first lines: the parameters, the data, where it all goes."""
+def announce(group: ReplicaGroup) -> None:
+    """The first lines: what is trained, the parameters, the data, where it all goes."""
     run, task, say, count = group.run, group.run.task, group.watch.say, len(group.replicas)
+    say(_title(group))
     if task.dataset.warning:
         say(f"\n{'!' * 78}\nWARNING: {task.dataset.warning}\n{'!' * 78}\n")
-    params = unstack(states, len(group.runs))[0].params
-    say(clu.parameter_overview.get_parameter_overview(params, include_stats=False))
+    say(run.overview())
     sizes = ", ".join(f"{len(task.part(split)):,} {split}" for split in SPLITS)
     say(f"Data: {task.dataset.name} ({task.dataset.source}): {sizes}; permutation {task.protocol.permutation}.")
     say(f"Recurrence: {run.recurrence()}.")
-    start = f"Resuming at step {group.first_step}" if group.first_step else "Training"
-    where = group.where if count == 1 else f"{count} replicas of {group.where}"
-    say(f"{start}: {run.steps} steps of {run.batch_size}, in {where}")
+    if run.remark:
+        say(f"Schedule: {run.remark}")
+    start = f"Resuming at step {group.first_step} of {run.steps}" if group.first_step else "Training"
+    say(f"{start} in {group.where}" + (f": {count} replicas, of which each line tells the means" if count > 1 else ""))
+
+
+def _title(group: ReplicaGroup) -> str:
+    """What is trained, in a line: config, model, optimiser, seed, length."""
+    run, runs = group.run, [replica.run for replica in group.replicas]
+    config = provenance.config_title(group.replicas[0].command)
+    flat = configs.flatten(run.config)
+    rates = sorted({float(one.learner.hyper.learning_rate) for one in runs})
+    rate = " to ".join(f"{rate:.4g}" for rate in dict.fromkeys((rates[0], rates[-1])))
+    seeds = sorted({one.learner.seed for one in runs})
+    epochs = run.steps * run.batch_size / len(run.task.part("train"))
+    words = [model_title(flat), f"{flat['optimizer.name']} {rate}"]
+    words += [f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"]
+    words += [f"{run.steps:,} steps of {run.batch_size} ({epochs:.3g} epochs)"]
+    return (f"{config.partition(',')[0]}: " if config else "") + ", ".join(words)

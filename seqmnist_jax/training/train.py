@@ -94,7 +94,7 @@ def train_replicas(
 def train_group(exits: ExitStack, group: ReplicaGroup) -> dict[int, Json]:
     """Trains runs that stand at one step to their end; arguments and results as the functions here have them."""
     states = start.restore(group)
-    start.announce(group, states)
+    start.announce(group)
     compiled_before = group.clock.compile
     programs = Programs(group.runs, states, group.clock)
     seconds = group.clock.compile - compiled_before
@@ -165,7 +165,7 @@ def train_loop(group: ReplicaGroup, programs: Programs, trace: StepTrace, state:
             break
     group.wait_for_saves()
     if processes.any_of(group.watch.should_stop()):
-        raise Stopped(f"Stopped at step {state.step} of {run.steps}; saved. The same command resumes {group.where}.")
+        raise Stopped(f"Stopped at step {state.step} of {run.steps}; saved in {group.where}.")
     return state.stacked
 
 

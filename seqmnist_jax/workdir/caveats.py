@@ -1,6 +1,6 @@
 """What must be said with a result: one set of words, from what a run has on record, for all who tell it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 # What of a sitting, beside its command, a result's times and numbers depend on.
@@ -41,6 +41,7 @@ def warnings(
     return told
 
 
-def of_means(diverged: int, count: int) -> list[str]:
-    """What must be said with means over the runs of one recipe, of which some diverged."""
-    return [f"{diverged} of {count} runs diverged, and are in no mean."] if diverged else []
+def of_means(diverged: int, count: int, mixed: Sequence[str] = ()) -> list[str]:
+    """What must be said with means over the runs of one recipe, of which some diverged, or of which these differ."""
+    told = [f"{diverged} of {count} runs diverged, and are in no mean."] if diverged else []
+    return told + ([f"The seeds were made by different {', '.join(mixed)}."] if mixed else [])

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -43,6 +44,11 @@ class NotSaved(CheckpointError, Interrupted):
 def _rank(metrics: Json) -> Rank:
     """Orders checkpoints from worst to best: accuracy, then lower loss, then earlier."""
     return metrics["accuracy"], -metrics["loss"], -metrics["step"]
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """All that orbax says but one thing, which is only what it was asked for."""
+    return not record.getMessage().startswith("Given directory is read only")
 
 
 def saved_steps(folder: Path) -> list[int]:
@@ -129,35 +135,34 @@ class Checkpoints:
 
     def _open(self) -> ocp.CheckpointManager:
         process = jax.process_index()
-        return ocp.CheckpointManager(
-            self._folder,
-            item_names=(*PARTS, "metadata"),
-            options=ocp.CheckpointManagerOptions(
-                create=False,
-                read_only=not self._saves,
-                cleanup_tmp_directories=self._saves,
-                # Out of the way by one renaming: half a deleted checkpoint would look like a damaged one.
-                todelete_subdir=DELETED,
-                enable_async_checkpointing=False,
-                # A process by itself, as far as orbax is concerned: the state is whole in each.
-                multiprocessing_options=ocp.options.MultiprocessingOptions(
-                    primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"process_{process}"
-                )
-                if jax.process_count() > 1
-                else ocp.options.MultiprocessingOptions(),
-                best_fn=_rank,  # without one, orbax stores no metrics for the policy below
-                preservation_policy=preservation_policy.AnyPreservationPolicy(
-                    [
-                        preservation_policy.LatestN(2),
-                        preservation_policy.BestN(
-                            get_metric_fn=self._rank,
-                            n=1,
-                            keep_checkpoints_without_metrics=False,
-                        ),
-                    ]
-                ),
+        options = ocp.CheckpointManagerOptions(
+            create=False,
+            read_only=not self._saves,
+            save_interval_steps=int(self._saves),
+            cleanup_tmp_directories=self._saves,
+            # Out of the way by one renaming: half a deleted checkpoint would look like a damaged one.
+            todelete_subdir=DELETED if self._saves else None,
+            enable_async_checkpointing=False,
+            # A process by itself, as far as orbax is concerned: the state is whole in each.
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"process_{process}"
+            )
+            if jax.process_count() > 1
+            else ocp.options.MultiprocessingOptions(),
+            best_fn=_rank,  # without one, orbax stores no metrics for the policy below
+            preservation_policy=preservation_policy.AnyPreservationPolicy(
+                [
+                    preservation_policy.LatestN(2),
+                    preservation_policy.BestN(get_metric_fn=self._rank, n=1, keep_checkpoints_without_metrics=False),
+                ]
             ),
         )
+        logger = logging.getLogger("absl")
+        logger.addFilter(_is_news)
+        try:
+            return ocp.CheckpointManager(self._folder, item_names=(*PARTS, "metadata"), options=options)
+        finally:
+            logger.removeFilter(_is_news)
 
     def save(
         self,

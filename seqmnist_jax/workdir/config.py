@@ -3,6 +3,7 @@
 import ast
 import functools
 import json
+import re
 import runpy
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +18,9 @@ FlatConfig = dict[str, Json]
 
 # Of an identity, beside the config's fields.
 CONTENT = "content hash of the data"
+CELL_CONTENT = "content hash of the cell's file"
+# What a stored config has beside the fields of configs/default.py, where the cell is one of the user's own.
+CELL_FILE, CELL_HASH = "runtime.cell_file", "model.cell_hash"
 SECTIONS = ("data", "model", "optimizer", "train", "runtime")
 # Fields that configs of earlier versions lack, with the values that say what those runs did.
 ADDED = {
@@ -111,11 +115,27 @@ def flatten(values: dict[str, Json], prefix: str = "") -> FlatConfig:
     return flat
 
 
+DEFAULT = Path(__file__).parents[2] / "configs" / "default.py"
+
+
 @functools.cache
 def defaults() -> FlatConfig:
     """The fields of configs/default.py; none where the package stands without it."""
-    path = Path(__file__).parents[2] / "configs" / "default.py"
-    return flatten(runpy.run_path(str(path))["get_config"]().to_dict()) if path.is_file() else {}
+    return flatten(runpy.run_path(str(DEFAULT))["get_config"]().to_dict()) if DEFAULT.is_file() else {}
+
+
+def meanings() -> dict[str, str]:
+    """What configs/default.py says of its fields, by the one that each comment stands above."""
+    told, sections, above = {}, {"config": ""}, []
+    for line in DEFAULT.read_text(encoding="utf-8").splitlines() if DEFAULT.is_file() else []:
+        if comment := re.fullmatch(r" +# (.*)", line):
+            above.append(comment[1])
+        elif section := re.match(r" +(\w+) = (\w+)\.(\w+) = ", line):  # data = config.data = ...
+            sections[section[1]] = f"{sections[section[2]]}{section[3]}."
+        elif (field := re.match(r" +(\w+)\.(\w+) = ", line)) and above:
+            told[sections[field[1]] + field[2]] = " ".join(above)
+            above = []
+    return told
 
 
 def _check_fields(flat: FlatConfig) -> None:
@@ -162,7 +182,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         if not isinstance(config.get(section), ml_collections.ConfigDict):
             raise UsageError(f"The config has no section {section!r}; start from get_config() of configs/default.py.")
     flat = flatten(config.to_dict())
-    _check_fields(flat)
+    _check_fields({field: value for field, value in flat.items() if field not in (CELL_FILE, CELL_HASH)})
     for field, (least, largest) in BOUNDS.items():
         if field in flat and not least <= flat[field] <= largest:
             raise UsageError(f"{field} is {flat[field]}; expected {least:,} to {largest:,}.")
@@ -191,7 +211,8 @@ def identity(config: ml_collections.ConfigDict, content_hash: str) -> FlatConfig
     del flat["data.source"], flat["data.name"]
     if config.optimizer.schedule == "constant":  # another number of steps then changes nothing of those before
         del flat["train.steps"]
-    return {**flat, CONTENT: content_hash}
+    own_cell = {CELL_CONTENT: flat.pop(CELL_HASH)} if CELL_HASH in flat else {}
+    return {**flat, **own_cell, CONTENT: content_hash}
 
 
 def differences(old: FlatConfig, new: FlatConfig) -> list[str]:

@@ -78,6 +78,11 @@ def write_arrays(path: Path, **arrays: np.ndarray) -> None:
     _write_whole(path, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
 
 
+def run_around(place: Path) -> Path | None:
+    """The nearest run's folder in which a place lies; None where it lies in none."""
+    return next((folder for folder in place.absolute().parents if (folder / CONFIG).exists()), None)
+
+
 def read_json(path: Path, needed: tuple[str, ...] = ()) -> dict[str, Any]:
     """Reads a JSON file of a run.
 
@@ -90,9 +95,11 @@ def read_json(path: Path, needed: tuple[str, ...] = ()) -> dict[str, Any]:
     """
     try:
         value = json.loads(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
+        around = run_around(path.parent)
         raise WorkdirError(
             f"{path} does not exist; expected a work directory that `launch.py --mode=train` made."
+            + (f" Did you mean {around}?" if around else "")
         ) from None
     except (OSError, ValueError) as e:
         raise WorkdirError(f"{path} can't be read as JSON ({e}).") from e
@@ -108,5 +115,11 @@ def read_config(workdir: Path) -> dict[str, Any]:
 
 
 def read_facts(workdir: Path) -> dict[str, Any]:
-    """What a run knows of its data, as `Task.facts` gave it."""
+    """What a run knows of its data, as `Task.facts` gave it.
+
+    Raises:
+      WorkdirError: the file is missing or damaged, or the folder is that of a sweep, which is no run.
+    """
+    if (workdir / SWEEP).exists():
+        raise WorkdirError(f"{workdir} holds a sweep; name one of its runs, in {workdir / REPLICAS}.")
     return read_json(workdir / DATA, needed=("content_hash", "view", "image_shape", "scaling", "permutation_indices"))

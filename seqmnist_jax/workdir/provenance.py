@@ -2,8 +2,11 @@
 
 import functools
 import importlib.metadata
+import itertools
 import os
 import platform
+import re
+import shlex
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -55,6 +58,17 @@ def environment() -> dict[str, Any]:
         "variables": {name: value for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)},
         "packages": _packages(),
     }
+
+
+def config_title(command: str | None) -> str | None:
+    """What a command trains, for people and without the seed: 'best/pixel_gru, output_keep=0.8'."""
+    words = shlex.split(command or "")
+    path = next((word for before, word in itertools.pairwise(words) if before == "--config"), None)
+    if path is None:
+        return None
+    fields = [word.removeprefix("--config.") for word in words if re.match(r"--config\.(?!seed=)", word)]
+    changes = [re.sub(r"^[\w.]+\.(?=\w+=)", "", field) for field in fields]
+    return ", ".join([path.partition(".py")[0].rpartition("configs/")[2], *changes])
 
 
 @functools.cache

@@ -238,6 +238,15 @@ def test_auto_offline_takes_the_embedded_digits_for_mnist_only(tmp_path, monkeyp
         sources.load_auto(Request("fashion_mnist"))
 
 
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
+def test_tfds_offline_is_one_message_at_once(name, monkeypatch):
+    """Without asking the host, as its own retries and a resolver that is silent take minutes."""
+    monkeypatch.setattr(registry, "is_reachable", lambda name: False)
+    monkeypatch.setattr(registry.socket, "getaddrinfo", lambda *unused: pytest.fail("the host was asked"))
+    with pytest.raises(DataError, match=f"{name} is not at hand and its host can't be reached; name a folder"):
+        sources.load_tfds(Request(name))
+
+
 def test_looking_for_a_copy_writes_nothing(tmp_path, monkeypatch):
     """So a machine whose home can't be written still starts, on the embedded digits."""
     monkeypatch.setattr(registry, "is_reachable", lambda name: False)

@@ -1,6 +1,8 @@
 """Where images come from: folders of IDX files, the embedded digits, and the cache between."""
 
+import contextlib
 import io
+import os
 import shutil
 import subprocess
 import sys
@@ -26,6 +28,19 @@ def data_dir_of(config):
 
 def load_auto(folder):
     return sources.load_auto(Request(data_dir=folder))
+
+
+@contextlib.contextmanager
+def as_nobody():
+    """A user who may not enter what is closed to others, as root may."""
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if is_root:
+            os.seteuid(0)
 
 
 EMBEDDED_HASH = "84d19920fb05d526563283865dbf1ad032dbee660a3fc45feb2fb0b8ab121bea"
@@ -133,6 +148,54 @@ def test_missing_file_is_named_with_what_is_there(tmp_path, small_data, missing)
     assert "SEQMNIST_DATA_DIR" in message
 
 
+@pytest.mark.parametrize(
+    "spelled", [str.upper, lambda name: name.replace("-idx", ".idx"), lambda name: f"{name}/{name}"]
+)
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_names_may_be_spelled_as_others_do(tmp_path, small_data, spelled, suffix):
+    """In capitals, with Kaggle's dot, and as Kaggle's archive has them, below folders of their own names."""
+    data = small_data()
+    source = data.write(tmp_path / "source", suffix)
+    for path in source.iterdir():
+        place = tmp_path / "d" / spelled(path.name)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, place)
+    # One file goes by its usual name, and comes before any other spelling of it.
+    usual = FILES["train_images"][0] + suffix
+    shutil.rmtree(tmp_path / "d" / usual, ignore_errors=True)
+    shutil.copy(source / usual, tmp_path / "d")
+    assert_holds(load_idx(tmp_path / "d"), data)
+
+
+def test_folders_are_told_from_files(tmp_path):
+    (tmp_path / FILES["train_images"][0]).mkdir()
+    with pytest.raises(DataError) as caught:
+        load_idx(tmp_path)
+    assert f"(it holds: {FILES['train_images'][0]}/)" in str(caught.value)
+
+
+def test_folder_that_can_not_be_entered_is_named(tmp_path, small_data):
+    folder = small_data().write(tmp_path / "d")
+    folder.chmod(0)
+    try:
+        with as_nobody(), pytest.raises(DataError) as caught:
+            load_idx(folder)
+    finally:
+        folder.chmod(0o700)
+    assert str(caught.value).startswith(f"{folder} can't be read: Permission denied; point --config.runtime.data_dir")
+
+
+def test_folder_that_can_not_be_listed_is_read(tmp_path, small_data, monkeypatch):
+    data = small_data()
+    folder = data.write(tmp_path / "d")
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("os.listdir", refuse)
+    assert_holds(load_idx(folder), data)
+
+
 def test_folder_without_files_says_so(tmp_path):
     with pytest.raises(DataError, match="it holds: nothing"):
         load_idx(tmp_path)
@@ -206,6 +269,32 @@ def test_files_of_the_folder_itself_go_before_a_sub_folder(tmp_path, small_data,
     (tmp_path / f"{FILES['test_labels'][0]}{suffix}").unlink()
     with pytest.raises(DataError, match=FILES["test_labels"][0]):
         load_idx(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("mnist", "MNIST/raw"),
+        ("mnist", "raw"),
+        ("mnist", "MNIST"),
+        ("fashion_mnist", "FashionMNIST/raw"),
+        ("emnist/digits", "emnist/digits/raw"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_folders_as_torchvision_lays_them_out(tmp_path, small_data, name, place, suffix):
+    data = small_data(seed=1)
+    data.write(tmp_path / place, suffix)
+    small_data(seed=2).write(tmp_path / "KMNIST" / "raw")  # another's, which is passed over
+    assert_holds(sources.load_auto(Request(name, tmp_path)), data)
+
+
+def test_a_file_that_torchvision_has_not_fetched_is_named_by_its_folder(tmp_path, small_data):
+    raw = small_data().write(tmp_path / "MNIST" / "raw", "")
+    (raw / FILES["test_labels"][0]).unlink()
+    with pytest.raises(DataError) as caught:
+        load_idx(tmp_path)
+    assert str(caught.value).startswith(f"{raw} holds neither {FILES['test_labels'][0]} nor ")
 
 
 @pytest.fixture

@@ -190,6 +190,34 @@ def test_bfloat16_rounds_what_is_multiplied(kernel):
             compare("result", got, wanted, 1e-5)
 
 
+def _less_the_mean(p, v):
+    return v - v.mean(0)
+
+
+def _by_the_batch(p, v):
+    return v / v.shape[0]
+
+
+def _masked(p, v):
+    return v * p["mask"]
+
+
+@BOTH
+@pytest.mark.parametrize("made", [_less_the_mean, _by_the_batch, _masked])
+def test_what_a_step_makes_of_the_whole_batch(kernel, made):
+    """A value of x or of parameters may have the batch in it; there it is the batch of one step."""
+
+    def step(p, h, x):
+        h = jnp.tanh(made(p, x @ p["W"]) + made(p, p["mask"]) * (h @ p["U"]))
+        return h, h
+
+    rng = np.random.default_rng(0)
+    sizes = {"W": (7, 6), "U": (6, 6), "mask": (3, 6)}
+    params = {name: rng.standard_normal(size) for name, size in sizes.items()}
+    arrays = recurrence.Given(params, rng.standard_normal((3, 4, 7)), rng.standard_normal((3, 6)), None)
+    check(kernel, step, Options("all", False, "float32"), arrays, inline=False)
+
+
 @pytest.mark.parametrize("name", ["gru", "cornn"])
 def test_replicas(name):
     step, options, arrays = options_and(CELLS[name], "last", hidden=20, batch=3)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen
+from flax import linen, nnx
 
 from seqmnist_jax import rnn
 from seqmnist_jax.rnn import convert
@@ -156,6 +156,45 @@ def test_other_torch_layers_play_no_part(ours):
     assert_equal_params(convert.from_torch(weights, layer=1), params)
 
 
+@pytest.mark.parametrize("given", [lambda model: model, lambda model: model.state_dict()])
+@pytest.mark.parametrize("prefix", ["net.0", "net.0."])
+def test_torch_layers_within_a_model(torch, torch_module, given, prefix):
+    module = torch_module(num_layers=2)
+    model = torch.nn.ModuleDict({"net": torch.nn.ModuleList([module, torch.nn.Linear(3, 3)])})
+    for index in range(2):
+        params = convert.from_torch(given(model), layer=index, prefix=prefix)
+        assert_equal_params(params, convert.from_torch(module, layer=index))
+        weights = convert.to_torch(params, layer=index, prefix=prefix)
+        assert weights.keys() < model.state_dict().keys()
+        assert_equal_params(convert.from_torch(weights, layer=index, prefix=prefix), params)
+
+
+@pytest.mark.parametrize("options", [{}, {"layer": None}])
+@pytest.mark.parametrize("bias", [True, False])
+def test_torch_cells(torch, layer, ours, options, bias):
+    _, x, _ = ours
+    cell = {"lstm": torch.nn.LSTMCell, "gru": torch.nn.GRUCell}[layer.name](FEATURES, HIDDEN, bias=bias)
+    state, outputs = None, []
+    for step in torch.from_numpy(x).unbind(1):
+        state = cell(step, state)
+        outputs.append(state[0] if layer.name == "lstm" else state)
+    params = convert.from_torch(cell.state_dict(), **options)
+    assert_same(layer.run(params, x)[1], torch.stack(outputs, 1).detach().numpy())
+    back = {name: torch.from_numpy(array) for name, array in convert.to_torch(params, layer=None).items()}
+    if bias:
+        cell.load_state_dict(back)  # which refuses other names and shapes
+        assert_equal_params(convert.from_torch(cell), params)
+
+
+def test_torch_tensors_of_bfloat16(torch, torch_module):
+    module = torch_module().bfloat16()
+    params = convert.from_torch(module)
+    expected = convert.from_torch(module.float())
+    assert all(value.dtype == jnp.bfloat16 for value in params.values())
+    for name in ("kernel", "recurrent_kernel"):  # an LSTM's two biases are added in the dtype they have
+        np.testing.assert_array_equal(np.asarray(params[name], np.float32), expected[name])
+
+
 def test_torch_errors(layer, ours):
     params, _, _ = ours
     weights = convert.to_torch(params)
@@ -174,8 +213,16 @@ def test_torch_errors(layer, ours):
     check(weights, r"^weights lacks .*'weight_ih_l0_reverse'", reverse=True)
     check(weights, r"^layer is -1; expected at least 0", layer=-1)
     check(weights | {"weight_hr_l0": None}, r"^weights has unexpected \['weight_hr_l0'\]; expected ")
-    prefixed = {f"net.{name}": value for name, value in weights.items()}
-    check(prefixed, r"^weights lacks \[.*\] and has unexpected \['net.bias_hh_l0', ")
+    check([weights], r"^weights is a list; expected a module of PyTorch or its state_dict\(\)")
+    # Of a larger model: where in it such weights are is told.
+    nested = {f"{place}.{name}": value for name, value in weights.items() for place in ("module.lstm", "head")}
+    hint = r"^weights lacks .*; there is one at prefix='head.' or 'module.lstm.'$"
+    check(nested, hint)
+    check(nested, hint, prefix="lstm")
+    check(weights, r"^weights lacks .*'net.weight_ih_l0'\]; there is one at prefix=''$", prefix="net")
+    cells = {f"cells.1.{name}": value for name, value in convert.to_torch(params, layer=None).items()}
+    check(cells, r"^weights lacks .*; there is one at prefix='cells.1.'$")
+    check(weights, r"^reverse is True; expected False for a cell", layer=None, reverse=True)
     check(
         weights | {"weight_hh_l0": np.zeros((6, 6))},  # nn.RNN's
         r"^weight_hh_l0 has shape \(6, 6\); expected \[gates \* hidden, hidden\] with 4 gates \(LSTM\) or 3 \(GRU\)",
@@ -292,6 +339,22 @@ def test_to_keras_reset_before(run_keras, ours):
     weights = convert.to_keras(params)
     assert_same(run_reset_before(params, x), run_keras(weights, x, reset_after=False))
     assert_equal_params(convert.from_keras(weights), params)
+
+
+def test_from_keras_of_a_cudnn_layer(layer):
+    """Its kernels are cuDNN's matrices, [hidden, features] of each gate, in Keras' shape; its biases are in one row."""
+
+    def stored(kernel):
+        gates = np.split(kernel, layer.gates, axis=1)
+        return np.concatenate([np.ravel(gate.T).reshape(gate.shape) for gate in gates], axis=1)
+
+    kernel, recurrent_kernel, bias = keras_weights(layer)
+    if layer.name == "lstm":  # which has them twice
+        biases, bias = [bias, 2 * bias], bias + 2 * bias
+    else:
+        biases = list(bias)
+    params = convert.from_keras([stored(kernel), stored(recurrent_kernel), np.concatenate(biases)])
+    assert_equal_params(params, convert.from_keras([kernel, recurrent_kernel, bias]))
 
 
 def test_keras_without_bias(layer, ours):
@@ -421,7 +484,10 @@ def test_flax_errors(layer, ours):
     less = {name: value for name, value in theirs.items() if name != f"h{gate}"}
     check(less, rf"^params lacks \['h{gate}'\]; expected \['h")
     check(theirs | {"cell": {}}, r"^params has unexpected \['cell'\]; expected \['h")
-    check({"params": theirs}, r"^params lacks \[.*\] and has unexpected \['params'\]")
+    whole = {"params": {"cell": less}}  # as linen's RNN has it
+    check(whole, rf"^params\['params'\]\['cell'\] lacks \['h{gate}'\]; expected \['h")
+    check({"params": {"RNN_0": {"cell": theirs}, "Dense_0": {}}}, r"^params\['params'\] has \['Dense_0', 'RNN_0'\]; .*")
+    check([theirs], r"^params is a list; expected a mapping")
     check(theirs | {f"h{gate}": {"kernel": np.zeros((6, 6))}}, rf"^params\['h{gate}'\] lacks \['bias'\]")
     check(theirs | {f"i{gate}": np.zeros((5, 6))}, rf"^params\['i{gate}'\] lacks .*'kernel'")
     check(kernel(f"i{gate}", (4, 6)), rf"^params\['i{gate}'\]\['kernel'\] has shape \(4, 6\); expected \[5, 6\]")
@@ -442,8 +508,90 @@ def test_flax_has_no_bias_where_the_other_map_has_it(layer, ours):
 def test_flax_minimal_gated_unit_is_neither():
     cell = linen.MGUCell(features=HIDDEN)
     params = cell.init(jax.random.key(0), jnp.zeros((1, HIDDEN)), jnp.zeros((1, FEATURES)))["params"]
-    with pytest.raises(ValueError, match=r"^params lacks "):
+    with pytest.raises(ValueError, match=r"^params has \['hf', 'hn', 'if', 'in'\]; expected the maps of one cell: "):
         convert.from_flax(params)
+
+
+def nnx_layer(cell):
+    """An nnx.RNN with random weights, biases included."""
+    layer = nnx.RNN(cell(FEATURES, HIDDEN, rngs=nnx.Rngs(0)))
+    state = nnx.state(layer, nnx.Param)
+    leaves, tree = jax.tree.flatten(state)
+    nnx.update(layer, jax.tree.unflatten(tree, [normal(leaf.shape, seed) for seed, leaf in enumerate(leaves)]))
+    return layer
+
+
+with_nnx_cells = pytest.mark.parametrize(
+    ("layer", "cell"),
+    [("lstm", nnx.LSTMCell), ("lstm", nnx.OptimizedLSTMCell), ("gru", nnx.GRUCell)],
+    indirect=["layer"],
+)
+
+
+@with_nnx_cells
+def test_from_nnx(layer, cell, ours):
+    _, x, _ = ours
+    theirs = nnx_layer(cell)
+    params = convert.from_flax(nnx.state(theirs, nnx.Param))
+    assert_same(layer.run(params, x)[1], theirs(jnp.asarray(x)))
+    # All that a user may have at hand, among it states of a random number generator.
+    for state in (nnx.state(theirs), nnx.state(theirs.cell), nnx.to_pure_dict(nnx.state(theirs))):
+        assert_equal_params(convert.from_flax(state), params)
+
+
+@with_nnx_cells
+def test_to_nnx(layer, cell, ours):
+    params, x, _ = ours
+    if layer.name == "gru":  # nnx has no bias of hn
+        params = params | {"recurrent_bias": params["recurrent_bias"] * (np.arange(3 * HIDDEN) < 2 * HIDDEN)}
+    theirs = nnx_layer(cell)
+    converted = convert.to_flax(params, cell=f"nnx.{cell.__name__}")
+    assert jax.tree.map(jnp.shape, converted) == nnx.to_pure_dict(
+        jax.tree.map(jnp.shape, nnx.state(theirs.cell, nnx.Param))
+    )
+    nnx.update(theirs.cell, converted)
+    assert_same(layer.run(params, x)[1], theirs(jnp.asarray(x)))
+    back = convert.to_flax(convert.from_flax(converted), cell=f"nnx.{cell.__name__}")
+    jax.tree.map(np.testing.assert_array_equal, back, converted)
+
+
+def test_nnx_errors(layer, ours):
+    params, _, _ = ours
+
+    def check(call, match):
+        with pytest.raises(ValueError, match=match):
+            call()
+
+    other = {"lstm": "nnx.GRUCell", "gru": "nnx.OptimizedLSTMCell"}[layer.name]
+    check(lambda: convert.to_flax(params, cell=other), rf"^cell is '{other}'; expected one of \('linen', 'nnx.")
+    if layer.name == "gru":
+        check(lambda: convert.to_flax(params, cell="nnx.GRUCell"), r"^params\['recurrent_bias'\] is not zero for n")
+        theirs = convert.to_flax(params | {"recurrent_bias": np.zeros(3 * HIDDEN)}, cell="nnx.GRUCell")
+    else:
+        theirs = convert.to_flax(params, cell="nnx.OptimizedLSTMCell")
+    columns = layer.gates * HIDDEN
+    check(
+        lambda: convert.from_flax({"dense_i": theirs["dense_i"]}),
+        r"^params lacks \['dense_h'\]; expected \['dense_h', ",
+    )
+    square = theirs | {"dense_h": theirs["dense_h"] | {"kernel": np.zeros((HIDDEN + 1, columns))}}
+    check(
+        lambda: convert.from_flax(square),
+        rf"^params\['dense_h'\]\['kernel'\] has shape \(7, {columns}\); expected \[hidden, ",
+    )
+
+
+@of_a_gru
+def test_refusals_of_a_gru_name_no_lstm(ours):
+    params, _, _ = ours
+    with_nnx = convert.to_flax(convert.from_flax(nnx.state(nnx_layer(nnx.GRUCell))), cell="nnx.GRUCell")
+    for theirs in (convert.to_flax(params), with_nnx):
+        for name in theirs:
+            less = {other: value for other, value in theirs.items() if other != name}
+            for change in (less, theirs | {name: {}}, theirs | {"other": {}}):
+                with pytest.raises(ValueError, match=r"^params") as caught:
+                    convert.from_flax(change)
+                assert "'ig'" not in str(caught.value)
 
 
 # What holds for all three.

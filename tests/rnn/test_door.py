@@ -9,8 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from seqmnist_jax import rnn
 
@@ -322,47 +320,3 @@ def test_probabilities_outside_their_range(keep, place):
 def test_the_whole_number_one_keeps_all():
     for mask in rnn.draw_masks(jax.random.key(0), (1, np.int64(1), 1.0), 2, 3, 4, jnp.float32):
         np.testing.assert_array_equal(mask, np.ones(mask.shape))
-
-
-# ---- The front as a whole ----------------------------------------------------------------
-
-FORMS = {
-    "numpy": np.asarray,
-    "jax": jnp.asarray,
-    "list": lambda array: np.asarray(array).tolist(),
-    "float64": lambda array: np.asarray(array, np.float64 if np.asarray(array).dtype.kind == "f" else np.int64),
-    "strided": lambda array: np.repeat(np.asarray(array), 2, axis=0)[::2],
-}
-MAPPINGS = {"dict": dict, "proxy": types.MappingProxyType, "chain": collections.ChainMap, **CONTAINERS}
-cases = st.fixed_dictionaries(
-    {
-        "way": st.sampled_from(["lstm", "lstm fused", "gru", "gru scan", "gru fused", "min_gru", "remat"]),
-        "x": st.sampled_from(list(FORMS)),
-        "carry": st.sampled_from([None, "numpy", "jax", "float64", "strided", "wrong"]),
-        "mapping": st.sampled_from(list(MAPPINGS)),
-        "values": st.sampled_from(list(FORMS)),
-        "lengths": st.sampled_from([None, *FORMS, "wrong"]),
-        "reverse": st.sampled_from([False, True, 0, 1, np.bool_(True)]),
-    }
-)
-
-
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
-@given(case=cases)
-def test_whatever_is_given_is_taken_or_named(case):
-    """As the plain arrays would be, or a ValueError that begins with an argument's name."""
-    cell, run = WAYS[case["way"]]
-    values = {name: FORMS[case["values"]](np.asarray(value)) for name, value in PARAMS[cell].items()}
-    options = {"reverse": case["reverse"]}
-    if case["lengths"] is not None:
-        options["lengths"] = [99] * BATCH if case["lengths"] == "wrong" else FORMS[case["lengths"]](np.array(LENGTHS))
-    carry = {None: None, "wrong": [ZERO_H]}.get(
-        case["carry"], jax.tree.map(FORMS.get(case["carry"], np.asarray), CARRIES[cell])
-    )
-    arguments = MAPPINGS[case["mapping"]](values), FORMS[case["x"]](X), carry
-    if "wrong" in (case["carry"], case["lengths"]):
-        with pytest.raises(ValueError, match=r"^(carry|lengths) "):
-            run(*arguments, **options)
-        return
-    plain = {"reverse": bool(case["reverse"])} | ({"lengths": np.array(LENGTHS)} if "lengths" in options else {})
-    assert_close(run(*arguments, **options), run(PARAMS[cell], X, CARRIES[cell], **plain))

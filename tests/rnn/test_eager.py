@@ -287,7 +287,7 @@ LAYERS = {
     "gru fused": (PARAMS, functools.partial(rnn.gru, backend="fused")),
     "lstm fused": (rnn.init_lstm(jax.random.key(0), 3, 8), functools.partial(rnn.lstm, backend="fused")),
     "remat": (PARAMS, rnn.remat(functools.partial(rnn.gru, backend="fused"), 3)),
-    "step": (PARAMS, lambda p, x, **o: rnn.scan(rnn.gru_step, p, x, jnp.zeros((x.shape[0], 8)), **o)),
+    "step": (PARAMS, lambda p, x, **o: rnn.scan(rnn.gru_step, p, x, jnp.zeros((x.shape[0], 8)), backend="fused", **o)),
     "min_gru": (rnn.init_min_gru(jax.random.key(0), 3, 8), rnn.min_gru),
 }
 

@@ -381,11 +381,6 @@ def test_a_stack_refuses_a_backend_that_its_cell_has_not(cell, name):
         rnn.stack(cell, params, draw()[1], engine=rnn.Engine(backend=name))
 
 
-@pytest.mark.parametrize("cell", [rnn.LSTM, rnn.GRU, rnn.GRU_RESET_BEFORE, rnn.MIN_GRU])
-def test_cells_know_their_hidden_size(cell):
-    assert cell.hidden_size(cell.init(jax.random.key(0), 5, 6)) == 6
-
-
 # Bad input.
 
 

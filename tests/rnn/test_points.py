@@ -222,15 +222,12 @@ def test_remat_gives_what_the_layer_gives(steps, lengths, return_sequences, reve
 
 
 def test_such_a_cell_in_a_stack():
-    def layer(params, x, carry=None, *, precision, backend, **options):
-        return rnn.scan(step, params, x, jnp.zeros((x.shape[0], 2)) if carry is None else carry, **options)
-
-    def step(params, carry, x_t, precision="float32"):
+    def step(params, carry, x_t):
         h = jnp.tanh(carry * params + x_t.sum(-1, keepdims=True))
         return h, 2 * h
 
-    cell = rnn.GRU._replace(layer=layer, step=step, hidden_size=lambda params: 2, backends=("auto",))
-    params = {"layer_0": {"forward": jnp.float32(0.3)}}
+    cell = rnn.cell(step, lambda key, features, hidden_size: jnp.zeros(hidden_size))
+    params = {"layer_0": {"forward": jnp.array([0.3, 0.2], jnp.float32)}}
     want = rnn.stack(cell, params, X, lengths=[10, 7, 3, 0])
     for engine in (rnn.Engine(remat=3), rnn.Engine(unroll=2), rnn.Engine(unroll=2, remat=3)):
         np.testing.assert_allclose(rnn.stack(cell, params, X, lengths=[10, 7, 3, 0], engine=engine), want, rtol=1e-6)

@@ -51,11 +51,14 @@ def gather(workdirs: Sequence[Path]) -> Json:
     detailed = comparison.best(found) or found[0]
     is_alone = len(found) == 1 and not sweeps
     described = describe(detailed)
+    config = provenance.config_title((detailed.summary or {}).get("command"))
     if not is_alone:
         others = [warning for one in found for warning in recorded.warnings(one.workdir, one.facts)]
         described["warnings"] = list(dict.fromkeys([*described["warnings"], *others]))
     return {
-        "title": f"{detailed.name}: report" if is_alone else f"{len(found)} runs compared: report",
+        "title": ", ".join(filter(None, (config, f"{detailed.name}: report")))
+        if is_alone
+        else f"{len(found)} runs compared: report",
         "version": provenance.versions()["seqmnist_jax"],
         "run": described,
         "comparison": None if is_alone else comparison.describe(found, sweeps),
@@ -92,7 +95,10 @@ def describe(found: runs.Found) -> Json:
         "state": found.state,
         "headline": summary.headline(opened, score),
         "sections": summary.sections(opened, score),
-        "warnings": recorded.warnings(found.workdir, found.facts, opened.model.step if opened.model else None),
+        "warnings": [
+            *recorded.warnings(found.workdir, found.facts, opened.model.step if opened.model else None),
+            *(opened.model.warnings if opened.model else ()),
+        ],
         "notices": opened.notices,
         "config": [[name, repr(value)] for name, value in configs.flatten(found.config).items()],
         "curves": summary.curves(found.events),

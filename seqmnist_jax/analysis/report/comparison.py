@@ -138,7 +138,7 @@ def _recipes(runs: Sequence[Found]) -> list[Json]:
     """The runs that have ended, over their seeds, as `table.rows` has them; [] where no recipe has several."""
     ended = [str(run.workdir) for run in runs if run.state != "not finished"]
     try:
-        rows = table.rows(table.find(ended)) if ended else []
+        rows = table.rows(table.find(ended).results) if ended else []
     except UsageError:  # a run beside its own rerun
         return []
     if all(len(row["seeds"]) < 2 for row in rows):

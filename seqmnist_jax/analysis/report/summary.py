@@ -3,9 +3,9 @@
 from typing import Any
 
 from seqmnist_jax.analysis.report.runs import Found, Opened
-from seqmnist_jax.analysis.table import duration
+from seqmnist_jax.analysis.results_page import duration
 from seqmnist_jax.data.protocols import PROTOCOLS, SELECTIONS, TEST_SELECTION
-from seqmnist_jax.models.build import cell_title
+from seqmnist_jax.models.cells import cell_title
 from seqmnist_jax.workdir import config as configs
 
 Json = dict[str, Any]
@@ -35,7 +35,7 @@ def headline(opened: Opened, score: Json | None) -> list[Json]:
             {
                 "label": f"{found.split} accuracy",
                 "value": _percent(score["accuracy"]),
-                "note": f"95 % interval {_percent(low)} to {_percent(high)}, {score['count']:,} images",
+                "note": f"95 % Wilson interval over {score['count']:,} images: {_percent(low)} to {_percent(high)}",
             }
         )
     validation = found.validation_accuracy()

@@ -1,0 +1,173 @@
+"""What a stack needs of a kind of cell, and how it is made of a step and an initialiser alone."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from seqmnist_jax.rnn import any_cell, cells, layers
+from seqmnist_jax.rnn.checks import check_inputs, choice
+from seqmnist_jax.rnn.min_gru import init_min_gru, min_gru, min_gru_step
+
+Array = jax.Array
+
+# Sizes at which an initialiser is asked for shapes; whole numbers of blocks, where a cell has such.
+_SIZES = (192, 384)
+
+
+def _one_state(zero: Array) -> Any:
+    return zero
+
+
+def _own_layer(params: Any, x: Any, *, backend: str, precision: str) -> str:
+    del params, x, backend, precision
+    return "the cell's own layer"
+
+
+class Cell(NamedTuple):
+    """A kind of recurrent layer, in the parts that a stack needs. `cell` makes one of a step and an initialiser.
+
+    Attributes:
+      layer: the layer over a whole sequence, with the arguments of `lstm`.
+      step: one step of it, ``step(params, carry, x) -> (carry, h)``; where it takes a `precision`, it is given that.
+      init: ``init(key, features, hidden_size, **options)`` makes its parameters; all options have defaults.
+      zero_carry: the carry of a new sequence, from a zero h [batch, hidden].
+      backends: the names that `layer` takes for its backend.
+      explain: ``explain(params, x, backend=, precision=)``, in words, what would run the layer.
+    """
+
+    layer: Callable[..., Any]
+    step: Callable[..., Any]
+    init: Callable[..., dict[str, Array]]
+    zero_carry: Callable[[Array], Any] = _one_state
+    backends: tuple[str, ...] = ("auto",)
+    explain: Callable[..., Any] = _own_layer
+
+
+def cell(
+    step: Callable[..., Any], init: Callable[..., dict[str, Array]], zero_carry: Callable[[Array], Any] = _one_state
+) -> Cell:
+    """A cell whose layer is its step, run by `scan`: by a kernel made of it where there can be one.
+
+    Args:
+      step: ``step(params, carry, x) -> (carry, y)``, pure, for x [batch, features]; y is [batch, hidden]. Where it has
+        an argument `precision` it is given one of `PRECISIONS`, for `product`.
+      init: ``init(key, features, hidden_size)`` makes params, a dict of arrays. It may have other arguments, with
+        defaults, as `init_lstm` has.
+      zero_carry: the carry of a new sequence, from a zero h [batch, hidden]; where it isn't given, the carry is one h.
+        An LSTM's is ``lambda zero: (zero, zero)``.
+
+    Raises:
+      ValueError: step or init can't be called so.
+    """
+    _check_arguments("step", step, ("params", "carry", "x"), ("precision",))
+    _check_arguments("init", init, ("key", "features", "hidden_size"))
+
+    def layer(
+        params: Any,
+        x: Any,
+        carry: Any = None,
+        *,
+        lengths: Any = None,
+        precision: str = "float32",
+        backend: str = "auto",
+        **options: Any,
+    ) -> tuple[Any, Array]:
+        x, lengths = check_inputs(x, lengths)
+        carry = zeros(made, params, x) if carry is None else carry
+        options |= {"lengths": lengths, "precision": precision, "backend": backend}
+        by = "scan" if options.get("unroll", 1) > 1 else backend
+        return any_cell.scan(run_by(params, x, carry, by, precision), params, x, carry, **options)
+
+    def run_by(params: Any, x: Any, carry: Any, backend: str, precision: str) -> Callable[..., Any]:
+        """The step: with a precision of its own where `lax.scan` runs it, since all else rounds what it multiplies."""
+        plain = at_precision(step, "float32")
+        told = any_cell.explain_step(plain, params, x, carry, precision=precision, backend=backend)
+        return at_precision(step, precision) if told.startswith("scan:") else plain
+
+    def explain(params: Any, x: Any, *, backend: str, precision: str) -> str:
+        carry = jax.eval_shape(functools.partial(zeros, made), params, x)
+        step = run_by(params, x, carry, backend, precision)
+        return any_cell.explain_step(step, params, x, carry, precision=precision, backend=backend)
+
+    made = Cell(layer, step, init, zero_carry, any_cell.BACKENDS, explain)
+    return made
+
+
+def _check_arguments(name: str, function: Any, needed: tuple[str, ...], others: tuple[str, ...] = ()) -> None:
+    """Checks that a function can be called with so many arguments by place, and others by name, and no more."""
+    try:
+        signature = inspect.signature(function)
+        given = {other: None for other in others if other in signature.parameters}
+        signature.bind(*needed, **given)
+    except TypeError as error:
+        raise ValueError(f"{name} is {function!r}; expected {name}({', '.join(needed)}): {error}") from None
+
+
+def takes(function: Callable[..., Any], name: str) -> bool:
+    """Whether a function has an argument of this name."""
+    return name in inspect.signature(function).parameters
+
+
+@functools.lru_cache(maxsize=256)
+def at_precision(step: Callable[..., Any], precision: str) -> Callable[..., Any]:
+    """The step at a precision, if it knows of any; for the same arguments the same object, by which programs go."""
+    choice("precision", precision, cells.PRECISIONS)
+    return functools.partial(step, precision=precision) if takes(step, "precision") else step
+
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def _shapes(params: Any) -> Shapes:
+    return {jax.tree_util.keystr(path): jnp.shape(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+
+@functools.lru_cache(maxsize=256)
+def _initial_shapes(init: Callable[..., Any], features: int, hidden_size: int) -> Shapes:
+    return _shapes(jax.eval_shape(lambda: init(jax.random.key(0), features, hidden_size)))
+
+
+def hidden_size(cell: Cell, params: Any, features: int) -> int:
+    """The number of units of h, told by the first axis of the parameters that grows with it.
+
+    Raises:
+      ValueError: params are not what the cell's initialiser makes, or none of them depends on it.
+    """
+    shapes = _shapes(params)
+    few, many = (_initial_shapes(cell.init, features, size) for size in _SIZES)
+    if {name: len(shape) for name, shape in shapes.items()} != {name: len(shape) for name, shape in few.items()}:
+        raise ValueError(f"params has shapes {shapes}; expected those of the cell's init, {few} for {_SIZES[0]} units")
+    for name, shape in shapes.items():
+        for size, small, large in zip(shape, few[name], many[name], strict=True):
+            if large != small:
+                return _SIZES[0] + (size - small) * (_SIZES[1] - _SIZES[0]) // (large - small)
+    raise ValueError(f"params has shapes {shapes}, of which none grows with hidden_size")
+
+
+def zeros(cell: Cell, params: Any, x: Any) -> Any:
+    """The carry of new sequences x [batch, time, features]."""
+    dtype = jnp.result_type(x, *jax.tree.leaves(params))
+    return cell.zero_carry(jnp.zeros((x.shape[0], hidden_size(cell, params, x.shape[-1])), dtype))
+
+
+LSTM = Cell(
+    layers.lstm,
+    cells.lstm_step,
+    cells.init_lstm,
+    zero_carry=lambda zero: (zero, zero),
+    backends=layers.BACKENDS,
+    explain=layers.explain,
+)
+GRU = Cell(layers.gru, cells.gru_step, cells.init_gru, backends=layers.BACKENDS, explain=layers.explain)
+GRU_RESET_BEFORE = Cell(
+    functools.partial(layers.gru, reset_after=False),
+    cells.gru_step,
+    functools.partial(cells.init_gru, reset_after=False),
+    backends=("auto", "scan"),
+    explain=functools.partial(layers.explain, reset_after=False),
+)
+MIN_GRU = Cell(min_gru, min_gru_step, init_min_gru)
