@@ -109,22 +109,21 @@ class Blocks {
 
 // Calls `handler` on a pool of `threads`; gives 0, or 1 and the error's message.
 extern "C" int seqmnist_call(XLA_FFI_Handler* handler, int64_t threads, bool late, int64_t n_args,
-                             XLA_FFI_Buffer* args, int64_t n_rets, XLA_FFI_Buffer* rets, bool lstm, bool reverse,
-                             bool bfloat16, char* message, std::size_t room) {
+                             XLA_FFI_Buffer* args, int64_t n_rets, XLA_FFI_Buffer* rets, int64_t kernel,
+                             int64_t outputs, bool reverse, char* message, std::size_t room) {
   Blocks in(n_args, args), out(n_rets, rets);
   std::vector<XLA_FFI_ArgType> arg_types(n_args, XLA_FFI_ArgType_BUFFER);
   std::vector<XLA_FFI_RetType> ret_types(n_rets, XLA_FFI_RetType_BUFFER);
   // Sorted by name.
-  const char* const names[] = {"bfloat16", "lstm", "reverse"};
-  bool values[] = {bfloat16, lstm, reverse};
+  const char* const names[] = {"kernel", "outputs", "reverse"};
+  XLA_FFI_Scalar scalars[] = {
+      {XLA_FFI_DataType_S64, &kernel}, {XLA_FFI_DataType_S64, &outputs}, {XLA_FFI_DataType_PRED, &reverse}};
   XLA_FFI_ByteSpan spans[3];
-  XLA_FFI_Scalar scalars[3];
   XLA_FFI_ByteSpan* name_pointers[3];
   void* scalar_pointers[3];
   XLA_FFI_AttrType attr_types[3];
   for (int i = 0; i < 3; ++i) {
     spans[i] = {names[i], std::strlen(names[i])};
-    scalars[i] = {XLA_FFI_DataType_PRED, &values[i]};
     name_pointers[i] = &spans[i];
     scalar_pointers[i] = &scalars[i];
     attr_types[i] = XLA_FFI_AttrType_SCALAR;

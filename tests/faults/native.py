@@ -1,6 +1,6 @@
-"""The kernel's build under every fault that we know of, in real processes, and the kernel under sanitizers.
+"""The kernels' build under every fault that we know of, in real processes, and made kernels under sanitizers.
 
-``python -m tests.faults.native --shapes=500 --seed=0`` runs the sanitizers alone and ends with exit code 1
+``python -m tests.faults.native --shapes=500 --cells=30 --seed=0`` runs the sanitizers alone and ends with exit code 1
 where they find anything.
 """
 
@@ -20,7 +20,11 @@ from unittest import mock
 
 from seqmnist_jax.rnn.native import build
 from seqmnist_jax.rnn.native import compiler as cxx
-from tests.faults import sanitizers
+from seqmnist_jax.rnn.native.compiler import Source
+from seqmnist_jax.rnn.native.cpu.calls import LAUNCHER
+from tests import copier
+from tests.copier import Built
+from tests.faults import kernel_cases, sanitizers
 from tests.faults.outcome import Outcome
 
 ROOT = Path(__file__).parent.parent.parent
@@ -30,7 +34,7 @@ PATIENCE = 120
 SCRIPT = """
 import jax, jax.numpy as jnp, numpy as np
 from seqmnist_jax import rnn
-params, x = rnn.init_lstm(jax.random.key(0), 2, 3), jnp.ones((2, 4, 2))
+params, x = rnn.init_lstm(jax.random.key(0), 5, 3), jnp.ones((2, 4, 5))
 _, outputs = rnn.lstm(params, x)
 _, expected = rnn.lstm(params, x, backend="scan")
 np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-6)
@@ -39,25 +43,19 @@ print(rnn.explain(params, x).backend)
 
 
 class Scene:
-    """One try: an empty cache folder, a compiler that copies the kernel, and the numbers of chance."""
+    """One try: an empty cache folder, a compiler that copies all cells' library and an LSTM's, and chance."""
 
-    def __init__(self, folder: Path, kernel: Path, draw: random.Random):
-        self.folder, self.kernel, self.draw = folder, kernel, draw
+    def __init__(self, folder: Path, kernels: list[Built], draw: random.Random):
+        self.folder, self.kernels, self.draw = folder, kernels, draw
         self.cache, self.log = folder / "cache", folder / "log"
         self.before = ""  # Python that the process runs first
         self.environment: dict[str, str | None] = {"SEQMNIST_CACHE_DIR": str(self.cache)}
         self.compiler()
 
     def compiler(self, compiles: str = "", answers: str = "echo copier 1.0") -> None:
-        """Makes CXX a script: `answers` to --version; `compiles` stands before the kernel is copied."""
+        """Makes CXX a script: `answers` to --version; `compiles` stands before a library is copied to ``$target``."""
         path = self.folder / "c++"
-        path.write_text(f"""#!/bin/sh
-case "$*" in *--version) {answers}; exit;; esac
-echo $$ >> {self.log}
-for last; do :; done
-{compiles}
-cp {self.kernel} "$last"
-""")
+        path.write_text(copier.script(self.kernels, self.log, compiles, answers))
         path.chmod(0o700)
         self.environment["CXX"] = str(path)
 
@@ -65,19 +63,20 @@ cp {self.kernel} "$last"
         """The processes that have compiled."""
         return [int(pid) for pid in self.log.read_text().split()] if self.log.exists() else []
 
-    def target(self) -> Path:
-        """Where the kernel will lie."""
-        with mock.patch.dict(os.environ, {name: value for name, value in self.environment.items() if value}):
-            source = build.RECURRENCE
-            key = build._key(source, cxx.flags_of_machine())
-            return build._place(source, build._folder(), key, cxx.command())
+    def cached(self, shared: Source = LAUNCHER) -> list[Path]:
+        """Puts the libraries into the cache, as a process before this one would have; gives their places.
 
-    def cached(self) -> Path:
-        """Puts the kernel into the cache, as a process before this one would have."""
-        target = self.target()
-        build._make(target.parent)
-        build._publish(self.kernel, target)
-        return target
+        Args:
+          shared: the source of the first one.
+        """
+        targets = []
+        with mock.patch.dict(os.environ, {name: value for name, value in self.environment.items() if value}):
+            for source, library in [(shared, self.kernels[0].library), *self.kernels[1:]]:
+                key = build._key(source, cxx.flags_of_machine())
+                targets.append(build._place(source, build._folder(), key, cxx.command()))
+                build._make(targets[-1].parent)
+                build._publish(library, targets[-1])
+        return targets
 
     def without_compiler(self) -> None:
         """As on a machine that has none."""
@@ -121,37 +120,35 @@ def _garbage(scene: Scene) -> None:
 def _wrong_library(scene: Scene) -> None:
     noise = scene.folder / "noise"
     noise.write_bytes(scene.draw.randbytes(1000))
-    scene.compiler(f'cp {noise} "$last"; exit')
+    scene.compiler(f'cp {noise} "$target"; exit')
 
 
 def _truncated(scene: Scene) -> None:
-    target = scene.cached()
+    target = scene.cached()[0]
     with target.open("r+b") as file:
         file.truncate(scene.draw.randrange(target.stat().st_size))
 
 
-def _flipped(scene: Scene) -> None:
-    target = scene.cached()
+def _flipped(scene: Scene, which: int = 0) -> None:
+    target = scene.cached()[which]
     content = bytearray(target.read_bytes())
     content[scene.draw.randrange(len(content))] ^= 1 << scene.draw.randrange(8)
     target.write_bytes(content)
 
 
 def _checksum_lost(scene: Scene) -> None:
-    build._checksum_file(scene.cached()).unlink()
+    build._checksum_file(scene.cached()[0]).unlink()
 
 
 def _checksum_damaged(scene: Scene) -> None:
-    build._checksum_file(scene.cached()).write_bytes(scene.draw.randbytes(scene.draw.randrange(100)))
+    build._checksum_file(scene.cached()[0]).write_bytes(scene.draw.randbytes(scene.draw.randrange(100)))
 
 
 def _stale(scene: Scene) -> None:
     """The kernel of other sources."""
-    source = scene.folder / "recurrence.cc"
-    source.write_text(build.RECURRENCE.files[0].read_text() + "// changed\n")
-    changed = build.RECURRENCE._replace(files=(source, *build.RECURRENCE.files[1:]))
-    with mock.patch.object(build, "RECURRENCE", changed):
-        scene.cached()
+    source = scene.folder / "launch.cc"
+    source.write_text(LAUNCHER.files[0].read_text() + "// changed\n")
+    scene.cached(LAUNCHER._replace(files=(source, *LAUNCHER.files[1:])))
 
 
 def _other_cpu(scene: Scene) -> None:
@@ -170,7 +167,7 @@ def _in_the_way(scene: Scene) -> None:
 
 
 def _writable_by_others(scene: Scene) -> None:
-    scene.cached().parent.chmod(0o777)
+    scene.cached()[0].parent.chmod(0o777)
 
 
 def _no_locks(scene: Scene) -> None:
@@ -193,6 +190,7 @@ def _mount(scene: Scene, options: str) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"mode=700,{options}", "tmpfs", str(folder)], check=True)
 
 
+# Of what all cells share; a cell's own has lines that say 'cell'.
 BUILT = r"^Building the recurrence kernel with "
 ALONE = r"^The recurrence kernel is built for this process alone: "
 ANEW = r"^The recurrence kernel .* is damaged, and is built anew\.$"
@@ -203,13 +201,17 @@ def _fails(scene: Scene) -> None:
     scene.compiler("echo error: no such thing >&2; exit 1")
 
 
+def _no_cell(scene: Scene) -> None:
+    scene.compiler("case $source in */cell.cc) exit 1;; esac")
+
+
 def _vanishes(scene: Scene) -> None:
     scene.compiler(answers='rm "$0"')
 
 
 FAULTS = (
     Fault("no compiler", Scene.without_compiler, "fused", NO_KERNEL + "there is no C.. compiler"),
-    Fault("no compiler, but a kernel in the cache", _compiler_gone, "native", "one that was built here earlier"),
+    Fault("no compiler, but a kernel in the cache", _compiler_gone, "native", "^The recurrence kernel is one that was"),
     Fault("a compiler that fails", _fails, "fused", NO_KERNEL + "error: no such thing"),
     Fault("a compiler that hangs", _hangs, "fused", NO_KERNEL + "has not built it within 0.5 seconds"),
     Fault("a compiler that vanishes", _vanishes, "fused", NO_KERNEL + "could not build it"),
@@ -217,6 +219,8 @@ FAULTS = (
     Fault("a compiler that makes garbage", _wrong_library, "fused", NO_KERNEL + "does not load"),
     Fault("a truncated kernel", _truncated, "native", ANEW),
     Fault("a kernel with a bit flipped", _flipped, "native", ANEW),
+    Fault("a cell's kernel with a bit flipped", lambda s: _flipped(s, 1), "native", ANEW.replace("recurrence", "cell")),
+    Fault("a cell that cannot be built", _no_cell, "fused", "^Building the cell kernel with "),
     Fault("a kernel whose checksum is lost", _checksum_lost, "native", ANEW),
     Fault("a kernel whose checksum is damaged", _checksum_damaged, "native", ANEW),
     Fault("a kernel of other sources", _stale, "native", BUILT),
@@ -247,10 +251,10 @@ def wrong(process: subprocess.Popen[str], backend: str, line: str) -> str | None
     return None if len(said) == 1 else f"{len(said)} lines said {line!r}: {err[-300:]}"
 
 
-def one(fault: Fault, kernel: Path, draw: random.Random) -> str | None:
+def one(fault: Fault, kernels: list[Built], draw: random.Random) -> str | None:
     """One try in a folder of its own; what is wrong with it, or None."""
     with tempfile.TemporaryDirectory() as name:
-        scene = Scene(Path(name), kernel, draw)
+        scene = Scene(Path(name), kernels, draw)
         private = scene.folder / "tmp"
         private.mkdir()
         scene.environment["TMPDIR"] = str(private)
@@ -277,16 +281,16 @@ def _is_running(pid: int, name: str) -> bool:
         return False
 
 
-def together(kernel: Path, processes: int) -> list[str]:
+def together(kernels: list[Built], processes: int) -> list[str]:
     """Processes that start at once on an empty cache: one builds, all take it. What is wrong, if anything."""
     with tempfile.TemporaryDirectory() as name:
-        scene = Scene(Path(name), kernel, random.Random(0))
+        scene = Scene(Path(name), kernels, random.Random(0))
         scene.compiler("sleep 1")
         started = [scene.start() for _ in range(processes)]
         ends = [process.communicate(timeout=PATIENCE) for process in started]
         found = [err[-300:] for out, err in ends if out.strip() != "native"]
         builders = sum(err.count("Building the recurrence kernel") for _, err in ends)
-        if (builders, len(scene.compilers())) != (1, 1):
+        if (builders, len(scene.compilers())) != (1, len(kernels)):
             found.append(f"{builders} of {processes} processes built it, {len(scene.compilers())} times")
         return found
 
@@ -299,45 +303,46 @@ def campaign(tries: int, seed: int) -> list[Outcome]:
     draw = random.Random(seed)
     outcomes = []
     with tempfile.TemporaryDirectory() as name:
-        kernel = Path(name) / "kernel.so"
-        cxx.compile(build.RECURRENCE, cxx.command(), cxx.flags_of_machine(), kernel)
+        with mock.patch.dict(os.environ, SEQMNIST_CACHE_DIR=name):
+            kernels = copier.built(Path(name), "lstm")
         faults = FAULTS + (MOUNTED_FAULTS if CAN_MOUNT else ())
         each = -(-tries // (len(faults) + 1))
         for fault in faults:
-            found = [what for _ in range(each) if (what := one(fault, kernel, draw))]
+            found = [what for _ in range(each) if (what := one(fault, kernels, draw))]
             outcomes.append(_outcome(fault.name, each, found, f"takes {fault.backend}"))
         processes = max(2, each)
         outcomes.append(
-            _outcome("first uses at once", processes, together(kernel, processes), "one builds, all take it")
+            _outcome("first uses at once", processes, together(kernels, processes), "one builds, all take it")
         )
         if not CAN_MOUNT:
             outcomes.append(Outcome("a read-only or full cache folder", 0, 0, 0, "not tried: mounting is for root"))
-    return outcomes + sanitized(tries, seed)
+    return outcomes + sanitized(tries, -(-tries // 20), seed)
 
 
 def _outcome(fault: str, tries: int, found: list[str], note: str) -> Outcome:
     return Outcome(fault, tries, tries - len(found), len(found), found[0] if found else note)
 
 
-def sanitized(shapes: int, seed: int, which: tuple[sanitizers.Sanitizer, ...] = sanitizers.ALL) -> list[Outcome]:
-    """The kernel on random shapes under each sanitizer."""
+def sanitized(
+    shapes: int, cells: int, seed: int, which: tuple[sanitizers.Sanitizer, ...] = sanitizers.ALL
+) -> list[Outcome]:
+    """So many cells' kernels on drawn shapes under each sanitizer."""
     outcomes = []
-    for sanitizer in which:
-        fault = f"kernel under {sanitizer.name}"
-        if sanitizers.runtime(sanitizer) is None:
-            outcomes.append(Outcome(fault, 0, 0, 0, f"not tried: the compiler has no {sanitizer.runtime}"))
-            continue
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            compiler = sanitizers.compiler(sanitizer, folder)
-            kernel = sanitizers.build_kernel(compiler, folder / "kernel.so")
-            caller = sanitizers.build_caller(compiler, folder / "caller.so")
-            found = sanitizers.run(sanitizer, kernel, caller, shapes, seed)
-        lost = len(found.findings)
-        if lost:  # with the shape before it
-            print(found.log[-20000:], file=sys.stderr, flush=True)
-        note = found.findings[0] if lost else f"{found.shapes} shapes, no finding"
-        outcomes.append(Outcome(fault, found.shapes, max(0, found.shapes - lost), lost, note))
+    with tempfile.TemporaryDirectory() as name:
+        drawn = kernel_cases.draw_cells(cells, seed)
+        cases = sanitizers.draw(drawn, shapes, seed, Path(name) / "cases")
+        for sanitizer in which:
+            fault = f"kernels under {sanitizer.name}"
+            if sanitizers.runtime(sanitizer) is None:
+                outcomes.append(Outcome(fault, 0, 0, 0, f"not tried: the compiler has no {sanitizer.runtime}"))
+                continue
+            built = sanitizers.build(sanitizer, drawn, Path(name) / str(sanitizer.runtime))
+            found = sanitizers.run(sanitizer, built, cases)
+            lost = len(found.findings)
+            if lost:  # with the shape before it
+                print(found.log[-20000:], file=sys.stderr, flush=True)
+            note = found.findings[0] if lost else f"{found.shapes} shapes of {cells} cells, no finding"
+            outcomes.append(Outcome(fault, found.shapes, max(0, found.shapes - lost), lost, note))
     return outcomes
 
 
@@ -345,13 +350,12 @@ def main() -> int:
     """Runs the sanitizers and prints what they found."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shapes", type=int, default=500)
+    parser.add_argument("--cells", type=int, default=30, help="the layers first, then random ones")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    outcomes = []
-    for sanitizer in sanitizers.ALL:
-        (outcome,) = sanitized(arguments.shapes, arguments.seed, (sanitizer,))
-        print(f"{outcome.fault}: {outcome.tries} shapes, {outcome.lost} findings; {outcome.note}", flush=True)
-        outcomes.append(outcome)
+    outcomes = sanitized(arguments.shapes, arguments.cells, arguments.seed)
+    for outcome in outcomes:
+        print(f"{outcome.fault}: {outcome.tries} shapes, {outcome.lost} findings; {outcome.note}")
     return int(any(outcome.lost or not outcome.tries for outcome in outcomes))
 
 

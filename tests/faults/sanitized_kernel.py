@@ -1,80 +1,59 @@
-"""The kernel on shapes chosen by hypothesis, its results held against NumPy's: a process without JAX.
+"""Calls of cells' kernels that another process has drawn (`kernel_cases.py`), made here without JAX.
 
-``python -m tests.faults.sanitized_kernel KERNEL CALLER --shapes=500 --seed=0`` takes a library of the
-kernel and one of ``caller.cc``. Where both are built with a sanitizer and its runtime is loaded
-first (``sanitizers.py`` does that), what it finds stands on stderr after the shape.
+``python -m tests.faults.sanitized_kernel CALLER LAUNCHER CASES CELL ...`` takes libraries: of ``caller.cc``, of what
+all cells share, and of each cell. Where they are built with a sanitizer and its runtime is loaded first, as
+``sanitizers.py`` does, what it finds stands on stderr after the case.
 """
 
 import argparse
 import ctypes
+import pickle
 import sys
-from typing import NamedTuple
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
 
-import hypothesis
 import numpy as np
-from hypothesis import strategies as st
-
-from tests.rnn import reference
 
 FLOAT32, INT32 = 11, 4  # XLA_FFI_DataType
 # Of the largest number in a tensor, or of one where that is larger; of a sum over all sequences and steps (the
 # weights' gradients) at least of what as many random numbers add up to.
 TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2}
+# A NaN that no arithmetic makes: what has not been written.
+NOTHING = np.uint32(0x7FC5EED1).view(np.float32)
 
 
-class Call(NamedTuple):
-    """What a call of either direction is made of, numbers apart."""
+class Case(NamedTuple):
+    """A forward call, and one of the way back where `backward` says so.
 
-    cell: str
-    batch: int
-    time: int
-    features: int
-    hidden: int
-    replicas: int
-    shared: bool  # one set of weights for all replicas
-    ragged: bool
+    Attributes:
+      said: it in words.
+      cell: the number of its library.
+      outputs, reverse: attributes of the calls.
+      threads, late: of the pool; whether its tasks begin only after the call has returned.
+      replicas: the size of the leading axis of results; each argument has it, or 1.
+      wants_dx: whether x's gradient is wanted.
+      kept, output_shape, sums, precision: shapes without replicas, the number of sums, and the products' precision.
+      arguments, cotangents: arrays by name, in the kernel's order.
+      wanted: each replica's results by name; empty where it can only be checked that they are written.
+    """
+
+    said: str
+    cell: int
+    outputs: int
     reverse: bool
-    precision: str
-    backward: bool
-    save_gates: bool
-    return_sequences: bool
-    wants_dx: bool
     threads: int
     late: bool
-    seed: int
-
-
-def large(draw):
-    """Sizes of which the kernel takes its results past the caches (more than 2^21 numbers)."""
-    hidden = draw(st.integers(1, 33))
-    time = draw(st.integers(200, 600))
-    return -(-(2**21) // (hidden * time)) + draw(st.integers(0, 5)), time, draw(st.integers(1, 5)), hidden
-
-
-@st.composite
-def calls(draw):
-    """Every size from 0 or 1 to a few tiles of the kernel, and now and then a large one."""
-    if draw(st.integers(0, 39)) == 0:
-        sizes, replicas = large(draw), 1
-    else:
-        sizes = [draw(st.integers(0, most)) for most in (140, 9, 40)]
-        sizes.append(draw(st.integers(0 if sizes[2] else 1, 70)))
-        replicas = draw(st.integers(1, 3))
-    flags = [draw(st.booleans()) for _ in range(3)]
-    return Call(
-        draw(st.sampled_from(["lstm", "gru"])),
-        *sizes,
-        replicas,
-        *flags,
-        draw(st.sampled_from(["float32", "bfloat16"])),
-        *[draw(st.booleans()) for _ in range(4)],
-        draw(st.integers(1, 8)),
-        draw(st.booleans()),
-        draw(st.integers(0, 2**31)),
-    )
-
-
-# ---- One call through the library ----------------------------------------------------------
+    replicas: int
+    backward: bool
+    wants_dx: bool
+    kept: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    sums: int
+    precision: str
+    arguments: dict[str, np.ndarray]
+    cotangents: dict[str, np.ndarray]
+    wanted: list[dict[str, np.ndarray]]
 
 
 class Buffer(ctypes.Structure):
@@ -90,7 +69,8 @@ class Buffer(ctypes.Structure):
     )
 
 
-def buffer(array):
+def buffer(array: np.ndarray) -> Buffer:
+    """The array as XLA describes it."""
     assert array.flags.c_contiguous
     return Buffer(
         ctypes.sizeof(Buffer),
@@ -103,161 +83,97 @@ def buffer(array):
 
 
 class Library:
-    """The kernel, called through `caller.cc`."""
+    """The kernels, called through `caller.cc`."""
 
-    def __init__(self, kernel, caller):
-        self._kernel, self._caller = ctypes.CDLL(kernel), ctypes.CDLL(caller)
+    def __init__(self, caller: str, launcher: str, cells: list[str]):
+        self._caller, self._launcher = ctypes.CDLL(caller), ctypes.CDLL(launcher)
+        self._launcher.seqmnist_add.argtypes = [ctypes.c_int64, ctypes.c_void_p]
+        self._cells = [ctypes.CDLL(cell) for cell in cells]
+        for number, cell in enumerate(self._cells):
+            cell.seqmnist_kernel.restype = ctypes.c_void_p
+            self._launcher.seqmnist_add(number, cell.seqmnist_kernel())
 
-    def __call__(self, direction, call, arguments, shapes):
+    def __call__(
+        self, direction: str, case: Case, arguments: list[np.ndarray], shapes: dict[str, tuple[int, ...]]
+    ) -> dict[str, np.ndarray]:
         """The results, of these shapes and for each replica."""
-        # Whatever is not written stays NaN.
-        results = [np.full((call.replicas, *shape), np.nan, np.float32) for shape in shapes]
+        results = [np.full((case.replicas, *shape), NOTHING) for shape in shapes.values()]
         message = ctypes.create_string_buffer(1000)
         arrays = [(Buffer * len(group))(*map(buffer, group)) for group in (arguments, results)]
         failed = self._caller.seqmnist_call(
-            ctypes.cast(getattr(self._kernel, f"seqmnist_{direction}"), ctypes.c_void_p),
-            ctypes.c_int64(call.threads),
-            ctypes.c_bool(call.late),
+            ctypes.cast(getattr(self._launcher, f"seqmnist_{direction}"), ctypes.c_void_p),
+            ctypes.c_int64(case.threads),
+            ctypes.c_bool(case.late),
             ctypes.c_int64(len(arguments)),
             arrays[0],
             ctypes.c_int64(len(results)),
             arrays[1],
-            ctypes.c_bool(call.cell == "lstm"),
-            ctypes.c_bool(call.reverse),
-            ctypes.c_bool(call.precision == "bfloat16"),
+            ctypes.c_int64(case.cell),
+            ctypes.c_int64(case.outputs),
+            ctypes.c_bool(case.reverse),
             message,
             ctypes.c_size_t(len(message)),
         )
         assert not failed, message.value.decode()
-        return results
+        return dict(zip(shapes, results, strict=True))
 
 
-# ---- Values ----------------------------------------------------------------------------------
+def run(library: Library, case: Case) -> dict[str, np.ndarray]:
+    """Results of the kernel by name, with replicas in front."""
+    arguments = case.arguments
+    carry, x = (arguments[name].shape[1:] for name in ("carry", "x"))
+    kept = case.kept if case.backward else (0, *case.kept[1:])
+    got = library("forward", case, list(arguments.values()), {"end": carry, "outputs": case.output_shape, "kept": kept})
+    values = got.pop("kept")
+    if case.backward:
+        after = arguments | {"carry": got["end"]}
+        shapes = {
+            "d_carry": carry,
+            "d_inputs": arguments["inputs"].shape[1:],
+            "d_weights": arguments["weights"].shape[1:],
+            "sums": (case.sums, carry[2]),
+            "d_x": x if case.wants_dx else (0, *x[1:]),
+        }
+        got |= library("backward", case, [*after.values(), values, *case.cotangents.values()], shapes)
+    return got if case.wants_dx else {name: array for name, array in got.items() if name != "d_x"}
 
 
-def draw_cases(call):
-    """A case for each replica; lengths lie beyond both ends too, which the kernel must not trust."""
-    cases = []
-    for replica in range(call.replicas):
-        case = reference.draw_case(call.cell, call.batch, call.time, call.features, call.hidden, call.seed + replica)
-        if call.ragged:
-            lengths = np.random.default_rng(call.seed).integers(-2, call.time + 3, call.batch)
-            case = case._replace(lengths=lengths)
-        if call.shared and cases:
-            case = case._replace(params=cases[0].params)
-        cases.append(case)
-    return cases
-
-
-def run(library, call, cases):
-    """Results of the kernel, by the reference's names, for each replica in front."""
-    lstm = call.cell == "lstm"
-    batch, time, features, hidden = call[1:5]
-    columns = reference.GATES[call.cell] * hidden
-    saves = call.backward
-
-    def stacked(*arrays, dtype=np.float32):
-        return np.ascontiguousarray(np.stack(arrays), dtype)
-
-    def nothing(*shape):
-        return np.zeros((1, *shape), np.float32)
-
-    params = {name: stacked(*[case.params[name] for case in cases]) for name in cases[0].params}
-    if call.shared:
-        params = {name: value[:1] for name, value in params.items()}
-    layer = [
-        stacked(*[case.x for case in cases]),
-        params["kernel"],
-        params["recurrent_kernel"],
-        params["bias"],
-        nothing(0) if lstm else params["recurrent_bias"],
-        stacked(*[case.carry["h"] for case in cases]),
-        stacked(*[case.carry["c"] for case in cases]) if lstm else nothing(0, hidden),
-    ]
-    full = np.full(batch, time)
-    lengths = stacked(*[full if case.lengths is None else case.lengths for case in cases], dtype=np.int32)
-    h, c, *saved = library(
-        "forward",
-        call,
-        [*layer, lengths],
-        [
-            (batch, hidden),
-            (batch if lstm else 0, hidden),
-            (batch, time if saves or call.return_sequences else 0, hidden),
-            (time if saves and call.save_gates else 0, batch, 4 * hidden),
-            (time if saves and lstm else 0, batch, hidden),
-        ],
-    )
-    got = {"h": h} | ({"c": c} if lstm else {})
-    if saves or call.return_sequences:
-        got["outputs"] = saved[0]
-    if not saves:
-        return got
-    bars = [
-        stacked(*[case.carry_bar["h"] for case in cases]),
-        stacked(*[case.carry_bar["c"] for case in cases]) if lstm else nothing(0, hidden),
-        stacked(*[case.outputs_bar for case in cases]) if call.return_sequences else nothing(batch, 0, hidden),
-    ]
-    dh0, dc0, dx, kernel, recurrent_kernel, bias, recurrent_bias = library(
-        "backward",
-        call,
-        [*layer, *saved, *bars, lengths],
-        [
-            (batch, hidden),
-            (batch if lstm else 0, hidden),
-            (batch if call.wants_dx else 0, time, features),
-            (features, columns),
-            (hidden, columns),
-            (columns,),
-            (0 if lstm else columns,),
-        ],
-    )
-    got |= {"d h0": dh0, "d kernel": kernel, "d recurrent_kernel": recurrent_kernel, "d bias": bias}
-    got |= {"d c0": dc0} if lstm else {"d recurrent_bias": recurrent_bias}
-    return got | ({"d x": dx} if call.wants_dx else {})
-
-
-def check(library, call):
-    """Runs a call and compares it."""
-    cases = draw_cases(call)
-    got = run(library, call, cases)
-    of = ("outputs", "carry") if call.return_sequences else ("carry",)
-    sums = {f"d {name}" for name in cases[0].params}
-    for replica, case in enumerate(cases):
-        want = reference.reference(call.cell, case, call.reverse, of=of)
+def check(library: Library, case: Case) -> None:
+    """Runs a case and compares it."""
+    got = run(library, case)
+    for name, values in got.items():
+        assert not (values.view(np.uint32) == NOTHING.view(np.uint32)).any(), f"{name} is not written"
+    _, batch, time, *_ = case.arguments["x"].shape
+    sums = {"d_weights", "sums"} | ({"d_inputs"} if case.arguments["inputs"].ndim == 4 else set())
+    for replica, wanted in enumerate(case.wanted):
         for name, values in got.items():
-            least = np.sqrt(call.batch * call.time) if name in sums else 1.0
-            allowed = TOLERANCES[call.precision] * max(1.0, least, np.abs(want[name]).max(initial=0.0))
-            np.testing.assert_allclose(values[replica], want[name], rtol=0, atol=allowed, err_msg=f"{name} of {call}")
+            least = np.sqrt(batch * time) if name in sums else 1.0
+            allowed = TOLERANCES[case.precision] * max(1.0, least, np.abs(wanted[name]).max(initial=0.0))
+            np.testing.assert_allclose(values[replica], wanted[name], rtol=0, atol=allowed, err_msg=name)
 
 
-def main():
+def cases(path: Path) -> Iterator[Any]:
+    """The cases of a file."""
+    with path.open("rb") as file:
+        while file.peek(1):
+            yield pickle.load(file)
+
+
+def main() -> None:
+    """Runs all cases; the first one that goes wrong ends it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("kernel")
     parser.add_argument("caller")
-    parser.add_argument("--shapes", type=int, default=500)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("launcher")
+    parser.add_argument("cases", type=Path)
+    parser.add_argument("cells", nargs="+")
     arguments = parser.parse_args()
-    library = Library(arguments.kernel, arguments.caller)
+    library = Library(arguments.caller, arguments.launcher, arguments.cells)
     done = 0
-
-    @hypothesis.seed(arguments.seed)
-    @hypothesis.settings(
-        max_examples=arguments.shapes,
-        deadline=None,
-        database=None,
-        suppress_health_check=list(hypothesis.HealthCheck),
-        phases=(hypothesis.Phase.generate,),
-    )
-    @hypothesis.given(calls())
-    def every_shape(call):
-        nonlocal done
-        print(call, file=sys.stderr, flush=True)
-        check(library, call)
-        done += 1
-
     try:
-        every_shape()
+        for case in cases(arguments.cases):
+            print(f"Case {case.said}", file=sys.stderr, flush=True)
+            check(library, case)
+            done += 1
     finally:
         print(f"{done} shapes")
 

@@ -1,6 +1,8 @@
-"""Builds the kernel under a sanitizer, by the build that users have, and runs it on random shapes there."""
+"""Builds cells' kernels under a sanitizer, by the build that users have, and runs drawn calls of them there."""
 
+import concurrent.futures
 import os
+import pickle
 import re
 import shlex
 import subprocess
@@ -11,8 +13,11 @@ from unittest import mock
 
 import jax
 
-from seqmnist_jax.rnn.native import build
 from seqmnist_jax.rnn.native import compiler as cxx
+from seqmnist_jax.rnn.native.compiler import Source
+from seqmnist_jax.rnn.native.cpu.calls import LAUNCHER
+from tests import tiny
+from tests.faults import kernel_cases
 
 ROOT = Path(__file__).parent.parent.parent
 CALLER = Path(__file__).parent / "caller.cc"
@@ -51,6 +56,14 @@ class Found(NamedTuple):
     log: str
 
 
+class Built(NamedTuple):
+    """Libraries: what calls the kernels in XLA's place, what all cells share, and each cell's own."""
+
+    caller: Path
+    launcher: Path
+    cells: list[Path]
+
+
 def runtime(sanitizer: Sanitizer) -> str | None:
     """The path of the sanitizer's runtime, None where the compiler has none."""
     if sanitizer.runtime is None:
@@ -71,27 +84,46 @@ def compiler(sanitizer: Sanitizer, folder: Path) -> Path:
 
 
 def build_caller(compiler: Path, target: Path) -> Path:
-    """Builds what calls the kernel in XLA's place."""
+    """Builds what calls the kernels in XLA's place."""
     command = [str(compiler), *cxx.FLAGS, "-isystem", jax.ffi.include_dir(), str(CALLER), "-o", str(target)]
     subprocess.run(command, check=True)
     return target
 
 
-def build_kernel(compiler: Path, target: Path) -> Path:
-    """Builds the kernel as users do whose CXX names this compiler."""
-    with mock.patch.dict(os.environ, CXX=str(compiler)):
-        cxx.compile(build.RECURRENCE, cxx.command(), cxx.flags_of_machine(), target)
-    return target
+def build(sanitizer: Sanitizer, cells: list[kernel_cases.Cell], folder: Path) -> Built:
+    """Builds everything as users do whose CXX names the sanitizer's compiler."""
+    folder.mkdir()
+    chosen = compiler(sanitizer, folder)
+
+    def one(number: int) -> Path:
+        file, target = folder / f"cell{number}.cc", folder / f"cell{number}.so"
+        file.write_text(cells[number].text)
+        cxx.compile(Source("cell", (file,), ()), cxx.command(), cxx.flags_of_machine(), target)
+        return target
+
+    with mock.patch.dict(os.environ, CXX=str(chosen)), concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        libraries = list(pool.map(one, range(len(cells))))
+        launcher = folder / "launcher.so"
+        cxx.compile(LAUNCHER, cxx.command(), cxx.flags_of_machine(), launcher)
+    return Built(build_caller(chosen, folder / "caller.so"), launcher, libraries)
 
 
-def run(sanitizer: Sanitizer, kernel: Path, caller: Path, shapes: int, seed: int) -> Found:
-    """Runs the kernel on random shapes in a process of its own."""
+def draw(cells: list[kernel_cases.Cell], shapes: int, seed: int, path: Path, may_be_large: bool = True) -> Path:
+    """Writes calls of the cells to a file."""
+    with path.open("wb") as file, tiny.quick_compiler():
+        for case in kernel_cases.draw_cases(cells, shapes, seed, may_be_large):
+            pickle.dump(case, file)
+    return path
+
+
+def run(sanitizer: Sanitizer, built: Built, cases: Path) -> Found:
+    """Makes the calls in a process of its own."""
     # NumPy's own threads would be strangers to the thread sanitizer.
     environment = os.environ | sanitizer.options | {"OPENBLAS_NUM_THREADS": "1", "LD_PRELOAD": runtime(sanitizer) or ""}
-    command = ["-m", "tests.faults.sanitized_kernel", str(kernel), str(caller), f"--shapes={shapes}", f"--seed={seed}"]
+    command = ["-m", "tests.faults.sanitized_kernel", *map(str, (built.caller, built.launcher, cases, *built.cells))]
     done = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True)
     findings = FINDING.findall(done.stderr)
     if done.returncode != 0 and not findings:
         findings = [done.stderr.strip().split("\n")[-1] or f"exit code {done.returncode}"]
     count = re.search(r"^(\d+) shapes$", done.stdout, re.MULTILINE)
-    return Found(int(count[1]) if count else done.stderr.count("Call(") - 1, findings, done.stderr)
+    return Found(int(count[1]) if count else done.stderr.count("Case ") - 1, findings, done.stderr)

@@ -6,13 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from any_cells import CELLS
+from any_cells import CELLS, random_cells
 from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
 from seqmnist_jax.rnn import recurrence
 from seqmnist_jax.rnn.jaxprs import NotDivisibleError
-from seqmnist_jax.rnn.native import compiler, cpu
 from seqmnist_jax.rnn.stages import Options
 
 DERIVED = ("derived", np.float64, 1e-9)
@@ -235,101 +234,7 @@ def test_replicas(name):
     compare("replicas", got, jax.tree.map(lambda *parts: jnp.stack(parts), *one), 1e-5)
 
 
-def test_a_second_process_builds_nothing(tmp_path, monkeypatch):
-    step, _, arrays = options_and(CELLS["elman"])
-    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, jnp.float32), arrays)
-    call = recurrence.Call(step, Options("all", False, "float32"), "cpu")
-    stages = recurrence.stages_of(call, shapes.params, shapes.x, shapes.carry)
-    text = cpu.calls.text(stages, "float32")
-    monkeypatch.setenv("SEQMNIST_CACHE_DIR", str(tmp_path))
-    number = cpu.calls._number.__wrapped__(text)
-    built = sorted(path.name for path in (tmp_path / "native").glob("cell-*.so"))
-    assert len(built) == 1
-
-    def refuse(*_):
-        raise AssertionError("built again")
-
-    monkeypatch.setattr(compiler, "compile", refuse)
-    assert cpu.calls._number.__wrapped__(text) == number
-
-
 # ---- Random cells ----
-
-UNARY = [
-    jnp.tanh,
-    jax.nn.sigmoid,
-    lambda a: jnp.exp(-jnp.abs(a)),
-    lambda a: 0.5 * a * a,
-    jax.nn.relu,
-    lambda a: 1.0 - a,
-    jnp.sin,
-]
-BINARY = [
-    lambda a, b: 0.5 * (a + b),
-    lambda a, b: a * b,
-    lambda a, b: a - 0.5 * b,
-    jnp.maximum,
-    lambda a, b: jnp.where(a > 0.1, a, 0.3 * b),
-    lambda a, b: a / (1.0 + b * b),
-]
-
-
-@st.composite
-def random_cells(draw):
-    """A step with one to three rounds of one to five products; all that it is made of is drawn."""
-    carries = draw(st.integers(1, 2))
-    rounds = draw(st.lists(st.integers(1, 2), min_size=1, max_size=3).filter(lambda r: sum(r) <= 5))
-    picks = st.integers(0, 99)
-    stage = st.lists(st.tuples(picks, picks, picks), min_size=0, max_size=4)
-    plan = [(draw(stage), [(draw(picks), draw(picks)) for _ in range(count)]) for count in rounds]
-    ends = draw(st.lists(st.tuples(picks, picks), min_size=carries, max_size=carries))
-    outputs = draw(st.lists(picks, min_size=1, max_size=2))
-    last = draw(stage)
-
-    def cell(hidden, features):
-        rng = np.random.default_rng(7)
-
-        def matrix(*shape):
-            return (rng.standard_normal(shape) / np.sqrt(shape[0])).astype(np.float32).astype(np.float64)
-
-        params = {"W": matrix(features, 2 * hidden), "b": matrix(2 * hidden), "v": matrix(2, hidden)}
-        params["U"] = [matrix(hidden, hidden) for _ in range(sum(rounds))]
-
-        def elementwise(values, program):
-            for op, i, j in program:
-                a, b = values[i % len(values)], values[j % len(values)]
-                ops = UNARY + BINARY
-                f = ops[op % len(ops)]
-                values.append(f(a) if f in UNARY else f(a, b))
-
-        def step(p, carry, x):
-            state = list(carry) if carries > 1 else [carry]
-            inputs = x @ p["W"] + p["b"]
-            values = [*state, inputs[:, :hidden], inputs[:, hidden:], state[0] * p["v"][0], state[-1] + p["v"][1]]
-            matrices = iter(p["U"])
-            for program, products in plan:
-                elementwise(values, program)
-                sources = [values[i % len(values)] for i, _ in products]
-                made = [
-                    jnp.tanh(s) @ next(matrices) if how % 2 else s @ next(matrices)
-                    for s, (_, how) in zip(sources, products, strict=True)
-                ]
-                if len(made) == 2 and products[0][1] % 3 == 0:
-                    made = [made[0] + made[1]]
-                values += made
-            elementwise(values, last)
-            values = values[::-1]
-            new = [
-                0.5 * c + 0.5 * jnp.tanh(values[i % len(values)]) if how % 2 else jnp.tanh(values[i % len(values)])
-                for c, (i, how) in zip(state, ends, strict=True)
-            ]
-            y = jnp.concatenate([jnp.tanh(values[i % len(values)]) for i in outputs], axis=1)
-            return (tuple(new) if carries > 1 else new[0]), y
-
-        return step, params, carries
-
-    return cell
-
 
 SHAPES = st.fixed_dictionaries(
     {

@@ -1,13 +1,13 @@
-"""The kernel's build: with no compiler, with bad ones, with damaged or missing caches, and in two processes at once.
+"""The kernels' build: with no compiler, with bad ones, with damaged or missing caches, and in two processes at once.
 
-Compilers here are shell scripts that copy the kernel built for this session, so nothing is compiled.
+Compilers here are shell scripts that copy the kernels built for this session, so nothing is compiled. What all cells
+share stands for any library where there need not be several.
 """
 
 import concurrent.futures
 import ctypes
 import errno
 import fcntl
-import functools
 import os
 import stat
 import subprocess
@@ -20,8 +20,11 @@ from pathlib import Path
 import jax
 import pytest
 
-from seqmnist_jax.rnn.native import build
+from seqmnist_jax.rnn.native import build, cpu
 from seqmnist_jax.rnn.native import compiler as cxx
+from seqmnist_jax.rnn.native.cpu import calls
+from seqmnist_jax.rnn.native.cpu.calls import LAUNCHER
+from tests import copier
 from tests.tiny import QUICK
 
 # What a process says: which backend 'auto' explains, why, and how many warnings came of two calls of either layer.
@@ -29,17 +32,19 @@ SCRIPT = """
 import warnings
 import jax, jax.numpy as jnp
 from seqmnist_jax import rnn
-params, x = rnn.init_lstm(jax.random.key(0), 2, 3), jnp.ones((2, 4, 2))
+params, x = rnn.init_lstm(jax.random.key(0), 5, 3), jnp.ones((2, 4, 5))
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     _, outputs = rnn.lstm(params, x)
     rnn.lstm(params, x[:, :2])
-    rnn.gru(rnn.init_gru(jax.random.key(0), 2, 3), x)
+    rnn.gru(rnn.init_gru(jax.random.key(0), 5, 3), x)
     explanation = rnn.explain(params, x)
 ours = [w for w in caught if issubclass(w.category, RuntimeWarning)]
 assert outputs.shape == (2, 4, 3) and bool(jnp.isfinite(outputs).all())
 print(explanation.backend, len(ours), explanation.why, *[w.message for w in ours], sep=" | ")
 """
+# What it builds: what all cells share, an LSTM and a GRU.
+BUILDS = 3
 
 
 def environment(**changes):
@@ -73,26 +78,28 @@ def script(path, body):
 
 
 @pytest.fixture(scope="module")
-def built(need_native, cache_dir):
-    """The kernel that this session uses."""
+def copied(need_native, cache_dir, tmp_path_factory):
+    """Sources and libraries that this session uses."""
     need_native()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SEQMNIST_CACHE_DIR", str(cache_dir))
-        return Path(build._kernel().library._name)
+        return copier.built(tmp_path_factory.mktemp("sources"), "lstm", "gru")
+
+
+@pytest.fixture(scope="module")
+def built(copied):
+    """The library that all cells share."""
+    return copied[0].library
 
 
 @pytest.fixture
-def compiler(tmp_path, built):
-    """A compiler that copies the kernel, after COPIER_SECONDS, and a function that tells how often it did."""
+def compiler(tmp_path, copied):
+    """A compiler that copies libraries, after COPIER_SECONDS each, and a function that tells how often it did."""
     log = tmp_path / "log"
-    body = f"""
-case "$*" in *--version) echo 'copier 1.0'; exit 0;; esac
-echo "$@" >> {log}
-sleep "${{COPIER_SECONDS:-0}}"
-while [ "$1" != -o ]; do shift; done
-cp {built} "$2"
-"""
-    return script(tmp_path / "c++", body), lambda: len(log.read_text().splitlines()) if log.exists() else 0
+    path = tmp_path / "c++"
+    path.write_text(copier.script(copied, log, 'sleep "${COPIER_SECONDS:-0}"'))
+    path.chmod(0o700)
+    return path, lambda: len(log.read_text().splitlines()) if log.exists() else 0
 
 
 @pytest.fixture
@@ -102,15 +109,25 @@ def cache(tmp_path, monkeypatch):
     return folder
 
 
-def place(cache):
-    """Where the kernel of the compiler that CXX names lies."""
-    source = build.RECURRENCE
+def place(cache, source=LAUNCHER):
+    """Where the library of the compiler that CXX names lies."""
     return build._place(source, cache / "native", build._key(source, cxx.flags_of_machine()), cxx.command())
 
 
-def changed(source):
-    """The kernel with another source."""
-    return build.RECURRENCE._replace(files=(source, *build.RECURRENCE.files[1:]))
+def changed(folder):
+    """The source with something changed."""
+    source = folder / "launch.cc"
+    source.write_text(LAUNCHER.files[0].read_text() + "// changed\n")
+    return LAUNCHER._replace(files=(source, *LAUNCHER.files[1:]))
+
+
+@pytest.fixture
+def first_use(monkeypatch):
+    """As in a process that has not asked for a kernel yet."""
+    for name in ("_launcher", "_number", "problem", "unfit"):
+        monkeypatch.setattr(calls, name, build.once(getattr(calls, name).__wrapped__))
+    # XLA takes one library a process, and this one may have another already.
+    monkeypatch.setattr(jax.ffi, "register_ffi_target", lambda *given, **options: None)
 
 
 def kernels(cache):
@@ -133,10 +150,21 @@ def test_auto_takes_fused_and_says_so_once(cache, changes, why):
     assert "fused" in rest.split(" | ")[1]
 
 
+def test_a_cell_that_cannot_be_built(cache, tmp_path, copied):
+    """Where what all cells share, and another cell, can be."""
+    shared, _, gru = copied
+    path = tmp_path / "c++"
+    path.write_text(copier.script([shared, gru], tmp_path / "log", '[ "$library" ] || { echo error: no >&2; exit 1; }'))
+    path.chmod(0o700)
+    backend, _, why = said(start(CXX=path))
+    assert (backend, why.endswith("c++ failed: error: no")) == ("fused", True), why
+    assert len(kernels(cache)) == 2
+
+
 def test_compiler_that_is_not_there(cache, monkeypatch):
     monkeypatch.setenv("CXX", "/nowhere/c++")
     with pytest.raises(build.CannotBuildError, match=r"/nowhere/c\+\+ does not run"):
-        build._kernel()
+        build.library(LAUNCHER)
 
 
 def test_first_error_of_the_compiler_is_told(cache, tmp_path, monkeypatch):
@@ -144,7 +172,7 @@ def test_first_error_of_the_compiler_is_told(cache, tmp_path, monkeypatch):
     body += 'echo "file.cc: warning: hm" >&2; echo "error: no such thing" >&2; exit 1\n'
     monkeypatch.setenv("CXX", str(script(tmp_path / "c++", body)))
     with pytest.raises(build.CannotBuildError, match="failed: error: no such thing"):
-        build._kernel()
+        build.library(LAUNCHER)
     assert list((cache / "native").iterdir()) == list((cache / "native").glob("*.lock"))
 
 
@@ -152,19 +180,19 @@ def test_compiler_that_makes_rubbish(cache, tmp_path, monkeypatch):
     body = 'if [ "$1" = --version ]; then exit 0; fi\nwhile [ "$1" != -o ]; do shift; done\necho rubbish > "$2"\n'
     monkeypatch.setenv("CXX", str(script(tmp_path / "c++", body)))
     with pytest.raises(build.CannotBuildError, match="does not load"):
-        build._kernel()
+        build.library(LAUNCHER)
 
 
 def test_compiler_that_makes_nothing(cache, monkeypatch):
     monkeypatch.setenv("CXX", "/bin/true")
     with pytest.raises(build.CannotBuildError, match="/bin/true ended without an error and without a library"):
-        build._kernel()
+        build.library(LAUNCHER)
 
 
 def test_cxx_that_is_no_command(cache, monkeypatch):
     monkeypatch.setenv("CXX", "c++ 'unfinished")
     with pytest.raises(build.CannotBuildError, match=r"CXX is .* which is no command"):
-        build._kernel()
+        build.library(LAUNCHER)
 
 
 @pytest.mark.parametrize("step", ["version", "compile"])
@@ -176,7 +204,7 @@ def test_compiler_that_hangs_is_ended_with_all_it_started(cache, tmp_path, monke
     monkeypatch.setattr(cxx, "VERSION_SECONDS", 0.5)
     monkeypatch.setattr(cxx, "COMPILE_SECONDS", 0.5)
     with pytest.raises(build.CannotBuildError, match=r"within 0\.5 seconds"):
-        build._kernel()
+        build.library(LAUNCHER)
     end = time.monotonic() + 10  # who is killed is gone a moment later
     while is_running(int(pid.read_text())) and time.monotonic() < end:
         time.sleep(0.01)
@@ -194,7 +222,7 @@ def is_running(pid):
 def test_compiler_that_vanishes(cache, tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", str(script(tmp_path / "c++", 'rm "$0"\n')))
     with pytest.raises(build.CannotBuildError, match="could not build it"):
-        build._kernel()
+        build.library(LAUNCHER)
 
 
 def test_compiler_that_prints_rubbish(cache, tmp_path, monkeypatch):
@@ -204,7 +232,7 @@ def test_compiler_that_prints_rubbish(cache, tmp_path, monkeypatch):
     body = f'cat {noise}; if [ "$1" = --version ]; then exit 0; fi; cat {noise} >&2; exit 1\n'
     monkeypatch.setenv("CXX", str(script(tmp_path / "c++", body)))
     with pytest.raises(build.CannotBuildError, match="failed: ") as caught:
-        build._kernel()
+        build.library(LAUNCHER)
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 600
 
@@ -215,7 +243,7 @@ def test_compiler_that_prints_rubbish(cache, tmp_path, monkeypatch):
 def test_built_once_and_found_again(cache, compiler, monkeypatch):
     path, count = compiler
     monkeypatch.setenv("CXX", f"{path} -Wall")
-    first, second = build._kernel(), build._kernel()
+    first, second = build.library(LAUNCHER), build.library(LAUNCHER)
     assert count() == 1
     assert [first.library._name, second.library._name] == [str(kernels(cache)[0])] * 2
     # Nothing half-made stays behind, and nobody else may write there.
@@ -225,14 +253,11 @@ def test_built_once_and_found_again(cache, compiler, monkeypatch):
 
 def test_another_compiler_or_source_is_another_kernel(cache, compiler, tmp_path, monkeypatch):
     path, count = compiler
-    source = tmp_path / "recurrence.cc"
-    source.write_text(build.RECURRENCE.files[0].read_text() + "// changed\n")
     monkeypatch.setenv("CXX", str(path))
-    build._kernel()
+    build.library(LAUNCHER)
     monkeypatch.setenv("CXX", f"{path} -O1")
-    build._kernel()
-    monkeypatch.setattr(build, "RECURRENCE", changed(source))
-    build._kernel()
+    build.library(LAUNCHER)
+    build.library(changed(tmp_path))
     assert count() == len(kernels(cache)) == 3
 
 
@@ -249,7 +274,7 @@ def damage(cache, compiler, monkeypatch, content):
 def test_rubbish_in_the_cache_is_built_anew(cache, compiler, built, monkeypatch, content):
     path, count = compiler
     target = damage(cache, path, monkeypatch, content)
-    assert build._kernel().library._name == str(target)
+    assert build.library(LAUNCHER).library._name == str(target)
     assert (count(), target.read_bytes()) == (1, built.read_bytes())
 
 
@@ -259,7 +284,7 @@ def test_half_a_kernel_is_built_anew(cache, compiler, built, monkeypatch):
     whole = built.read_bytes()
     target = damage(cache, path, monkeypatch, whole[: len(whole) // 2])
     assert said(start())[:2] == ("native", 0)
-    assert (count(), target.read_bytes()) == (1, whole)
+    assert (count(), target.read_bytes()) == (BUILDS, whole)
 
 
 def test_cache_folder_that_cannot_be_made(tmp_path, compiler, monkeypatch):
@@ -268,15 +293,17 @@ def test_cache_folder_that_cannot_be_made(tmp_path, compiler, monkeypatch):
     in_the_way = tmp_path / "file"
     in_the_way.write_text("")
     backend, warned, _ = said(start(CXX=path, SEQMNIST_CACHE_DIR=in_the_way))
-    assert (backend, warned, count()) == ("native", 0, 1)
+    assert (backend, warned, count()) == ("native", 0, BUILDS)
     assert in_the_way.read_text() == ""
 
 
-def test_two_processes_build_once(cache, compiler):
+def test_two_processes_build_once_and_the_next_one_nothing(cache, compiler):
     path, count = compiler
-    both = [start(CXX=path, COPIER_SECONDS=1), start(CXX=path, COPIER_SECONDS=1)]
+    both = [start(CXX=path, COPIER_SECONDS=0.5), start(CXX=path, COPIER_SECONDS=0.5)]
     assert [said(process)[:2] for process in both] == [("native", 0)] * 2
-    assert count() == len(kernels(cache)) == 1
+    assert count() == len(kernels(cache)) == BUILDS
+    assert said(start(CXX=path))[:2] == ("native", 0)
+    assert count() == BUILDS
 
 
 # ---- What is in the cache, and who put it there ------------------------------------------
@@ -285,12 +312,12 @@ def test_two_processes_build_once(cache, compiler):
 def test_without_a_compiler_what_was_built_here_will_do(cache, compiler, monkeypatch, capfd):
     path, count = compiler
     monkeypatch.setenv("CXX", str(path))
-    first = build._kernel()
+    first = build.library(LAUNCHER)
     capfd.readouterr()
     for changes in ({"CXX": "/nowhere/c++"}, {"CXX": "", "PATH": "/nowhere"}):
         for name, value in changes.items():
             monkeypatch.setenv(name, value)
-        found = build._kernel()
+        found = build.library(LAUNCHER)
         assert (found.library._name, found.origin) == (first.library._name, "built here earlier")
         said = capfd.readouterr().err.splitlines()
         assert len(said) == 1
@@ -302,20 +329,17 @@ def test_without_a_compiler_what_was_built_here_will_do(cache, compiler, monkeyp
 def test_without_a_compiler_another_kernel_will_not_do(cache, compiler, tmp_path, monkeypatch, change):
     path, _ = compiler
     monkeypatch.setenv("CXX", str(path))
-    kernel = Path(build._kernel().library._name)
+    kernel = Path(build.library(LAUNCHER).library._name)
     monkeypatch.setenv("CXX", "/nowhere/c++" + (" -fsanitize=address" if change == "flags of CXX" else ""))
     if change == "CPU":
         monkeypatch.setattr(build, "_cpu", lambda: "another")
-    if change == "source":
-        source = tmp_path / "recurrence.cc"
-        source.write_text(build.RECURRENCE.files[0].read_text() + "// changed\n")
-        monkeypatch.setattr(build, "RECURRENCE", changed(source))
+    source = changed(tmp_path) if change == "source" else LAUNCHER
     if change == "bits":
         content = bytearray(kernel.read_bytes())
         content[len(content) // 2] ^= 1
         kernel.write_bytes(content)
     with pytest.raises(build.CannotBuildError, match="does not run"):
-        build._kernel()
+        build.library(source)
 
 
 def flip(path):
@@ -341,10 +365,10 @@ def test_damaged_kernel_is_built_anew_and_said(cache, compiler, built, monkeypat
     build._make(target.parent)
     build._publish(built, target)
     DAMAGES[damage](target)
-    kernel = build._kernel()
+    kernel = build.library(LAUNCHER)
     assert (kernel.library._name, count(), target.read_bytes()) == (str(target), 1, built.read_bytes())
     assert capfd.readouterr().err.count("is damaged, and is built anew") == 1
-    build._kernel()
+    build.library(LAUNCHER)
     assert count() == 1
 
 
@@ -366,8 +390,9 @@ def test_cache_that_cannot_be_used(cache, compiler, tmp_path, monkeypatch, capfd
     private.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(private))
     OBSTACLES[obstacle](cache, place(cache))
-    assert build.SYMBOLS.keys() == {name for name, symbol in build.SYMBOLS.items() if build._kernel().library[symbol]}
-    assert capfd.readouterr().err.count("is built for this process alone: ") == count() == 2
+    made = build.library(LAUNCHER).library
+    assert all(made[symbol] for symbol in LAUNCHER.symbols)
+    assert capfd.readouterr().err.count("is built for this process alone: ") == count() == 1
     assert list(private.iterdir()) == []
     assert not list(tmp_path.rglob("*.partial"))
 
@@ -381,7 +406,7 @@ def test_full_cache(cache, compiler, monkeypatch, capfd):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "replace", full)
-    build._kernel()
+    build.library(LAUNCHER)
     assert "for this process alone: [Errno 28] No space left on device" in capfd.readouterr().err
     assert [entry.suffix for entry in (cache / "native").iterdir()] == [".lock"]
 
@@ -395,7 +420,7 @@ def test_kernel_of_another_user_is_not_loaded(cache, compiler, built, monkeypatc
     build._make(target.parent)
     build._publish(built, target)
     os.chown(target if what == "kernel" else target.parent, 65534, 65534)
-    kernel = build._kernel()
+    kernel = build.library(LAUNCHER)
     assert count() == 1
     # In a folder of ours it is replaced by our own; in a folder of theirs nothing is written.
     assert (kernel.library._name == str(target)) == (what == "kernel")
@@ -410,7 +435,7 @@ def test_read_only_cache_is_read(cache, compiler, built, monkeypatch):
     build._make(target.parent)
     build._publish(built, target)
     before = {entry.name: entry.stat().st_mtime_ns for entry in target.parent.iterdir()}
-    assert build._kernel().library._name == str(target)
+    assert build.library(LAUNCHER).library._name == str(target)
     assert {entry.name: entry.stat().st_mtime_ns for entry in target.parent.iterdir()} == before
     assert count() == 0
 
@@ -426,43 +451,44 @@ def test_lock_that_cannot_be_had(cache, compiler, monkeypatch, trouble):
             raise OSError(errno.ENOLCK, "no locks available")
 
         monkeypatch.setattr(fcntl, "flock", flock)
-        assert build._kernel().library._name == str(place(cache))
+        assert build.library(LAUNCHER).library._name == str(place(cache))
     else:
         build._make(cache / "native")
         with build._locked(place(cache).with_suffix(".lock")):
-            assert build._kernel().library._name == str(place(cache))
+            assert build.library(LAUNCHER).library._name == str(place(cache))
     assert count() == 1
 
 
-def test_threads_build_once(cache, compiler, monkeypatch):
+def test_threads_build_once(cache, compiler, monkeypatch, first_use):
+    """What all cells share, and a cell that two of them ask for at once."""
     path, count = compiler
     monkeypatch.setenv("CXX", str(path))
-    monkeypatch.setattr(build, "_outcome", functools.cache(build._outcome.__wrapped__))
-    # XLA takes one library a process, and this one may have another already.
-    monkeypatch.setattr(jax.ffi, "register_ffi_target", lambda *given, **options: None)
+    asks = [calls.problem, lambda: calls.unfit(copier.stages("lstm"), copier.OPTIONS)] * 2
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(lambda _: build.problem(), range(4))) == [None] * 4
-    assert count() == 1
+        assert list(pool.map(lambda ask: ask(), asks)) == [None] * 4
+    assert count() == len(kernels(cache)) == 2
 
 
-def test_forked_process_has_the_kernel(built):
-    """The library is loaded already; the child needs neither the file nor the lock."""
+def test_forked_process_has_the_kernels(copied, monkeypatch):
+    """The libraries are loaded already; the child needs neither files nor the lock."""
+    ask = lambda: (calls.problem(), calls.unfit(copier.stages("lstm"), copier.OPTIONS))  # noqa: E731
+    assert ask() == (None, None)
+    monkeypatch.setattr(build, "library", lambda *_: os._exit(2))
     pid = os.fork()
     if pid == 0:
-        os._exit(0 if build.problem() is None and build.is_loaded() else 1)
+        os._exit(0 if ask() == (None, None) else 1)
     assert os.waitpid(pid, 0)[1] == 0
 
 
 FORKED = """
 import os, threading, time
-from seqmnist_jax.rnn.native import build
-from tests.tiny import QUICK
-builder = threading.Thread(target=build.problem)
+from seqmnist_jax.rnn.native import cpu
+builder = threading.Thread(target=cpu.problem)
 builder.start()
 time.sleep(0.7)
 pid = os.fork()
 if pid == 0:
-    os._exit(0 if build.problem() is None else 1)
+    os._exit(0 if cpu.problem() is None else 1)
 code = os.waitpid(pid, 0)[1]
 builder.join()
 print(code)
@@ -493,7 +519,7 @@ def test_user_without_a_home(tmp_path, compiler, monkeypatch, error):
     monkeypatch.delenv("SEQMNIST_CACHE_DIR")
     monkeypatch.setattr(build.platformdirs, "user_cache_path", no_home)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    found = [Path(build._kernel().library._name) for _ in range(2)]
+    found = [Path(build.library(LAUNCHER).library._name) for _ in range(2)]
     assert found[0] == found[1]
     assert found[0].is_relative_to(tmp_path)
     assert count() == 1
@@ -502,24 +528,24 @@ def test_user_without_a_home(tmp_path, compiler, monkeypatch, error):
 @pytest.mark.parametrize(
     "error", [ValueError("null byte"), RuntimeError("no home"), UnicodeError("path"), MemoryError()]
 )
-def test_any_trouble_is_an_answer(monkeypatch, error):
+def test_any_trouble_is_an_answer(monkeypatch, first_use, error):
     """There is another backend, so nothing that goes wrong here may end a call."""
 
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(build, "_outcome", functools.cache(build._outcome.__wrapped__))
-    monkeypatch.setattr(build, "_kernel", fail)
-    assert build.problem() == f"the kernel can't be built here: {error}"
+    monkeypatch.setattr(build, "library", fail)
+    for answer in (calls.problem(), calls.unfit(copier.stages("gru"), copier.OPTIONS)):
+        assert answer == f"the kernel can't be built here: {error}"
 
 
 def test_where_warnings_are_errors_it_is_said_once_too(monkeypatch):
-    monkeypatch.setattr(build, "_not_said", ["something"])
+    monkeypatch.setattr(calls, "_not_said", ["something"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(RuntimeWarning, match="takes the slower 'fused' backend"):
-            build.warn_once()
-        build.warn_once()
+            cpu.warn_once()
+        cpu.warn_once()
 
 
 def test_what_one_user_builds_others_can_read(cache, compiler, monkeypatch):
@@ -528,7 +554,7 @@ def test_what_one_user_builds_others_can_read(cache, compiler, monkeypatch):
     monkeypatch.setenv("CXX", str(path))
     before = os.umask(0o027)
     try:
-        build._kernel()
+        build.library(LAUNCHER)
     finally:
         os.umask(before)
     modes = {entry.suffix: stat.S_IMODE(entry.stat().st_mode) for entry in (cache / "native").iterdir()}
@@ -539,7 +565,7 @@ def test_kernel_that_cannot_be_read_is_none(cache, compiler, monkeypatch, capfd)
     """Nor is it called damaged, nor does it end the search."""
     path, count = compiler
     monkeypatch.setenv("CXX", str(path))
-    build._kernel()
+    build.library(LAUNCHER)
     of_path = Path.read_bytes
 
     def closed(self):
@@ -558,7 +584,7 @@ def test_kernel_that_cannot_be_read_is_none(cache, compiler, monkeypatch, capfd)
     monkeypatch.setattr(
         cxx, "compile", lambda *given: of_path(place(cache)) and given[-1].write_bytes(of_path(place(cache)))
     )
-    assert build._kernel().library[next(iter(build.SYMBOLS.values()))]
+    assert build.library(LAUNCHER).library[LAUNCHER.symbols[0]]
     said = capfd.readouterr().err
     assert "damaged" not in said
     assert "for this process alone" in said
@@ -582,5 +608,5 @@ def test_a_place_that_nothing_may_be_run_from(cache, compiler, tmp_path, monkeyp
         return load(name, *given, **options)
 
     monkeypatch.setattr(ctypes, "CDLL", mapped)
-    assert not Path(build._kernel().library._name).is_relative_to(noexec)
+    assert not Path(build.library(LAUNCHER).library._name).is_relative_to(noexec)
     assert count() == 1

@@ -1,5 +1,6 @@
 """The kernel itself: its gate functions' accuracy, its determinism, and calls of it that do not fit."""
 
+import contextlib
 import functools
 
 import jax
@@ -8,8 +9,11 @@ import numpy as np
 import pytest
 
 from seqmnist_jax import rnn
-from seqmnist_jax.rnn.native import build
+from seqmnist_jax.rnn.native.cpu import calls
+from seqmnist_jax.rnn.stages import remaking
+from tests import copier
 
+B, T, F, H = 3, 4, 6, 5
 cells = pytest.mark.parametrize("cell", ["lstm", "gru"])
 LAYERS = {"lstm": (rnn.lstm, rnn.init_lstm, 4), "gru": (rnn.gru, rnn.init_gru, 3)}
 
@@ -30,10 +34,11 @@ def points():
 
 def one_gate(cell, weights, biases, state):
     """The state after one step of one unit, for x at each of `points`: all weights but x's are zero."""
-    x = points()
+    # More features than products are made of inside the stages: then the kernel is the one of all other tests here.
+    x = np.pad(points()[:, None, None], ((0, 0), (0, 0), (0, F - 1)))
     run, _, gates = LAYERS[cell]
     params = {
-        "kernel": np.float32([weights]),
+        "kernel": np.pad(np.float32([weights]), ((0, F - 1), (0, 0))),
         "recurrent_kernel": np.zeros((1, gates), np.float32),
         "bias": np.float32(biases),
     }
@@ -41,7 +46,7 @@ def one_gate(cell, weights, biases, state):
         params["recurrent_bias"] = np.zeros(gates, np.float32)
     state = np.full((len(x), 1), state, np.float32)
     carry = (state, np.zeros_like(state)) if cell == "lstm" else state
-    end, _ = run(params, x[:, None, None], carry, backend="native")
+    end, _ = run(params, x, carry, backend="native")
     return np.asarray(end[0] if cell == "lstm" else end)[:, 0].astype(np.float64)
 
 
@@ -152,45 +157,44 @@ def test_replicas_are_the_same_as_single_calls(cell):
 
 # ---- Calls that do not fit ---------------------------------------------------------------
 
-B, T, F, H = 3, 4, 2, 5
-
 
 def zeros(*shape):
     return jnp.zeros(shape, jnp.float32)
 
 
 def operands(cell, name):
-    """Arguments and results of a call that fits."""
-    lstm = cell == "lstm"
-    columns = LAYERS[cell][2] * H
-    layer = {
+    """Arguments and results of a call that fits, of all outputs."""
+    stages = remaking(copier.stages(cell))
+    d, inputs = stages.division, stages.division.count("x")
+    arguments = {
+        "weights": zeros(len(d.products), H, H),
+        "vectors": zeros(d.count("p") + inputs, H),
+        "inputs": zeros(F, inputs, H),
         "x": zeros(B, T, F),
-        "kernel": zeros(F, columns),
-        "recurrent_kernel": zeros(H, columns),
-        "bias": zeros(columns),
-        "recurrent_bias": zeros(0 if lstm else columns),
-        "h0": zeros(B, H),
-        "c0": zeros(B if lstm else 0, H),
+        "carry": zeros(len(d.carries), B, H),
+        "lengths": jnp.full(B, T, jnp.int32),
     }
-    saved = {"outputs": zeros(B, T, H), "gates": zeros(T, B, 4 * H), "memories": zeros(T if lstm else 0, B, H)}
-    lengths = {"lengths": jnp.full(B, T, jnp.int32)}
-    carry = {"h": zeros(B, H), "c": zeros(B if lstm else 0, H)}
-    if name == build.FORWARD:
-        return layer | lengths, carry | saved
-    cotangents = {"d_h": carry["h"], "d_c": carry["c"], "d_outputs": zeros(B, T, H)}
-    gradients = {"dh0": layer["h0"], "dc0": layer["c0"], "dx": layer["x"]}
-    gradients |= {f"d{name}": layer[name] for name in ("kernel", "recurrent_kernel", "bias", "recurrent_bias")}
-    return layer | saved | cotangents | lengths, gradients
+    carry, outputs = arguments["carry"], zeros(B, T, d.outputs, H)
+    kept = zeros(T, B, calls.PADDING, len(stages.kept))
+    if name == calls.FORWARD:
+        return arguments, {"end": carry, "outputs": outputs, "kept": kept}
+    results = {f"d_{key}": arguments[key] for key in ("carry", "inputs", "weights")}
+    results |= {"sums": zeros(len(stages.sums), H), "d_x": arguments["x"]}
+    return arguments | {"kept": kept, "d_end": carry, "d_outputs": outputs}, results
+
+
+def number_of(cell):
+    return calls._number(calls.text(copier.stages(cell), "float32"))
 
 
 def call(cell, name, arguments, results, **attributes):
     shapes = [jax.ShapeDtypeStruct(value.shape, value.dtype) for value in results.values()]
-    attributes = {"lstm": cell == "lstm", "reverse": False, "bfloat16": False} | attributes
+    attributes = {"kernel": np.int64(number_of(cell)), "outputs": np.int64(1), "reverse": False} | attributes
     return jax.block_until_ready(jax.ffi.ffi_call(name, shapes)(*arguments.values(), **attributes))
 
 
-# What may be left out, by an array without elements.
-OPTIONAL = {"outputs", "gates", "memories", "d_outputs", "dx"}
+# What may be left out, by an array without elements: the results that nobody reads.
+OPTIONAL = {(calls.FORWARD, "kept"), (calls.BACKWARD, "d_x")}
 CHANGES = {
     "one less": lambda a: a[:-1] if a.shape[0] else None,
     "last axis longer": lambda a: jnp.concatenate([a, a[..., :1]], axis=-1),
@@ -202,17 +206,17 @@ CHANGES = {
     "nothing": lambda a: a[:0] if a.shape[0] else None,
 }
 
-calls = pytest.mark.parametrize("name", [build.FORWARD, build.BACKWARD], ids=["forward", "backward"])
+ways = pytest.mark.parametrize("name", calls.CALLS, ids=["forward", "backward"])
 
 
-@calls
+@ways
 @cells
 def test_call_that_fits(cell, name):
     call(cell, name, *operands(cell, name))
 
 
 @pytest.mark.parametrize("change", CHANGES)
-@calls
+@ways
 @cells
 def test_any_array_that_does_not_fit_is_an_error(cell, name, change):
     arguments, results = operands(cell, name)
@@ -222,7 +226,7 @@ def test_any_array_that_does_not_fit_is_an_error(cell, name, change):
             other = CHANGES[change](value)
             if other is None or (other.shape, other.dtype) == (value.shape, value.dtype):
                 continue  # An empty one does not grow by doubling.
-            if other.size == 0 and key in OPTIONAL and (name, key) not in REQUIRED:
+            if other.size == 0 and group is results and (name, key) in OPTIONAL:
                 continue
             changed = [g | {key: other} if g is group else g for g in (arguments, results)]
             with pytest.raises(Exception, match=r"seqmnist_jax\.rnn: "):
@@ -231,11 +235,7 @@ def test_any_array_that_does_not_fit_is_an_error(cell, name, change):
     assert tried > 5
 
 
-# The way back cannot do without these.
-REQUIRED = {(build.BACKWARD, "outputs"), (build.BACKWARD, "memories")}
-
-
-@calls
+@ways
 @cells
 def test_another_number_of_arrays_is_an_error(cell, name):
     arguments, results = operands(cell, name)
@@ -251,15 +251,37 @@ def test_another_number_of_arrays_is_an_error(cell, name):
             call(cell, name, *changed)
 
 
-@calls
+@ways
 @cells
 def test_the_other_cell_is_an_error(cell, name):
+    other = np.int64(number_of("gru" if cell == "lstm" else "lstm"))
     with pytest.raises(Exception, match=r"seqmnist_jax\.rnn: "):
-        call(cell, name, *operands(cell, name), lstm=cell != "lstm")
+        call(cell, name, *operands(cell, name), kernel=other)
+
+
+@ways
+def test_a_kernel_that_is_not_loaded_is_an_error(name):
+    with pytest.raises(Exception, match=r"seqmnist_jax\.rnn: the cell's kernel is not loaded"):
+        call("lstm", name, *operands("lstm", name), kernel=np.int64(1))
+
+
+@ways
+def test_outputs_have_the_shape_of_their_kind(name):
+    arguments, results = operands("gru", name)
+    group = results if name == calls.FORWARD else arguments
+    key = "outputs" if name == calls.FORWARD else "d_outputs"
+    every = group[key]
+    of_kind = dict(zip(calls.OUTPUTS, (every[:0, 0], every, every[:, 0]), strict=True))
+    for number, kind in enumerate(calls.OUTPUTS):
+        for other, shaped in of_kind.items():
+            group[key] = shaped
+            fits = contextlib.nullcontext() if other == kind else pytest.raises(Exception, match=f"rnn: {key} ")
+            with fits:
+                call("gru", name, arguments, results, outputs=np.int64(number))
 
 
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
-@calls
+@ways
 @cells
 def test_lengths_of_any_value_stay_inside(cell, name, reverse):
     """The layer clamps them; the kernel does not trust it."""
@@ -272,7 +294,7 @@ def test_lengths_of_any_value_stay_inside(cell, name, reverse):
         assert_same_bits(got[:2], clamped[:2])
 
 
-@calls
+@ways
 def test_replicas_that_do_not_fit_are_an_error(name):
     """Axes in front are replicas: as many everywhere, or one."""
     arguments, results = operands("lstm", name)
@@ -290,13 +312,15 @@ def test_replicas_that_do_not_fit_are_an_error(name):
 
 @pytest.mark.parametrize(("batch", "features", "hidden"), [(0, 2, 5), (3, 0, 5), (3, 2, 0)])
 @cells
-def test_axes_of_size_zero(cell, batch, features, hidden):
+def test_axes_of_size_zero_are_left_to_others(cell, batch, features, hidden):
     params, x, carry, lengths = draw(cell, batch, features=max(features, 1), hidden=max(hidden, 1))
     params = {
         "kernel": params["kernel"][:features, : LAYERS[cell][2] * hidden],
         "recurrent_kernel": params["recurrent_kernel"][:hidden, : LAYERS[cell][2] * hidden],
     } | {key: value[: LAYERS[cell][2] * hidden] for key, value in params.items() if "bias" in key}
     x, carry = x[..., :features], jax.tree.map(lambda part: part[:, :hidden], carry)
-    got = by_sequence(cell, "native", False, params, x, carry, lengths)
+    with pytest.raises(ValueError, match="backend is 'native', but a size is zero"):
+        by_sequence(cell, "native", False, params, x, carry, lengths)
+    got = by_sequence(cell, "auto", False, params, x, carry, lengths)
     want = by_sequence(cell, "scan", False, params, x, carry, lengths)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, want)
