@@ -10,7 +10,7 @@ from seqmnist_jax.rnn.cells import PRECISIONS
 from seqmnist_jax.rnn.checks import as_array, check_inputs, check_rows, choice, flag, whole
 from seqmnist_jax.rnn.eager import compiled
 from seqmnist_jax.rnn.recurrence import Given, Options
-from seqmnist_jax.rnn.scan import Step, run, with_frames_of_its_own
+from seqmnist_jax.rnn.scan import Step, run, where_some_run, with_frames_of_its_own
 
 Array = jax.Array
 Carry = TypeVar("Carry")
@@ -97,7 +97,7 @@ def _run(
     found, call, _ = recurrence.choose(step, options, given, backend, jax.default_backend())
     if found != "scan":
         x, lengths = with_frames_of_its_own(x, lengths, reverse)
-        params, x, carry = jax.tree.map(jnp.asarray, (params, x, carry))
+        params, x, carry = jax.tree.map(jnp.asarray, (where_some_run(params, lengths), x, carry))
         return recurrence.run(call, Given(params, x, carry, lengths))
     with jax.default_matmul_precision("highest" if precision == "float32" else None):
         return run(step, params, x, carry, lengths, reverse, return_sequences, unroll)

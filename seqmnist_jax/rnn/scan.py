@@ -74,6 +74,16 @@ def with_frames_of_its_own(x: Array, lengths: Array | None, reverse: bool) -> tu
     return where_running(_running(x, lengths), x, jax.lax.stop_gradient(frames)[:, None]), lengths
 
 
+def where_some_run(params: Any, lengths: Array | None) -> Any:
+    """Parameters that have a gradient only where a sequence has a step: where none has, there is none to repeat."""
+    if lengths is None:
+        return params
+    some = (lengths > 0).any()
+    return jax.tree.map(
+        lambda leaf: where_running(some, leaf, jax.lax.stop_gradient(leaf)) if hasattr(leaf, "dtype") else leaf, params
+    )
+
+
 def loop(
     step: Any, params: Any, x: Array, carry: Any, lengths: Any, reverse: bool, collect: bool, unroll: int = 1
 ) -> tuple[Any, Any]:
@@ -84,13 +94,9 @@ def loop(
     """
     visited = None
     if lengths is not None:
-        rows, some = _stand_ins(lengths), (lengths > 0).any()
+        rows = _stand_ins(lengths)
         visited = jax.lax.stop_gradient(jax.tree.map(lambda leaf: leaf[rows], carry))
-        # Where no sequence has a step, there is none to repeat.
-        params = jax.tree.map(
-            lambda leaf: where_running(some, leaf, jax.lax.stop_gradient(leaf)) if hasattr(leaf, "dtype") else leaf,
-            params,
-        )
+        params = where_some_run(params, lengths)
     wide = widened(params)
 
     def body(state: tuple[Any, Any], now: tuple[Array, Array | None]) -> tuple[Any, Any]:

@@ -374,7 +374,7 @@ def test_a_mask_on_the_state_is_applied_between_steps():
         assert_close(got[:, t], h, 2e-5)
 
 
-@pytest.mark.parametrize(("cell", "name"), [(rnn.MIN_GRU, "scan"), (rnn.GRU_RESET_BEFORE, "fused"), (rnn.GRU, "gpu")])
+@pytest.mark.parametrize(("cell", "name"), [(rnn.MIN_GRU, "scan"), (rnn.GRU_RESET_BEFORE, "cuda"), (rnn.GRU, "gpu")])
 def test_a_stack_refuses_a_backend_that_its_cell_has_not(cell, name):
     params = rnn.init_stack(jax.random.key(0), cell, FEATURES, HIDDEN, num_layers=1, bidirectional=False)
     with pytest.raises(ValueError, match=rf"^backend is '{name}'; .*'auto'"):

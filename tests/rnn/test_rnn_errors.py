@@ -229,13 +229,6 @@ def test_bfloat16_precision_is_for_float32_arrays(layer, draw):
         layer.run(params, x, carry, precision="bfloat16")
 
 
-@pytest.mark.parametrize("backend", ["fused", "native"])
-def test_backends_without_reset_before(backend):
-    params = rnn.init_gru(jax.random.key(0), 2, 3, reset_after=False)
-    with pytest.raises(ValueError, match=rf"^backend is '{backend}', but .*expected '(scan|auto)' or '(scan|auto)'"):
-        rnn.gru(params, jnp.ones((1, 2, 2)), reset_after=False, backend=backend)
-
-
 @pytest.mark.parametrize(
     "change",
     [

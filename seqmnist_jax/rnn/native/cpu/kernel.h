@@ -372,9 +372,10 @@ struct Forward {
               sums[r][v]);
   }
 
-  // A stage on R rows and W vectors of units; where what it keeps goes far it is gathered and left to `stream`.
+  // A stage on R rows and W vectors of units; where what it keeps goes far it is gathered and left to `stream`. Not
+  // inlined: one code for all tiles, so that a sequence has the same bits whatever its place in a batch.
   template <int kStage, int W>
-  SEQMNIST_INLINE void run(std::ptrdiff_t t, std::ptrdiff_t j, std::ptrdiff_t row0, std::ptrdiff_t R) {
+  __attribute__((noinline)) void run(std::ptrdiff_t t, std::ptrdiff_t j, std::ptrdiff_t row0, std::ptrdiff_t R) {
     constexpr int kGroup = Cell::group_of_stage[kStage];
     constexpr int kCount = kGroup < 0 ? 0 : Cell::kept_count[kGroup < 0 ? 0 : kGroup];
     const std::ptrdiff_t real = std::min(R, s.count - row0);
@@ -648,7 +649,7 @@ struct Backward {
 
   // A stage on R rows and W vectors of units.
   template <int kStage, int W>
-  SEQMNIST_INLINE void run(std::ptrdiff_t t, std::ptrdiff_t j0, std::ptrdiff_t row0, std::ptrdiff_t R) {
+  __attribute__((noinline)) void run(std::ptrdiff_t t, std::ptrdiff_t j0, std::ptrdiff_t row0, std::ptrdiff_t R) {
     for (int w = 0; w < W; ++w) {
       const std::ptrdiff_t j = j0 + w;
       const int lanes = s.lanes(j);
