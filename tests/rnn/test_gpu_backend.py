@@ -115,8 +115,8 @@ def test_x_has_a_gradient_where_it_is_asked_for(h100):
     """Its product then stands outside the loop, as inputs that the kernel reads step by step."""
     params = rnn.init_gru(KEY, 1, 8)
     call = recurrence.Call(rnn.gru_step, recurrence.Options("all", False, "bfloat16"), "cuda")
-    inside = recurrence.stages_of(call.step, params, X, jnp.zeros((6, 8)), inline=True).division
-    outside = recurrence.stages_of(call.step, params, X, jnp.zeros((6, 8)), inline=False).division
+    inside = recurrence.stages_of(call, params, X, jnp.zeros((6, 8)), inline=True).division
+    outside = recurrence.stages_of(call, params, X, jnp.zeros((6, 8)), inline=False).division
     assert (inside.count("s"), inside.count("x"), outside.count("s"), outside.count("x")) == (1, 0, 0, 3)
     text = lowered(jax.grad(loss(rnn.gru, precision="bfloat16"), 1), params, X, jnp.zeros((6, 8)))
     assert "tensor<6x9x3x32xf32>" in text

@@ -347,8 +347,13 @@ def test_two_buffers_are_needed(buffer, emulator, noticed):
 
 
 def stages_of(cell, hidden):
-    step, params, x, carry = drawn(cell, hidden, 1, 4, 2)
-    return recurrence.stages_of(step, params, x, carry, inline=True)
+    step, *given = drawn(cell, hidden, 1, 4, 2)
+    return divided(step, *given)
+
+
+def divided(step, params, x, carry):
+    call = recurrence.Call(step, recurrence.Options("all", False, "bfloat16"), "cuda")
+    return recurrence.stages_of(call, params, x, carry)
 
 
 @pytest.fixture
@@ -399,7 +404,7 @@ def test_what_fits_where():
     def many(products, hidden):
         weights = [jnp.zeros((hidden, hidden))] * products
         given = {"h": weights, "x": jnp.zeros((1, hidden))}, jnp.zeros((1, 1, 1)), jnp.zeros((1, hidden))
-        return recurrence.stages_of(wide, *given, inline=True)
+        return divided(wide, *given)
 
     assert source.blocks(many(5, 128)) == 1
     assert source.blocks(many(6, 128)) == 4
