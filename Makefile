@@ -84,7 +84,7 @@ $(VENV)/installed-dev: $(VENV)/installed
 faults: $(VENV)/installed-dev
 	$(BIN)/python -m tests.faults --full $(ARGS)
 
-# The recurrence kernel on 500 random shapes under each of GCC's sanitizers: address with undefined behaviour, and thread.
+# The kernels of 30 cells on 500 random shapes under each of GCC's sanitizers: address with undefined behaviour, thread.
 .PHONY: sanitize
 sanitize: $(VENV)/installed-dev
 	$(BIN)/python -m tests.faults.native $(ARGS)

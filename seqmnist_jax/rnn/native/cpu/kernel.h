@@ -3,6 +3,10 @@
 namespace seqmnist {
 namespace {
 
+// Compiled once for tiles of all sizes: of a sum of products a compiler rounds which it likes, and what becomes of a
+// sequence must not depend on how many others are in its batch.
+#define SEQMNIST_ONCE __attribute__((noinline, noclone))
+
 constexpr int at_least_one(int n) { return n > 0 ? n : 1; }
 constexpr int kRounds = Cell::kRounds, kForwardPasses = Cell::kRounds > 0 ? int(std::size(Cell::forward_passes)) : 0,
               kBackwardPasses = Cell::kRounds > 0 ? int(std::size(Cell::backward_passes)) : 0,
@@ -372,10 +376,9 @@ struct Forward {
               sums[r][v]);
   }
 
-  // A stage on R rows and W vectors of units; where what it keeps goes far it is gathered and left to `stream`. Not
-  // inlined: one code for all tiles, so that a sequence has the same bits whatever its place in a batch.
+  // A stage on R rows and W vectors of units; where what it keeps goes far it is gathered and left to `stream`.
   template <int kStage, int W>
-  __attribute__((noinline)) void run(std::ptrdiff_t t, std::ptrdiff_t j, std::ptrdiff_t row0, std::ptrdiff_t R) {
+  SEQMNIST_ONCE void run(std::ptrdiff_t t, std::ptrdiff_t j, std::ptrdiff_t row0, std::ptrdiff_t R) {
     constexpr int kGroup = Cell::group_of_stage[kStage];
     constexpr int kCount = kGroup < 0 ? 0 : Cell::kept_count[kGroup < 0 ? 0 : kGroup];
     const std::ptrdiff_t real = std::min(R, s.count - row0);
@@ -649,7 +652,7 @@ struct Backward {
 
   // A stage on R rows and W vectors of units.
   template <int kStage, int W>
-  __attribute__((noinline)) void run(std::ptrdiff_t t, std::ptrdiff_t j0, std::ptrdiff_t row0, std::ptrdiff_t R) {
+  SEQMNIST_ONCE void run(std::ptrdiff_t t, std::ptrdiff_t j0, std::ptrdiff_t row0, std::ptrdiff_t R) {
     for (int w = 0; w < W; ++w) {
       const std::ptrdiff_t j = j0 + w;
       const int lanes = s.lanes(j);
