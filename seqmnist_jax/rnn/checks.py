@@ -57,8 +57,6 @@ def check_x(x: Any) -> None:
     """Checks the shape and dtype of x, which may be a `jax.ShapeDtypeStruct`."""
     if x.ndim != 3:
         raise ValueError(f"x has shape {x.shape}; expected [batch, time, features]")
-    if x.shape[1] == 0:
-        raise ValueError(f"x has shape {x.shape}; expected at least one time step")
     if not is_real(x.dtype):
         raise ValueError(f"x has dtype {x.dtype}; expected real numbers")
 
@@ -74,7 +72,7 @@ def check_inputs(x: Any, lengths: Any) -> tuple[Any, Any]:
         lengths = as_array("lengths", lengths)
         if lengths.shape != x.shape[:1]:
             raise ValueError(f"lengths has shape {lengths.shape}; expected [batch] = {x.shape[:1]}, as x {x.shape}")
-        if x.shape[0] == 0:
+        if 0 in x.shape[:2]:
             return x, None
         if not jnp.issubdtype(lengths.dtype, jnp.integer):
             raise ValueError(f"lengths has dtype {lengths.dtype}; expected integers")

@@ -101,6 +101,8 @@ def _run(
     return_sequences: bool,
     precision: str,
 ) -> tuple[Array, Array]:
+    if x.shape[1] == 0:
+        return carry, jnp.zeros((x.shape[0], 0, carry.shape[1]), carry.dtype) if return_sequences else carry
     x, lengths = without_padding(x, lengths)
     z, n = _gates(params, jnp.swapaxes(x, 0, 1), precision)
     a, b = z, (1.0 - z) * n
