@@ -136,8 +136,8 @@ def check_carry(carry: Any, parts: int, shape: tuple[int, int], dtype: Any, zero
     return carry
 
 
-def check_rows(name: str, tree: Any, batch: int) -> None:
-    """Checks that each array has a place for each sequence, as it must where these end one by one."""
+def check_rows(name: str, tree: Any, batch: int, why: str = "lengths") -> None:
+    """Checks that each array has a place for each sequence, as it must where these end one by one or are divided."""
     for part in jax.tree.leaves(tree):
         if jnp.shape(part)[:1] != (batch,):
-            raise ValueError(f"{name} has shape {jnp.shape(part)}; with lengths expected [batch, ...], batch {batch}")
+            raise ValueError(f"{name} has shape {jnp.shape(part)}; with {why} expected [batch, ...], batch {batch}")
