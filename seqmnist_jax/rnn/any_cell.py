@@ -40,8 +40,8 @@ def scan(
       carry: the state before the first step, a pytree of [batch, ...].
       lengths: integers [batch]; sequence b ends after lengths[b] steps. Past its end
         its carry is left as it was, its outputs are zero, and what x holds there plays no
-        part. 0 is an empty sequence. Where values are not known (under `jit`), those beyond
-        the time axis mean the whole sequence and negative ones an empty one.
+        part. 0 is an empty sequence, as are all where there are no steps. Where values are not known (under `jit`),
+        those beyond the time axis mean the whole sequence and negative ones an empty one.
       reverse: run from each sequence's last step to its first. The output of
         step t stands at index t either way.
       return_sequences: whether to keep the outputs of all steps.

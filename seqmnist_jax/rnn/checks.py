@@ -57,8 +57,6 @@ def check_x(x: Any) -> None:
     """Checks the shape and dtype of x, which may be a `jax.ShapeDtypeStruct`."""
     if x.ndim != 3:
         raise ValueError(f"x has shape {x.shape}; expected [batch, time, features]")
-    if x.shape[1] == 0:
-        raise ValueError(f"x has shape {x.shape}; expected at least one time step")
     if not is_real(x.dtype):
         raise ValueError(f"x has dtype {x.dtype}; expected real numbers")
 
@@ -74,7 +72,7 @@ def check_inputs(x: Any, lengths: Any) -> tuple[Any, Any]:
         lengths = as_array("lengths", lengths)
         if lengths.shape != x.shape[:1]:
             raise ValueError(f"lengths has shape {lengths.shape}; expected [batch] = {x.shape[:1]}, as x {x.shape}")
-        if x.shape[0] == 0:
+        if 0 in x.shape[:2]:
             return x, None
         if not jnp.issubdtype(lengths.dtype, jnp.integer):
             raise ValueError(f"lengths has dtype {lengths.dtype}; expected integers")
@@ -138,8 +136,8 @@ def check_carry(carry: Any, parts: int, shape: tuple[int, int], dtype: Any, zero
     return carry
 
 
-def check_rows(name: str, tree: Any, batch: int) -> None:
-    """Checks that each array has a place for each sequence, as it must where these end one by one."""
+def check_rows(name: str, tree: Any, batch: int, why: str = "lengths") -> None:
+    """Checks that each array has a place for each sequence, as it must where these end one by one or are divided."""
     for part in jax.tree.leaves(tree):
         if jnp.shape(part)[:1] != (batch,):
-            raise ValueError(f"{name} has shape {jnp.shape(part)}; with lengths expected [batch, ...], batch {batch}")
+            raise ValueError(f"{name} has shape {jnp.shape(part)}; with {why} expected [batch, ...], batch {batch}")

@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from seqmnist_jax.rnn.per_device import per_device
+
 # By function, then by all else that a program depends on. Neither the function nor what it closes over is kept.
 _PROGRAMS: weakref.WeakKeyDictionary[Any, dict[Any, Callable[..., Any]]] = weakref.WeakKeyDictionary()
 
@@ -28,7 +30,11 @@ def is_array(leaf: Any) -> bool:
 
 
 def compiled(run: Callable[..., Any], function: Any, arguments: tuple[Any, ...], options: tuple[Any, ...]) -> Any:
-    """``run(function, *arguments, *options)``: a program for each set of options and of numbers that are no arrays."""
+    """``run(function, *arguments, *options)``: a program for each set of options and of numbers that are no arrays.
+
+    In it each device has its own sequences where they are explicitly sharded: see `per_device`.
+    """
+    run = per_device(run)
     leaves, tree = jax.tree.flatten(arguments)
     arrays = [leaf if is_array(leaf) else None for leaf in leaves]
     others = [None if array is not None else leaf for leaf, array in zip(leaves, arrays, strict=True)]

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from seqmnist_jax.rnn import cells, checks, recurrence
 from seqmnist_jax.rnn.checks import choice, flag
-from seqmnist_jax.rnn.recurrence import Call, Given, Options
+from seqmnist_jax.rnn.eager import compiled
+from seqmnist_jax.rnn.recurrence import Given, Options
 from seqmnist_jax.rnn.scan import loop, without_padding
 
 Array = jax.Array
@@ -45,16 +46,17 @@ def check_dtypes(precision: str, backend: str, dtype: Any) -> None:
         raise ValueError(f"backend is 'native', but x, params and carry are {dtype}; expected float32 arrays")
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _run(cell: str, backend: str, call: Call, given: Given) -> tuple[Any, Array]:
-    x, lengths = without_padding(given.x, given.lengths)
-    options, given = call.options, given._replace(x=x, lengths=lengths)
+def _run(
+    step: Any, params: Any, x: Array, carry: Any, lengths: Any, cell: str, backend: str, options: Options
+) -> tuple[Any, Array]:
+    x, lengths = without_padding(x, lengths)
+    given = Given(params, x, carry, lengths)
     outputs: Array | None
-    if backend == "scan":
-        inputs = cells.inputs(given.params, x, options.precision)
+    found, call, _ = recurrence.choose(step, options, given, backend, jax.default_backend())
+    if found == "scan":
+        inputs = cells.inputs(params, x, options.precision)
         step = functools.partial(_KINDS[cell].recurrence, precision=options.precision)
-        all_steps = options.outputs == "all"
-        end, outputs = loop(step, given.params, inputs, given.carry, lengths, options.reverse, all_steps)
+        end, outputs = loop(step, params, inputs, carry, lengths, options.reverse, options.outputs == "all")
     else:
         end, outputs = recurrence.run(call, given)
     return end, jax.tree.leaves(end)[-1] if outputs is None else outputs
@@ -85,9 +87,7 @@ def _layer(
     x, lengths = checks.check_inputs(x, lengths)
     params, carry, dtype = _checked(cell, params, x, carry, precision, backend)
     params, x, carry = jax.tree.map(lambda array: jnp.asarray(array, dtype), (params, x, carry))
-    given = Given(params, x, carry, lengths)
-    found, call, _ = recurrence.choose(_KINDS[cell].step, options, given, backend, jax.default_backend())
-    return _run(cell, found, call, given)
+    return compiled(_run, _KINDS[cell].step, (params, x, carry, lengths), (cell, backend, options))
 
 
 def lstm(
@@ -103,8 +103,9 @@ def lstm(
 ) -> tuple[cells.LSTMCarry, Array]:
     """An LSTM layer over a whole sequence.
 
-    Differentiable in params, x and carry. In `jax.shard_map` give ``check_vma=False``: JAX can't yet follow
-    what varies between devices through these rules.
+    Differentiable in params, x and carry. Where x is explicitly sharded over its batch, each device runs its own
+    sequences. In `jax.shard_map` give ``check_vma=False``: JAX can't yet follow what varies between devices through
+    these rules.
 
     Args:
       params: as `init_lstm` makes them.
@@ -214,7 +215,10 @@ def explain(
     found, call, why = recurrence.choose(_KINDS[cell].step, options, given, backend, platform)
     if found != "scan":
         return Explanation(found, why, recurrence.kept_bytes(call, given))
-    run = functools.partial(_run, cell, found, call)
+
+    def run(given: Given) -> Any:
+        return _run(call.step, *given, cell, found, options)
+
     kept = jax.tree.leaves(jax.eval_shape(lambda given: jax.vjp(run, given)[1], given))
     # Parameters and x are there anyway.
     size = sum(part.size for part in kept) - sum(part.size for part in jax.tree.leaves((given.params, given.x)))

@@ -9,7 +9,6 @@ z is the gate that KEEPS, as in this package's GRU; the paper's z is 1 minus our
 that gate are ours with the other sign. Gate order: z, n. Carry: h [batch, hidden].
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from seqmnist_jax.rnn import cells, checks, initializers, layers
+from seqmnist_jax.rnn.eager import compiled
 from seqmnist_jax.rnn.scan import running_tm, without_padding
 
 Array = jax.Array
@@ -90,9 +90,8 @@ def _compose(earlier: tuple[Array, Array], later: tuple[Array, Array]) -> tuple[
     return later[0] * earlier[0], later[0] * earlier[1] + later[1]
 
 
-# `jit` so that a call outside any program compiles one program, not one for each operation of the scan.
-@functools.partial(jax.jit, static_argnums=(4, 5, 6))
 def _run(
+    _: Any,
     params: Params,
     x: Array,
     carry: Array,
@@ -101,6 +100,8 @@ def _run(
     return_sequences: bool,
     precision: str,
 ) -> tuple[Array, Array]:
+    if x.shape[1] == 0:
+        return carry, jnp.zeros((x.shape[0], 0, carry.shape[1]), carry.dtype) if return_sequences else carry
     x, lengths = without_padding(x, lengths)
     z, n = _gates(params, jnp.swapaxes(x, 0, 1), precision)
     a, b = z, (1.0 - z) * n
@@ -158,4 +159,4 @@ def min_gru(
     dtype = jnp.result_type(dtype, carry)
     layers.check_dtypes(precision, backend, dtype)
     params, x, carry = jax.tree.map(lambda array: jnp.asarray(array, dtype), (params, x, carry))
-    return _run(params, x, carry, lengths, reverse, return_sequences, precision)
+    return compiled(_run, min_gru_step, (params, x, carry, lengths), (reverse, return_sequences, precision))

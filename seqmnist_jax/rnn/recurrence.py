@@ -35,7 +35,7 @@ Array = jax.Array
 KERNELS: dict[str, Any] = {"cpu": cpu, "cuda": gpu, "derived": derived}
 
 
-# Of no sequences or units there is nothing to make faster.
+# Of no sequences, steps or units there is nothing to make faster: `lax.scan` makes nothing of it, by whatever name.
 NOTHING = "a size is zero"
 # What is kept for the way back may take this many bytes.
 MOST_KEPT_BYTES = 2 << 30
@@ -138,7 +138,7 @@ def choose(step: Step[Any], options: Options, given: Given, backend: str, platfo
         trouble = problem(native, given)
         if trouble is None:
             return "native", native, KERNELS[native.platform].describe()
-        if backend == "native":
+        if backend == "native" and trouble != NOTHING:
             raise ValueError(f"backend is 'native', but {trouble}; expected 'auto' or 'scan'")
         why = trouble
     fused = Call(step, options, "derived")

@@ -125,7 +125,8 @@ def run(
     def remember(params: Any, last: tuple[Any, Any], x_t: Array) -> tuple[tuple[Any, Any], None]:
         return step(params, last[0], x_t), None
 
-    y_shape = jax.eval_shape(lambda carry, x_t: step(params, carry, x_t)[1], carry, x[:, 0])
+    frame = jax.ShapeDtypeStruct((x.shape[0], *x.shape[2:]), x.dtype)
+    y_shape = jax.eval_shape(lambda carry, x_t: step(params, carry, x_t)[1], carry, frame)
     if lengths is not None:
         check_rows("the step's output", y_shape, x.shape[0])
     nothing = jax.tree.map(lambda y: jnp.zeros(y.shape, y.dtype), y_shape)

@@ -124,10 +124,11 @@ def _literal(value: Any) -> str:
 
 
 def _trace(function: Callable[..., Any], count: int, dtype: Any) -> Any:
-    """The jaxpr of a function of so many scalars, its calls laid flat."""
-    scalars = [jnp.zeros((), dtype)] * count
-    closed = jax.make_jaxpr(function)(*scalars)
-    return jax.make_jaxpr(lambda *given: evaluate(closed, given, custom=True))(*scalars)
+    """The jaxpr of a function of so many scalars, its calls laid flat, the same in whatever mesh is set."""
+    scalars = [jax.ShapeDtypeStruct((), dtype)] * count
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+        closed = jax.make_jaxpr(function)(*scalars)
+        return jax.make_jaxpr(lambda *given: evaluate(closed, given, custom=True))(*scalars)
 
 
 def _statements(

@@ -183,6 +183,51 @@ def test_a_batch_of_nothing(way, lengths):
         assert not any(np.asarray(part).any() for part in jax.tree.leaves(gradient))
 
 
+@pytest.mark.parametrize("all_steps", [True, False])
+@pytest.mark.parametrize("lengths", [None, np.zeros(BATCH, int)], ids=["whole", "lengths"])
+@every_way
+def test_no_steps(way, lengths, all_steps):
+    """The carry stays, and the last output is an empty sequence's: h, or for `scan`, which knows none, zero."""
+    cell, run = WAYS[way]
+    if "stack" in way:
+        engine = rnn.Engine(remat=3 if "remat" in way else 0)
+        outputs = rnn.stack(rnn.GRU, one_layer(PARAMS[cell]), X[:, :0], engine=engine, return_sequences=all_steps)
+        assert outputs.shape == (BATCH, *[0] * all_steps, HIDDEN)
+        assert not outputs.any()
+        return
+    carry = jax.tree.map(lambda part: jnp.asarray(part + 0.5), CARRIES[cell])
+    options = {"lengths": lengths, "return_sequences": all_steps}
+    if way == "scan":
+        run = functools.partial(rnn.scan, rnn.gru_step)
+
+    def call(params, carry):
+        return run(params, jnp.asarray(X[:, :0]), carry, **options)
+
+    for program in (call, jax.jit(call)):
+        (end, outputs), pull = jax.vjp(program, PARAMS[cell], carry)
+        jax.tree.map(np.testing.assert_array_equal, end, carry)
+        want = np.full((BATCH, HIDDEN), 0.0 if way == "scan" else 0.5)
+        np.testing.assert_array_equal(outputs, np.zeros((BATCH, 0, HIDDEN)) if all_steps else want)
+        d_params, d_carry = pull((jax.tree.map(jnp.ones_like, end), jnp.zeros_like(outputs)))
+        assert not any(part.any() for part in jax.tree.leaves(d_params))
+        assert all((part == 1).all() for part in jax.tree.leaves(d_carry))
+
+
+@pytest.mark.parametrize("backend", ["scan", "fused", "native"])
+def test_no_steps_by_the_name_of_a_backend(need_native, backend):
+    need_native(backend)
+    end, outputs = rnn.gru(PARAMS["gru"], X[:, :0], ZERO_H + 1, backend=backend, reverse=True)
+    assert (end == 1).all()
+    assert outputs.shape == (BATCH, 0, HIDDEN)
+    end, _ = rnn.scan(rnn.gru_step, PARAMS["gru"], X[:, :0], ZERO_H + 1, backend=backend)
+    assert (end == 1).all()
+    assert rnn.explain(PARAMS["gru"], X[:, :0], backend=backend).backend == "scan"
+
+
+def test_no_steps_of_a_step_laid_out():
+    assert rnn.scan(rnn.gru_step, PARAMS["gru"], X[:, :0], ZERO_H, unroll=4)[1].shape == (BATCH, 0, HIDDEN)
+
+
 @pytest.mark.parametrize("backend", ["scan", "fused"])
 @pytest.mark.parametrize(("features", "hidden"), [(0, 5), (3, 0)])
 def test_no_features_and_no_units(backend, features, hidden):

@@ -18,7 +18,7 @@ def run(layer, params, x, carry, lengths=None, jitted=False):
 
 
 @in_both_ways
-@pytest.mark.parametrize("shape", [(), (5,), (3, 5), (3, 7, 5, 1), (3, 0, 5)])
+@pytest.mark.parametrize("shape", [(), (5,), (3, 5), (3, 7, 5, 1)])
 def test_shape_of_x(layer, draw, shape, jitted):
     params, _, carry = draw()
     with pytest.raises(ValueError, match=r"^x has shape"):
@@ -246,7 +246,7 @@ def test_explain_refuses_what_the_layer_does(change):
         rnn.explain(params, np.ones((1, 2, 2)))
 
 
-@pytest.mark.parametrize("shape", [(5,), (2, 2), (1, 0, 2), (1, 1, 2, 2)])
+@pytest.mark.parametrize("shape", [(5,), (2, 2), (1, 1, 2, 2)])
 def test_explain_refuses_the_same_x(shape):
     with pytest.raises(ValueError, match=r"^x has shape"):
         rnn.explain(rnn.init_lstm(jax.random.key(0), 2, 3), np.ones(shape))
