@@ -1,4 +1,4 @@
-"""Cells written as a step alone: the kernel that the engine makes of each, beside the floor and beside other ways.
+"""The package's cells by their steps: the kernel that the engine makes of each, beside the floor and other ways.
 
     python -m benchmarks.cells [--json=FILE] [--cells=elman,lem] [--batch=128,32] [--precisions=float32,bfloat16] ...
 
@@ -9,7 +9,6 @@ its matrix products at the best rate of `jnp.dot` (see `benchmarks.floor`); that
 writing and reading once what it keeps.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -20,8 +19,9 @@ from absl import app, flags
 
 from benchmarks import floor, timing, torch_steps
 from benchmarks.peers import FEEDBACK
-from benchmarks.steps import CELLS, Cell
-from seqmnist_jax.rnn import cells, recurrence
+from seqmnist_jax import rnn
+from seqmnist_jax.models import CELLS
+from seqmnist_jax.rnn import recurrence
 from seqmnist_jax.rnn.stages import Options
 
 FLAGS = flags.FLAGS
@@ -42,52 +42,12 @@ class Case(NamedTuple):
     precision: str
 
 
-def peephole_lstm_step(params: Any, carry: tuple[Array, Array], x: Array) -> tuple[tuple[Array, Array], Array]:
-    """Gers and Schmidhuber 2000: the gates see c, the output gate its new value."""
-    c, h = carry
-    i, f, g, o = jnp.split(x @ params["kernel"] + h @ params["recurrent_kernel"] + params["bias"], 4, axis=-1)
-    i, f = jax.nn.sigmoid(i + params["peepholes"][0] * c), jax.nn.sigmoid(f + params["peepholes"][1] * c)
-    c = f * c + i * jnp.tanh(g)
-    h = jax.nn.sigmoid(o + params["peepholes"][2] * c) * jnp.tanh(c)
-    return (c, h), h
-
-
-def init_peephole_lstm(key: Array, features: int, hidden: int) -> Any:
-    """Parameters of `peephole_lstm_step`."""
-    peepholes = 0.1 * jax.random.normal(jax.random.fold_in(key, 1), (3, hidden))
-    return cells.init_lstm(key, features, hidden) | {"peepholes": peepholes}
-
-
-def ind_rnn_step(params: Any, h: Array, x: Array) -> tuple[Array, Array]:
-    """Li et al. 2018: each unit sees its own state alone."""
-    h = jax.nn.relu(x @ params["W"] + params["u"] * h + params["b"])
-    return h, h
-
-
-def init_ind_rnn(key: Array, features: int, hidden: int) -> Any:
-    """Parameters of `ind_rnn_step`."""
-    return {
-        "W": jax.random.normal(key, (features, hidden)),
-        "u": jax.random.uniform(jax.random.fold_in(key, 1), (hidden,), maxval=0.99),
-        "b": jnp.zeros((hidden,)),
-    }
-
-
-ALL: dict[str, Cell] = CELLS | {
-    "gru": Cell(cells.gru_step, cells.init_gru, 1),
-    "gru_reset_before": Cell(cells.gru_step, functools.partial(cells.init_gru, reset_after=False), 1),
-    "lstm": Cell(cells.lstm_step, cells.init_lstm, 2),
-    "peephole_lstm": Cell(peephole_lstm_step, init_peephole_lstm, 2),
-    "ind_rnn": Cell(ind_rnn_step, init_ind_rnn, 1),
-}
-
-
 def last_output(way: str, case: Case, params: Any, x: Array) -> Array:
     """A layer's last output [batch, hidden], made in one of the ways."""
-    cell = ALL[case.cell]
+    cell = CELLS[case.cell].cell
     platform = {"generated": jax.default_backend(), "derived": "derived", "scan": ""}[way]
     call = recurrence.Call(cell.step, Options("last", False, case.precision), platform)
-    given = recurrence.Given(params, x, cell.zero_carry(case.batch, case.hidden), None)
+    given = recurrence.Given(params, x, cell.zero_carry(jnp.zeros((case.batch, case.hidden))), None)
     outputs = (recurrence.plain if way == "scan" else recurrence.recurrence)(call, given)[1]
     assert outputs is not None
     return outputs
@@ -95,7 +55,7 @@ def last_output(way: str, case: Case, params: Any, x: Array) -> Array:
 
 def program(way: str, case: Case) -> timing.Program:
     """Training steps, all repetitions in one dispatch."""
-    params = ALL[case.cell].init(jax.random.key(0), case.features, case.hidden)
+    params = CELLS[case.cell].cell.init(jax.random.key(0), case.features, case.hidden)
     x = jax.random.uniform(jax.random.key(1), (case.batch, case.steps, case.features))
     if way in torch_steps.WAYS:
         return torch_steps.program(way, case.cell, params, x)
@@ -116,20 +76,20 @@ def program(way: str, case: Case) -> timing.Program:
 
 def products(case: Case) -> int:
     """How many [hidden, hidden] matrices a step multiplies the state with."""
-    cell = ALL[case.cell]
+    cell = CELLS[case.cell].cell
     params = jax.eval_shape(lambda: cell.init(jax.random.key(0), case.features, case.hidden))
     x = jax.ShapeDtypeStruct((case.batch, case.steps, case.features), jnp.float32)
-    carry = jax.eval_shape(lambda: cell.zero_carry(case.batch, case.hidden))
+    carry = jax.eval_shape(lambda: cell.zero_carry(jnp.zeros((case.batch, case.hidden))))
     call = recurrence.Call(cell.step, Options("last", False, case.precision), jax.default_backend())
     return len(recurrence.stages_of(call, params, x, carry).division.products)
 
 
 def keeping(case: Case) -> timing.Program:
     """Writing and reading once what a cell keeps."""
-    cell = ALL[case.cell]
+    cell = CELLS[case.cell].cell
     params = jax.eval_shape(lambda: cell.init(jax.random.key(0), case.features, case.hidden))
     x = jax.ShapeDtypeStruct((case.batch, case.steps, case.features), jnp.float32)
-    carry = jax.eval_shape(lambda: cell.zero_carry(case.batch, case.hidden))
+    carry = jax.eval_shape(lambda: cell.zero_carry(jnp.zeros((case.batch, case.hidden))))
     call = recurrence.Call(cell.step, Options("last", False, case.precision), jax.default_backend())
     count = recurrence.kept_bytes(call, (params, x, carry, None)) // 4
 
@@ -175,9 +135,9 @@ def table(rows: Sequence[Row]) -> str:
 
 def define_flags() -> None:
     """The flags of this module as a command."""
-    timing.define_names("cells", list(ALL), "Which cells.")
+    timing.define_names("cells", list(CELLS), "Which cells.")
     timing.define_names("ways", WAYS, "Which ways.", usual=("generated",))
-    timing.define_names("precisions", cells.PRECISIONS, "Which precisions.", usual=("float32",))
+    timing.define_names("precisions", rnn.PRECISIONS, "Which precisions.", usual=("float32",))
     flags.DEFINE_list("batch", ["128", "32"], "Batch sizes.")
     flags.DEFINE_integer("steps", 784, "Steps of a sequence.")
     flags.DEFINE_integer("features", 1, "Values that a step reads.")

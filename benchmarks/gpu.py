@@ -202,7 +202,7 @@ def engine(bench: Bench) -> None:
 
 def cells(bench: Bench) -> None:
     """Cells known from their steps alone."""
-    layers(bench, "cells", gpu_layers.USER_CELLS, [f"{cell}:8:16" for cell in gpu_layers.steps.CELLS])
+    layers(bench, "cells", gpu_layers.FIELD_LAYERS, [f"{cell}:8:16" for cell in gpu_layers.FIELD])
 
 
 def training(bench: Bench) -> None:

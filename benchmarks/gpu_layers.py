@@ -28,9 +28,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from benchmarks import peers, steps, timing
+from benchmarks import peers, timing
 from benchmarks.peers import Apply, Case
 from seqmnist_jax import rnn
+from seqmnist_jax.models import CELLS
 
 FLAGS = flags.FLAGS
 Array = jax.Array
@@ -44,7 +45,9 @@ LAYERS = (
     *("gru:128:128", "lstm:128:128", "gru:128:1024", "gru:128:32", "gru:128:128:8", "gru:256:128", "gru:64:128"),
     *("lstm:128:1024", "lstm:128:32", "gru:256:32"),
 )
-USER_CELLS = tuple(f"{cell}:128:128" for cell in steps.CELLS)
+# Of which nobody has written a kernel.
+FIELD = ("lem", "cornn", "elman", "ur_lstm")
+FIELD_LAYERS = tuple(f"{cell}:128:128" for cell in FIELD)
 SEQUENCES = 16
 # What of ours is measured: contender -> options of the layer. The last two without the kernel.
 OURS: dict[str, dict[str, str]] = {
@@ -114,7 +117,7 @@ def _draw_on_cpu(case: Case) -> Problem:
             params, x = peers.draw(few, replica)
         else:
             _, x = peers.draw(few._replace(cell="gru"), replica)
-            params = steps.CELLS[case.cell].init(jax.random.key(replica), case.features, case.hidden)
+            params = CELLS[case.cell].cell.init(jax.random.key(replica), case.features, case.hidden)
         weight = np.random.default_rng(replica).standard_normal((SEQUENCES, case.hidden)).astype(np.float32)
         # The loss's, and so the gradients, are those of the 16 sequences, where the batch is a multiple.
         share = np.float32(SEQUENCES / case.batch)
@@ -130,10 +133,10 @@ def layer(case: Case, **options: Any) -> Apply:
     """(params, x) -> the last output, by our engine."""
     if case.cell in peers.CELLS:
         return peers.ours(case, {}, **options)[0]
-    cell = steps.CELLS[case.cell]
+    cell = CELLS[case.cell].cell
 
     def apply(params: Any, x: Array) -> Array:
-        carry = cell.zero_carry(x.shape[0], case.hidden)
+        carry = cell.zero_carry(jnp.zeros((x.shape[0], case.hidden)))
         return rnn.scan(cell.step, params, x, carry, return_sequences=False, **options)[1]
 
     return apply
@@ -353,8 +356,8 @@ def explained(case: Case, problem: Problem, options: Mapping[str, str]) -> str:
     params, x = jax.tree.map(lambda array: array if case.replicas == 1 else array[0], problem[:2])
     if case.cell in peers.CELLS:
         return str(rnn.explain(params, x, **options))  # type: ignore[arg-type]
-    cell = steps.CELLS[case.cell]
-    return rnn.explain_step(cell.step, params, x, cell.zero_carry(case.batch, case.hidden), **options)  # type: ignore[arg-type]
+    cell = CELLS[case.cell].cell
+    return rnn.explain_step(cell.step, params, x, cell.zero_carry(jnp.zeros((case.batch, case.hidden))), **options)  # type: ignore[arg-type]
 
 
 def _repeated(call: Callable[[], Any], wait: Callable[[Any], Any]) -> timing.Program:
@@ -418,7 +421,7 @@ def cudnn_version() -> int | None:
 
 def define_flags() -> None:
     """The flags of this module as a command."""
-    flags.DEFINE_list("layers", [*LAYERS, *USER_CELLS], "cell:hidden:batch[:replicas], each.")
+    flags.DEFINE_list("layers", [*LAYERS, *FIELD_LAYERS], "cell:hidden:batch[:replicas], each.")
     flags.DEFINE_integer("steps", 784, "Steps of a sequence.")
     flags.DEFINE_string("reference", "", "Only writes the float64 results into this file, which a run does itself.")
     timing.define_measuring(rounds=5, seconds=0.03)

@@ -7,7 +7,7 @@ import numpy as np
 
 from benchmarks import timing
 from benchmarks.peers import FEEDBACK
-from benchmarks.steps import LEM_DT
+from seqmnist_jax.models.cells import lem
 
 WAYS = ("torch", "torch_compiled", "nn_rnn")
 
@@ -15,18 +15,18 @@ WAYS = ("torch", "torch_compiled", "nn_rnn")
 def _elman(p: Any, carry: Any, x: Any) -> Any:
     import torch
 
-    return (torch.tanh(x @ p["W"] + carry[0] @ p["U"] + p["b"]),)
+    return (torch.tanh(x @ p["kernel"] + carry[0] @ p["recurrent_kernel"] + p["bias"]),)
 
 
 def _lem(p: Any, carry: Any, x: Any) -> Any:
     import torch
 
     y, z = carry
-    i = x @ p["W"] + p["b"]
-    a, b, c = torch.chunk(i[:, : 3 * y.shape[1]] + y @ p["U"], 3, dim=1)
-    a, b = LEM_DT * torch.sigmoid(a), LEM_DT * torch.sigmoid(b)
+    i = x @ p["kernel"] + p["bias"]
+    a, b, c = torch.chunk(i[:, : 3 * y.shape[1]] + y @ p["recurrent_kernel"], 3, dim=1)
+    a, b = lem.DT * torch.sigmoid(a), lem.DT * torch.sigmoid(b)
     z = (1 - a) * z + a * torch.tanh(c)
-    return (1 - b) * y + b * torch.tanh(z @ p["Z"] + i[:, 3 * y.shape[1] :]), z
+    return (1 - b) * y + b * torch.tanh(z @ p["memory_kernel"] + i[:, 3 * y.shape[1] :]), z
 
 
 # The step, of which the first part of the carry is the output, and how many parts there are.
@@ -44,14 +44,14 @@ def program(way: str, cell: str, params: Any, x: Any) -> timing.Program:
     Args:
       way: one of `WAYS`.
       cell: 'elman' or 'lem'.
-      params, x: as the steps of `benchmarks.steps` take them, x [batch, time, features].
+      params, x: as the cell's step takes them, x [batch, time, features].
     """
     import torch
 
     torch.set_num_threads(timing.cores())
     given = torch.tensor(np.asarray(x))
     weights = {name: torch.tensor(np.asarray(value), requires_grad=True) for name, value in params.items()}
-    hidden = weights["b"].shape[0] // (4 if cell == "lem" else 1)
+    hidden = weights["bias"].shape[0] // (4 if cell == "lem" else 1)
     module = torch.nn.RNN(x.shape[2], hidden, batch_first=True)
     if way == "nn_rnn":
         weights = dict(module.named_parameters())

@@ -54,9 +54,12 @@ def get_config() -> ml_collections.ConfigDict:
     # 'rnn': recurrent layers; 'tcn': a temporal convolutional network of num_layers levels of
     # hidden_size channels, each with two convolutions of kernel_size, weight-normalised.
     model.name = "rnn"
-    # 'lstm', 'gru' (reset-after, as cuDNN and PyTorch), 'gru_reset_before', 'min_gru', or a cell of your own as
+    # 'lstm', 'gru' (reset-after, as cuDNN and PyTorch), 'gru_reset_before', 'min_gru', 'min_lstm', 'elman', 'ur_lstm',
+    # 'ur_gru', 'peephole_lstm', 'ind_rnn', 'exp_rnn', 'cornn', 'lem', 'lru', 's5', or a cell of your own as
     # 'MODULE:NAME'.
     model.cell = "lstm"
+    # '', or other numbers in the cell's equations or initialisation than its defaults: a mapping, "{'dt': 0.3}".
+    model.cell_options = ""
     model.hidden_size = 64
     model.num_layers = 1
     # Of the TCN: steps that a convolution spans, before its dilation.

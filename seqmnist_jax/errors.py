@@ -5,9 +5,10 @@ and how to mend it; ``launch.py`` prints that text and leaves with the class's
 ``exit_code``. Anything else that escapes is a bug of ours and keeps its traceback.
 """
 
+import ast
 import difflib
 from collections.abc import Collection, Iterable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -54,3 +55,22 @@ def choose(table: Mapping[str, T], name: str, field: str) -> T:
     """Looks `name` up in a table of named choices; arguments and errors as in `check_name`."""
     check_name(name, table, field)
     return table[name]
+
+
+def parse_mapping(text: str, field: str, example: str) -> dict[Any, Any]:
+    """The mapping that a field of text holds, {} where it is empty.
+
+    Args:
+      text: a Python dict of literals.
+      field, example: for the message.
+
+    Raises:
+      UsageError: it is none.
+    """
+    try:
+        found = ast.literal_eval(text) if text else {}
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise UsageError(f"{field} is {text!r}; expected a mapping, as {example}.")
+    return found

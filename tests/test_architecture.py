@@ -26,7 +26,10 @@ analysis   recorded trained evaluate rerun compare table results_page export rep
 cli        output process terminal flags commands describe text modes
 """
 # Inside the packages of packages.
-REPORT = ["runs", "summary", "gradients", "reading", "comparison", "page", "build"]
+INSIDE = {
+    "analysis.report": "runs summary gradients reading comparison page build",
+    "models.cells": "min_lstm elman ur_lstm ur_gru peephole_lstm ind_rnn exp_rnn cornn lem lru s5 registry",
+}
 
 
 def places():
@@ -34,8 +37,8 @@ def places():
     names = []
     for package, *modules in map(str.split, ORDER.strip().splitlines()):
         for module in modules:
-            below = REPORT if module == "report" else []
-            names += [f"{package}.{module}.{name}" for name in below] + [f"{package}.{module}"]
+            within = INSIDE.get(f"{package}.{module}", "").split()
+            names += [f"{package}.{module}.{name}" for name in within] + [f"{package}.{module}"]
         names.append(package)
     return {name: place for place, name in enumerate(names)}
 

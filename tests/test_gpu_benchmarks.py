@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import gpu, gpu_layers, peers, steps
+from benchmarks import gpu, gpu_layers
 from configs import row_lstm
 from seqmnist_jax.training.replicas import QUIET
 from seqmnist_jax.training.run import build_run
@@ -25,7 +25,7 @@ DONE = gpu.Done(0, 5.0, "")
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
     path = tmp_path_factory.mktemp("reference") / "reference.npz"
-    layers = ("gru:8:32", "lstm:8:16", *(f"{cell}:8:16" for cell in steps.CELLS))
+    layers = ("gru:8:32", "lstm:8:16", *(f"{cell}:8:16" for cell in gpu_layers.FIELD))
     gpu_layers.write_reference([gpu_layers.parse(layer, 28) for layer in layers], path)
     return np.load(path)
 
@@ -75,17 +75,6 @@ def test_what_fails_is_a_row(reference, monkeypatch):
     assert "precision is 'none'" in found["float32"]["problem"]
     assert found["bfloat16"]["both"]["milliseconds"] > 0
     assert "gru 8, batch 32 x 2, float32: ValueError" in gpu_layers.table(rows)
-
-
-@pytest.mark.parametrize("name", list(steps.CELLS))
-def test_cells_carry_what_they_say(name):
-    cell = steps.CELLS[name]
-    case = peers.Case(name, 8, 1, 28, 4)
-    params = gpu_layers.draw(case).params
-    carry, y = cell.step(params, cell.zero_carry(4, 8), np.ones((4, 1), np.float32))
-    parts = carry if cell.carries > 1 else (carry,)
-    assert len(parts) == cell.carries
-    assert all(part.shape == y.shape == (4, 8) for part in parts)
 
 
 def test_a_slow_command_ends_with_what_it_has_started(tmp_path):

@@ -31,8 +31,8 @@ def model_title(flat: Mapping[str, Any]) -> str:
 
 # What only recurrent layers read.
 OF_LAYERS = (
-    *(f"model.{name}" for name in ("cell", "bidirectional", "kernel_init", "gate_bias", "longest_time_scale")),
-    *(f"model.{name}" for name in ("forget_bias", "norm", "dense_init", "precision", "remat", "unroll")),
+    *(f"model.{name}" for name in ("cell", "cell_options", "bidirectional", "kernel_init", "gate_bias", "forget_bias")),
+    *(f"model.{name}" for name in ("longest_time_scale", "norm", "dense_init", "precision", "remat", "unroll")),
     "runtime.backend",
 )
 GATE_BIASES = ("constant", *rnn.TIME_SCALES)
@@ -103,7 +103,7 @@ def _build_rnn(config: ml_collections.ConfigDict, sequence_length: int, num_clas
     engine = _build_engine(config, cell, sequence_length)
 
     def init_layers(key: Array, features: int) -> rnn.Layers:
-        if own_cell.is_one(name):
+        if own_cell.is_one(name) or model.cell_options:
             widths = (features, *[hidden_size * (1 + shape["bidirectional"])][: shape["num_layers"] - 1])
             for width in widths:
                 own_cell.check(name, cell, width, hidden_size, options, engine)

@@ -8,9 +8,8 @@ from typing import Any
 
 import ml_collections
 
-from seqmnist_jax.errors import Interrupted, UsageError
+from seqmnist_jax.errors import Interrupted, UsageError, parse_mapping
 from seqmnist_jax.training.train import Stopped
-from seqmnist_jax.workdir.config import parse_mapping
 
 Json = dict[str, Any]
 

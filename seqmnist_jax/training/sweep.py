@@ -17,7 +17,7 @@ import ml_collections
 from seqmnist_jax.data.task import Task
 from seqmnist_jax.devices import processes
 from seqmnist_jax.devices.memory import TooLarge
-from seqmnist_jax.errors import UsageError, did_you_mean
+from seqmnist_jax.errors import UsageError, did_you_mean, parse_mapping
 from seqmnist_jax.training.jobs import run_jobs
 from seqmnist_jax.training.replicas import ALOUD, Diverged, Watch
 from seqmnist_jax.training.run import Run, build_run
@@ -83,7 +83,7 @@ def build_sweep(config: ml_collections.ConfigDict, seeds: str = "") -> dict[str,
     Raises:
       UsageError: not such a mapping, an unknown field, a value of another type than the field's, or one that repeats.
     """
-    grid = configs.parse_mapping(config.get("sweep", ""), "sweep", "{'seed': (1, 2, 3)}, from fields to values")
+    grid = parse_mapping(config.get("sweep", ""), "sweep", "{'seed': (1, 2, 3)}, from fields to values")
     if seeds:
         if SEED in grid:
             raise UsageError("--seeds and config.sweep both name seeds; leave one out.")

@@ -1,6 +1,5 @@
 """Configs as plain values: their JSON form, what is wrong with them, when two are one run."""
 
-import ast
 import functools
 import json
 import re
@@ -29,6 +28,7 @@ ADDED = {
     "model.remat": 0,
     "model.name": "rnn",
     "model.kernel_size": 7,
+    "model.cell_options": "",
     "model.longest_time_scale": 0,
     "optimizer.ema_decay": 0.0,
     "train.accumulate": 1,
@@ -83,25 +83,6 @@ def from_json(values: dict[str, Json]) -> ml_collections.ConfigDict:
         if section in config and name not in config[section]:
             config[section][name] = value
     return config
-
-
-def parse_mapping(text: str, field: str, example: str) -> dict[Any, Any]:
-    """The mapping that a field of text holds, {} where it is empty.
-
-    Args:
-      text: a Python dict of literals.
-      field, example: for the message.
-
-    Raises:
-      UsageError: it is none.
-    """
-    try:
-        found = ast.literal_eval(text) if text else {}
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise UsageError(f"{field} is {text!r}; expected a mapping, as {example}.")
-    return found
 
 
 def flatten(values: dict[str, Json], prefix: str = "") -> FlatConfig:

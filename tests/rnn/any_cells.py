@@ -1,9 +1,13 @@
-"""Steps as their users write them, with parameters drawn and the carry they begin with."""
+"""Steps as their users write them, the package's among them, with parameters drawn and how many arrays they carry."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from hypothesis import strategies as st
+
+from seqmnist_jax.models import CELLS as KNOWN
 
 sigmoid = jax.nn.sigmoid
 
@@ -15,14 +19,6 @@ def _draw(seed, **shapes):
         name: np.asarray(rng.standard_normal(shape) / scale[name], np.float32).astype(np.float64)
         for name, shape in shapes.items()
     }
-
-
-def elman(hidden, features):
-    def step(p, h, x):
-        h = jnp.tanh(x @ p["W"] + h @ p["U"] + p["b"])
-        return h, h
-
-    return step, _draw(1, W=(features, hidden), U=(hidden, hidden), b=(hidden,)), 1
 
 
 def gru(hidden, features):
@@ -59,30 +55,6 @@ def lstm(hidden, features):
     return step, _draw(4, W=(features, 4 * hidden), U=(hidden, 4 * hidden), b=(4 * hidden,)), 2
 
 
-def peephole_lstm(hidden, features):
-    def step(p, carry, x):
-        c, h = carry
-        i, f, g, o = jnp.split(x @ p["W"] + h @ p["U"] + p["b"], 4, axis=1)
-        c = sigmoid(f + p["p"][1] * c) * c + sigmoid(i + p["p"][0] * c) * jnp.tanh(g)
-        h = sigmoid(o + p["p"][2] * c) * jnp.tanh(c)
-        return (c, h), h
-
-    return step, _draw(5, W=(features, 4 * hidden), U=(hidden, 4 * hidden), b=(4 * hidden,), p=(3, hidden)), 2
-
-
-def ur_lstm(hidden, features):
-    def step(p, carry, x):
-        c, h = carry
-        f, r, u, o = jnp.split(x @ p["W"] + h @ p["U"] + p["b"], 4, axis=1)
-        f, r = sigmoid(f + 1), sigmoid(r - 1)
-        g = 2 * r * f + (1 - 2 * r) * f**2
-        c = g * c + (1 - g) * jnp.tanh(u)
-        h = sigmoid(o) * jnp.tanh(c)
-        return (c, h), h
-
-    return step, _draw(6, W=(features, 4 * hidden), U=(hidden, 4 * hidden), b=(4 * hidden,)), 2
-
-
 def lem(hidden, features):
     def step(p, carry, x):
         y, z = carry
@@ -95,16 +67,6 @@ def lem(hidden, features):
 
     shapes = {"W": (features, 4 * hidden), "U": (hidden, 3 * hidden), "V": (hidden, hidden), "b": (4 * hidden,)}
     return step, _draw(7, **shapes) | {"dt": np.asarray(0.625)}, 2
-
-
-def cornn(hidden, features):
-    def step(p, carry, x):
-        y, z = carry
-        z = z + 0.1 * (jnp.tanh(y @ p["U"] + z @ p["V"] + x @ p["W"] + p["b"]) - 1.2 * y - 0.7 * z)
-        y = y + 0.1 * z
-        return (y, z), y
-
-    return step, _draw(8, W=(features, hidden), U=(hidden, hidden), V=(hidden, hidden), b=(hidden,)), 2
 
 
 def concatenating(hidden, features):
@@ -146,12 +108,17 @@ def three_rounds(hidden, features):
     return step, _draw(11, W=(features, hidden), **square), 2
 
 
+def known(name, hidden, features):
+    """One of the package's cells, with parameters drawn as those of the others are."""
+    cell = KNOWN[name].cell
+    shapes = {key: value.shape for key, value in cell.init(jax.random.key(0), features, hidden).items()}
+    return cell.step, _draw(len(name), **shapes), len(jax.tree.leaves(cell.zero_carry(0)))
+
+
 CELLS = {
-    f.__name__: f
-    for f in (
-        elman, gru, gru_reset_before, lstm, peephole_lstm, ur_lstm, lem, cornn, concatenating, ind_rnn, three_rounds
-    )
-}  # fmt: skip
+    **{name: functools.partial(known, name) for name in ("elman", "peephole_lstm", "ur_lstm", "cornn")},
+    **{f.__name__: f for f in (gru, gru_reset_before, lstm, lem, concatenating, ind_rnn, three_rounds)},
+}
 
 
 # ---- Random cells ----

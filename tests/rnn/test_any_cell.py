@@ -27,7 +27,8 @@ def case(cell, batch=4, time=6, features=1, hidden=8, ragged=False, seed=0, bias
         return rng.standard_normal(shape).astype(np.float32).astype(np.float64)
 
     if bias:
-        params["b"] = params["b"] + bias
+        name = "b" if "b" in params else "bias"
+        params[name] = params[name] + bias
     carry = tuple(np.tanh(normal(batch, hidden)).astype(np.float32).astype(np.float64) for _ in range(carries))
     lengths = None
     if ragged:

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import steps
 from seqmnist_jax import rnn
+from seqmnist_jax.models import CELLS
 
 TOLERANCE = {"float32": 1e-4, "tensorfloat32": 4e-3, "bfloat16": 4e-2}
 BATCH, TIME = 21, 30
@@ -27,8 +27,9 @@ class Layer(NamedTuple):
     carries: int
 
 
-def of_step(step, init, carries):
-    return Layer(functools.partial(rnn.scan, step), init, carries)
+def of_step(name):
+    cell = CELLS[name].cell
+    return Layer(functools.partial(rnn.scan, cell.step), cell.init, len(jax.tree.leaves(cell.zero_carry(0))))
 
 
 LAYERS = {
@@ -37,7 +38,7 @@ LAYERS = {
     "reset_before": Layer(
         functools.partial(rnn.gru, reset_after=False), functools.partial(rnn.init_gru, reset_after=False), 1
     ),
-    **{name: of_step(*cell) for name, cell in steps.CELLS.items()},
+    **{name: of_step(name) for name in ("lem", "cornn", "elman", "ur_lstm")},
 }
 OPTIONS = {
     "last": {"return_sequences": False},

@@ -1,0 +1,43 @@
+"""The minLSTM: an LSTM whose gates read x alone.
+
+Feng et al. 2024, "Were RNNs All We Needed?", with gates that add up to 1:
+
+  f, i = sigmoid(x W + b);  h' = (f h + i n) / (f + i),  n = x W_n + b_n.
+
+The plain form, without logarithms and without an activation of n, as `rnn.min_gru`. Gate order: f, i, n. Carry: h.
+
+kernel_init is the GRU's input kernel, gate by gate. Where time_scales are given they draw b_f, and b_i is -b_f: the
+share f / (f + i) that is kept is then sigmoid(b_f) before x plays a part.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from seqmnist_jax import rnn
+
+Array = jax.Array
+Params = dict[str, Array]
+
+
+def step(params: Params, h: Array, x: Array) -> tuple[Array, Array]:
+    """One step: h [batch, hidden] and x [batch, features]."""
+    f, i, n = jnp.split(x @ params["kernel"] + params["bias"], 3, axis=-1)
+    f, i = jax.nn.sigmoid(f), jax.nn.sigmoid(i)
+    h = (f * h + i * n) / (f + i)
+    return h, h
+
+
+def init(
+    key: Array, features: int, hidden_size: int, *, kernel_init: str = "glorot_uniform", time_scales: Any = None
+) -> Params:
+    """kernel [features, 3 * hidden], bias [3 * hidden], float32."""
+    kernel_key, bias_key = jax.random.split(key)
+    kernel, _ = rnn.KERNELS[kernel_init](kernel_key, features, hidden_size, 3, jnp.float32)
+    zeros = jnp.zeros((hidden_size,), jnp.float32)
+    forget = zeros if time_scales is None else time_scales(bias_key, (hidden_size,), jnp.float32)
+    return {"kernel": kernel, "bias": jnp.concatenate([forget, -forget, zeros])}
+
+
+CELL = rnn.cell(step, init)
