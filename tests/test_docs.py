@@ -34,6 +34,7 @@ PYTHON_ELSEWHERE = {"README.md", "docs/adding-a-cell.md"}  # test_readme, test_a
 # Pages whose Python runs here, from top to bottom.
 PYTHON_HERE = {
     "docs/adding-a-data-set.md",
+    "docs/cells.md",
     "docs/commands.md",
     "docs/conventions.md",
     "docs/engine.md",
@@ -218,8 +219,9 @@ def test_engine(tmp_path, capsys):
     np.testing.assert_allclose(names["y"][1], y, rtol=1e-5, atol=1e-6)
 
 
-def test_gpu(tmp_path):
-    run_from_top("docs/gpu.md", tmp_path)
+@pytest.mark.parametrize("page", ["docs/cells.md", "docs/gpu.md"])
+def test_pages_whose_python_checks_itself(page, tmp_path):
+    run_from_top(page, tmp_path)
 
 
 def test_adding_a_data_set(tmp_path):

@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import math
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -108,8 +107,9 @@ CELLS = {
     "lru": _field(lru, "LRU"),
     "s5": _field(s5, "S5"),
 }
-# The numbers that other fields of the config give.
+# The numbers that other fields of the config give, and the largest that model.cell_options may.
 OF_FIELDS = ("forget_bias",)
+LARGEST = 1e30
 
 
 def cell_title(name: str) -> str:
@@ -156,7 +156,7 @@ def _build_options(config: ml_collections.ConfigDict, cell: rnn.Cell) -> tuple[t
             taken = f"one of: {', '.join(sorted(known))}" if known else "none, for it takes no numbers"
             hint = did_you_mean(str(name), known)
             raise UsageError(f"{field} has {name!r}, but model.cell is {config.model.cell!r}; expected {taken}.{hint}")
-        if type(value) not in (int, float) or not math.isfinite(value):
+        if type(value) not in (int, float) or not abs(value) <= LARGEST:
             raise UsageError(f"{field} has {name!r}: {value!r}; expected a number, as in {example}.")
     return tuple(sorted(options.items()))
 
