@@ -7,8 +7,9 @@ import jax.numpy as jnp
 
 from seqmnist_jax.rnn import recurrence
 from seqmnist_jax.rnn.cells import PRECISIONS
-from seqmnist_jax.rnn.checks import as_array, check_inputs, check_rows, choice, flag, whole
+from seqmnist_jax.rnn.checks import as_array, check_inputs, check_marks, check_rows, choice, flag, whole
 from seqmnist_jax.rnn.eager import compiled
+from seqmnist_jax.rnn.gaps import pressed, spread, with_resets
 from seqmnist_jax.rnn.recurrence import Given, Options
 from seqmnist_jax.rnn.scan import Step, run, where_some_run, with_frames_of_its_own
 
@@ -25,8 +26,11 @@ def scan(
     carry: Carry,
     *,
     lengths: Array | None = None,
+    mask: Array | None = None,
+    resets: Array | None = None,
     reverse: bool = False,
     return_sequences: bool = True,
+    zero_output_for_mask: bool = False,
     unroll: int = 1,
     precision: str = "float32",
     backend: str = "auto",
@@ -42,6 +46,12 @@ def scan(
         its carry is left as it was, its outputs are zero, and what x holds there plays no
         part. 0 is an empty sequence, as are all where there are no steps. Where values are not known (under `jit`),
         those beyond the time axis mean the whole sequence and negative ones an empty one.
+      mask: bool [batch, time], in place of lengths: steps where it is false don't run, wherever they are. They keep
+        the state, their outputs are those of the step that ran before, or zero before the first, and what x holds
+        there plays no part.
+      resets: bool [batch, time], steps before which the state starts anew, from the carry that was given; at those that
+        don't run it plays no part.
+      zero_output_for_mask: outputs of masked steps are zero.
       reverse: run from each sequence's last step to its first. The output of
         step t stands at index t either way.
       return_sequences: whether to keep the outputs of all steps.
@@ -63,18 +73,21 @@ def scan(
         [0, time], x holds a known NaN, an option is none, with lengths carry or output lack a batch axis, or
         the backend was named and can't run the step.
     """
-    x, lengths = check_inputs(x, lengths)
+    mask, resets = check_marks(x, lengths, mask, resets)
+    x, lengths = check_inputs(x, lengths, mask)
     options = (
         flag("reverse", reverse),
         flag("return_sequences", return_sequences),
         whole("unroll", unroll, 1),
         choice("precision", precision, PRECISIONS),
         choice("backend", backend, BACKENDS),
+        flag("zero_output_for_mask", zero_output_for_mask),
     )
     carry = jax.tree.map(lambda leaf: leaf if isinstance(leaf, int | float) else as_array("carry", leaf), carry)
-    if lengths is not None:
-        check_rows("carry", carry, x.shape[0])
-    return compiled(_run, step, (params, x, carry, lengths), options)
+    for name, marks in {"lengths": lengths, "mask": mask, "resets": resets}.items():
+        if marks is not None:
+            check_rows("carry", carry, x.shape[0], name)
+    return compiled(_run, step, (params, x, carry, lengths, mask, resets), options)
 
 
 def _run(
@@ -83,12 +96,17 @@ def _run(
     x: Array,
     carry: Any,
     lengths: Any,
+    mask: Any,
+    resets: Any,
     reverse: bool,
     return_sequences: bool,
     unroll: int,
     precision: str,
     backend: str,
+    zero: bool,
 ) -> tuple[Any, Any]:
+    x, lengths, resets = pressed(x, lengths, mask, resets)
+    step, params, x = with_resets(step, params, x, None if resets is None else (resets, carry))
     options = Options("all" if return_sequences else "last", reverse, precision)
     if unroll > 1 and backend in ("fused", "native"):
         raise ValueError(f"backend is {backend!r}, but steps are unrolled; expected 'auto' or 'scan'")
@@ -98,9 +116,11 @@ def _run(
     if found != "scan":
         x, lengths = with_frames_of_its_own(x, lengths, reverse)
         params, x, carry = jax.tree.map(jnp.asarray, (where_some_run(params, lengths), x, carry))
-        return recurrence.run(call, Given(params, x, carry, lengths))
+        end, outputs = recurrence.run(call, Given(params, x, carry, lengths))
+        return end, spread(outputs, mask if return_sequences else None, reverse, zero)
     with jax.default_matmul_precision("highest" if precision == "float32" else None):
-        return run(step, params, x, carry, lengths, reverse, return_sequences, unroll)
+        end, outputs = run(step, params, x, carry, lengths, reverse, return_sequences, unroll)
+    return end, spread(outputs, mask if return_sequences else None, reverse, zero)
 
 
 def explain_step(

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from seqmnist_jax.rnn import any_cell, cells, layers
-from seqmnist_jax.rnn.checks import check_inputs, choice
+from seqmnist_jax.rnn.checks import as_array, check_x, choice
 from seqmnist_jax.rnn.min_gru import init_min_gru, min_gru, min_gru_step
 
 Array = jax.Array
@@ -76,7 +76,8 @@ def cell(
         backend: str = "auto",
         **options: Any,
     ) -> tuple[Any, Array]:
-        x, lengths = check_inputs(x, lengths)
+        x = as_array("x", x)
+        check_x(x)
         carry = zeros(made, params, x) if carry is None else carry
         options |= {"lengths": lengths, "precision": precision, "backend": backend}
         by = "scan" if options.get("unroll", 1) > 1 else backend

@@ -22,7 +22,7 @@ from seqmnist_jax.rnn.jaxprs import (
     SAME,
     NotDivisibleError,
     alive,
-    evaluate,
+    flattened,
     inner_of,
     is_elementwise,
     is_plain,
@@ -262,7 +262,8 @@ class _Divider:
         if kind == "P" and len(shape) == 2 and not is_row(v, self._made, self._kinds):
             kind = "X"  # A mask, say: a value for each sequence, the same in all steps.
         rows = shape[0] if len(shape) == 2 and kind == "X" else 1
-        if v.aval.dtype != self.dtype or len(shape) > 2 or rows not in (1, self._rows):
+        # A truth value is handed to the stages as a number.
+        if v.aval.dtype not in (self.dtype, jnp.bool_) or len(shape) > 2 or rows not in (1, self._rows):
             raise NotDivisibleError(f"{what} with {v.aval}")
         if columns != 1 and columns % self.hidden:
             raise NotDivisibleError(f"{what} with {columns} columns")
@@ -292,8 +293,7 @@ def divide(step: Callable[..., Any], params: Any, carry: Any, x: Any, *, inline:
         return [*jax.tree.leaves(end), *jax.tree.leaves(y)]
 
     shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
-    closed = jax.make_jaxpr(flat)(*shapes)
-    closed = jax.make_jaxpr(lambda *arguments: evaluate(closed, arguments))(*shapes)
+    closed = flattened(flat, shapes)
     if any(isinstance(const, jax.core.Tracer) for const in closed.consts):
         raise NotDivisibleError("the step uses an array of a transformation around it, which is none of its parameters")
     n_params, n_carry = len(jax.tree.leaves(params)), len(jax.tree.leaves(carry))

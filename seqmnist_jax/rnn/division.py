@@ -161,7 +161,8 @@ class Division:
                 return v.val
             for place in itertools.product((block.number, None, 0), (kind, "x")):
                 if (Block(v, place[0]), None, place[1]) in given:
-                    return given[Block(v, place[0]), None, place[1]]
+                    number = given[Block(v, place[0]), None, place[1]]
+                    return number != 0 if v.aval.dtype == jnp.bool_ else number
             raise AssertionError(block)
 
         def value(block: Block) -> Any:
@@ -318,7 +319,7 @@ class Division:
 
     def _cut(self, array: Array, number: int | None, rows: Any) -> Array:
         """A block of a value, [rows, hidden]."""
-        array = array.reshape(1, -1) if array.ndim < 2 else array
+        array = array.reshape(1, -1).astype(self.dtype) if array.ndim < 2 else array.astype(self.dtype)
         if number is not None:
             array = array[:, number * self.hidden : (number + 1) * self.hidden]
         return jnp.broadcast_to(array, (rows, self.hidden))

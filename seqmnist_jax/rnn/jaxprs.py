@@ -95,6 +95,13 @@ def evaluate(closed: Any, arguments: Sequence[Any], *, custom: bool = False) -> 
     return [read(v) for v in closed.jaxpr.outvars]
 
 
+def flattened(function: Callable[..., Any], shapes: Sequence[Any], *, custom: bool = False) -> Any:
+    """The jaxpr of a function, its calls laid flat as by `evaluate`; the same in whatever mesh is set."""
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+        closed = jax.make_jaxpr(function)(*shapes)
+        return jax.make_jaxpr(lambda *arguments: evaluate(closed, arguments, custom=custom))(*shapes)
+
+
 def is_plain(equation: Any) -> bool:
     """Whether a product is [rows, n] times a matrix, as it stands or transposed."""
     (left, right), batch = equation.params["dimension_numbers"]

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from seqmnist_jax.rnn import cells, checks, recurrence
 from seqmnist_jax.rnn.checks import choice, flag
 from seqmnist_jax.rnn.eager import compiled
+from seqmnist_jax.rnn.gaps import pressed, spread, with_resets
 from seqmnist_jax.rnn.recurrence import Given, Options
 from seqmnist_jax.rnn.scan import loop, without_padding
 
@@ -47,19 +48,31 @@ def check_dtypes(precision: str, backend: str, dtype: Any) -> None:
 
 
 def _run(
-    step: Any, params: Any, x: Array, carry: Any, lengths: Any, cell: str, backend: str, options: Options
+    step: Any,
+    params: Any,
+    x: Array,
+    carry: Any,
+    lengths: Any,
+    mask: Any,
+    resets: Any,
+    cell: str,
+    backend: str,
+    options: Options,
+    zero: bool,
 ) -> tuple[Any, Array]:
+    x, lengths, anew = pressed(x, lengths, mask, resets and resets[0])
+    resets = resets and (anew, resets[1])
     x, lengths = without_padding(x, lengths)
-    given = Given(params, x, carry, lengths)
-    outputs: Array | None
+    step, both, columns = with_resets(step, params, x, resets)
+    given = Given(both, columns, carry, lengths)
     found, call, _ = recurrence.choose(step, options, given, backend, jax.default_backend())
     if found == "scan":
-        inputs = cells.inputs(params, x, options.precision)
         step = functools.partial(_KINDS[cell].recurrence, precision=options.precision)
-        end, outputs = loop(step, params, inputs, carry, lengths, options.reverse, options.outputs == "all")
+        step, both, columns = with_resets(step, params, cells.inputs(params, x, options.precision), resets)
+        end, outputs = loop(step, both, columns, carry, lengths, options.reverse, options.outputs == "all")
     else:
         end, outputs = recurrence.run(call, given)
-    return end, jax.tree.leaves(end)[-1] if outputs is None else outputs
+    return end, jax.tree.leaves(end)[-1] if outputs is None else spread(outputs, mask, options.reverse, zero)
 
 
 def _checked(
@@ -78,16 +91,32 @@ def _checked(
 
 
 def _layer(
-    cell: str, params: Any, x: Any, carry: Any, lengths: Any, reverse: Any, sequences: Any, precision: Any, backend: Any
+    cell: str,
+    params: Any,
+    x: Any,
+    carry: Any,
+    lengths: Any,
+    mask: Any,
+    resets: Any,
+    reverse: Any,
+    sequences: Any,
+    zero: Any,
+    precision: Any,
+    backend: Any,
 ) -> tuple[Any, Array]:
     """Checks everything, brings it to one dtype and runs it."""
     backend, precision = choice("backend", backend, BACKENDS), choice("precision", precision, PRECISIONS)
     outputs = "all" if flag("return_sequences", sequences) else "none"
     options = Options(outputs, flag("reverse", reverse), precision)
-    x, lengths = checks.check_inputs(x, lengths)
+    zero = flag("zero_output_for_mask", zero)
+    mask, resets = checks.check_marks(x, lengths, mask, resets)
+    x, lengths = checks.check_inputs(x, lengths, mask)
+    is_given = carry is not None
     params, carry, dtype = _checked(cell, params, x, carry, precision, backend)
     params, x, carry = jax.tree.map(lambda array: jnp.asarray(array, dtype), (params, x, carry))
-    return compiled(_run, _KINDS[cell].step, (params, x, carry, lengths), (cell, backend, options))
+    anew = None if resets is None else (resets, carry if is_given else None)
+    arguments = params, x, carry, lengths, mask, anew
+    return compiled(_run, _KINDS[cell].step, arguments, (cell, backend, options, zero))
 
 
 def lstm(
@@ -96,8 +125,11 @@ def lstm(
     carry: cells.LSTMCarry | None = None,
     *,
     lengths: Array | None = None,
+    mask: Array | None = None,
+    resets: Array | None = None,
     reverse: bool = False,
     return_sequences: bool = True,
+    zero_output_for_mask: bool = False,
     precision: str = "float32",
     backend: str = "auto",
 ) -> tuple[cells.LSTMCarry, Array]:
@@ -111,8 +143,9 @@ def lstm(
       params: as `init_lstm` makes them.
       x: [batch, time, features].
       carry: (c, h), each [batch, hidden]; zeros where None.
-      lengths, reverse, return_sequences: as in `scan`; with ``return_sequences=False``
-        an empty sequence's output is its initial h.
+      lengths, mask, resets, reverse, return_sequences, zero_output_for_mask: as in `scan`; with
+        ``return_sequences=False`` an empty sequence's output is its initial h. Where there is no carry, the state
+        starts anew from zero.
       precision: how exact products are, as in `cells`: 'float32', 'tensorfloat32' or 'bfloat16'.
       backend: 'scan' is the reference, a plain `jax.lax.scan`; 'fused' the same with a backward of its own, made of
         the step; 'native' the kernel of the process's device, for float32 arrays: in C++ on CPUs, in CUDA on NVIDIA
@@ -129,7 +162,8 @@ def lstm(
       ValueError: an argument's shape, dtype or value does not fit the others or is unknown; where
         values are known (not under `jit` or `grad`), also lengths outside [0, time], or a NaN in x.
     """
-    return _layer("lstm", params, x, carry, lengths, reverse, return_sequences, precision, backend)
+    steps = lengths, mask, resets, reverse, return_sequences, zero_output_for_mask
+    return _layer("lstm", params, x, carry, *steps, precision, backend)
 
 
 def gru(
@@ -138,8 +172,11 @@ def gru(
     carry: Array | None = None,
     *,
     lengths: Array | None = None,
+    mask: Array | None = None,
+    resets: Array | None = None,
     reverse: bool = False,
     return_sequences: bool = True,
+    zero_output_for_mask: bool = False,
     precision: str = "float32",
     backend: str = "auto",
     reset_after: bool = True,
@@ -150,7 +187,7 @@ def gru(
       params: as `init_gru` makes them.
       x: [batch, time, features].
       carry: h [batch, hidden]; zeros where None.
-      lengths, reverse, return_sequences, precision, backend: as in `lstm`.
+      lengths, mask, resets, reverse, return_sequences, zero_output_for_mask, precision, backend: as in `lstm`.
       reset_after: the reset gate acts after the product with h, as in cuDNN and PyTorch; False:
         before it, as in Cho et al. 2014 (params then have no recurrent_bias).
 
@@ -161,7 +198,8 @@ def gru(
       ValueError: as in `lstm`.
     """
     cell = "gru" if flag("reset_after", reset_after) else "gru_reset_before"
-    return _layer(cell, params, x, carry, lengths, reverse, return_sequences, precision, backend)
+    steps = lengths, mask, resets, reverse, return_sequences, zero_output_for_mask
+    return _layer(cell, params, x, carry, *steps, precision, backend)
 
 
 class Explanation(NamedTuple):
@@ -217,7 +255,7 @@ def explain(
         return Explanation(found, why, recurrence.kept_bytes(call, given))
 
     def run(given: Given) -> Any:
-        return _run(call.step, *given, cell, found, options)
+        return _run(call.step, *given, None, None, cell, found, options, False)
 
     kept = jax.tree.leaves(jax.eval_shape(lambda given: jax.vjp(run, given)[1], given))
     # Parameters and x are there anyway.

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from seqmnist_jax.rnn import cells, checks, initializers, layers
 from seqmnist_jax.rnn.eager import compiled
+from seqmnist_jax.rnn.gaps import pressed, spread
 from seqmnist_jax.rnn.scan import running_tm, without_padding
 
 Array = jax.Array
@@ -96,15 +97,23 @@ def _run(
     x: Array,
     carry: Array,
     lengths: Array | None,
+    mask: Array | None,
+    resets: Any,
     reverse: bool,
     return_sequences: bool,
+    zero: bool,
     precision: str,
 ) -> tuple[Array, Array]:
     if x.shape[1] == 0:
         return carry, jnp.zeros((x.shape[0], 0, carry.shape[1]), carry.dtype) if return_sequences else carry
+    x, lengths, anew = pressed(x, lengths, mask, resets and resets[0])
     x, lengths = without_padding(x, lengths)
     z, n = _gates(params, jnp.swapaxes(x, 0, 1), precision)
     a, b = z, (1.0 - z) * n
+    if resets is not None:
+        anew_tm, start = anew.T[:, :, None], resets[1]
+        b = b if start is None else jnp.where(anew_tm, b + a * start, b)
+        a = jnp.where(anew_tm, 0.0, a)
     running = running_tm(x, lengths)
     if running is not None:
         # A sequence that has ended keeps its state and adds nothing to it.
@@ -116,7 +125,8 @@ def _run(
     end = h[last]
     if not return_sequences:
         return end, end
-    return end, jnp.swapaxes(h if running is None else jnp.where(running, h, 0.0), 0, 1)
+    outputs = jnp.swapaxes(h if running is None else jnp.where(running, h, 0.0), 0, 1)
+    return end, spread(outputs, mask, reverse, zero)
 
 
 def min_gru(
@@ -125,8 +135,11 @@ def min_gru(
     carry: Array | None = None,
     *,
     lengths: Array | None = None,
+    mask: Array | None = None,
+    resets: Array | None = None,
     reverse: bool = False,
     return_sequences: bool = True,
+    zero_output_for_mask: bool = False,
     precision: str = "float32",
     backend: str = "auto",
 ) -> tuple[Array, Array]:
@@ -140,7 +153,7 @@ def min_gru(
       params: as `init_min_gru` makes them.
       x: [batch, time, features].
       carry: h [batch, hidden]; zeros where None.
-      lengths, reverse, return_sequences, precision: as in `lstm`.
+      lengths, mask, resets, reverse, return_sequences, zero_output_for_mask, precision: as in `lstm`.
       backend: 'auto'; there is one implementation.
 
     Returns:
@@ -152,11 +165,16 @@ def min_gru(
     checks.choice("backend", backend, ("auto",))
     precision = checks.choice("precision", precision, layers.PRECISIONS)
     reverse, return_sequences = checks.flag("reverse", reverse), checks.flag("return_sequences", return_sequences)
-    x, lengths = checks.check_inputs(x, lengths)
+    zero = checks.flag("zero_output_for_mask", zero_output_for_mask)
+    mask, resets = checks.check_marks(x, lengths, mask, resets)
+    x, lengths = checks.check_inputs(x, lengths, mask)
+    is_given = carry is not None
     params, hidden = checks.check_params(params, ("kernel", "bias"), GATES, x)
     dtype = checks.common_dtype(params, x)
     carry = checks.check_carry(carry, 1, (x.shape[0], hidden), dtype)
     dtype = jnp.result_type(dtype, carry)
     layers.check_dtypes(precision, backend, dtype)
     params, x, carry = jax.tree.map(lambda array: jnp.asarray(array, dtype), (params, x, carry))
-    return compiled(_run, min_gru_step, (params, x, carry, lengths), (reverse, return_sequences, precision))
+    anew = None if resets is None else (resets, carry if is_given else None)
+    arguments = params, x, carry, lengths, mask, anew
+    return compiled(_run, min_gru_step, arguments, (reverse, return_sequences, zero, precision))

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from seqmnist_jax.rnn.cells import narrowed, widened
-from seqmnist_jax.rnn.checks import check_inputs, flag, whole
+from seqmnist_jax.rnn.checks import check_inputs, check_marks, flag, whole
 from seqmnist_jax.rnn.eager import compiled
+from seqmnist_jax.rnn.gaps import pressed, spread
 from seqmnist_jax.rnn.scan import clamped, where_running
 
 Array = jax.Array
@@ -26,7 +27,7 @@ def remat(layer: Callable[..., tuple[Any, Any]], steps: int) -> Callable[..., tu
       steps: in a segment; the square root of the sequence's length saves most.
 
     Returns:
-      A function with the layer's arguments and results.
+      A function with the layer's arguments and results, but without `resets`.
 
     Raises:
       ValueError: steps is below 1.
@@ -40,15 +41,40 @@ def remat(layer: Callable[..., tuple[Any, Any]], steps: int) -> Callable[..., tu
         carry: Any = None,
         *,
         lengths: Any = None,
+        mask: Any = None,
+        resets: Any = None,
         reverse: bool = False,
         return_sequences: bool = True,
+        zero_output_for_mask: bool = False,
         **options: Any,
     ) -> tuple[Any, Any]:
-        x, lengths = check_inputs(x, lengths)
-        static = steps, flag("reverse", reverse), flag("return_sequences", return_sequences)
-        return compiled(in_segments, layer, (params, x, carry, lengths, options), static)
+        if resets is not None:
+            raise ValueError("resets are given, but a segment does not know the first carry; expected none under remat")
+        mask, _ = check_marks(x, lengths, mask, None)
+        x, lengths = check_inputs(x, lengths, mask)
+        flags = flag("reverse", reverse), flag("return_sequences", return_sequences)
+        zero = flag("zero_output_for_mask", zero_output_for_mask)
+        return compiled(_run, layer, (params, x, carry, lengths, mask, options), (steps, *flags, zero))
 
     return run
+
+
+def _run(
+    layer: Any,
+    params: Any,
+    x: Array,
+    carry: Any,
+    lengths: Any,
+    mask: Any,
+    options: Any,
+    steps: int,
+    reverse: bool,
+    all_steps: bool,
+    zero: bool,
+) -> tuple[Any, Any]:
+    x, lengths, _ = pressed(x, lengths, mask, None)
+    end, outputs = in_segments(layer, params, x, carry, lengths, options, steps, reverse, all_steps)
+    return end, spread(outputs, mask if all_steps else None, reverse, zero)
 
 
 def in_segments(

@@ -10,8 +10,9 @@ import numpy as np
 from seqmnist_jax.rnn.any_cell import scan
 from seqmnist_jax.rnn.cell import Cell, at_precision, hidden_size, zeros
 from seqmnist_jax.rnn.cells import PRECISIONS
-from seqmnist_jax.rnn.checks import as_array, check_inputs, choice, flag, is_known, is_real, whole
+from seqmnist_jax.rnn.checks import as_array, check_inputs, check_marks, choice, flag, is_known, is_real, whole
 from seqmnist_jax.rnn.eager import compiled
+from seqmnist_jax.rnn.gaps import pressed, spread
 from seqmnist_jax.rnn.remat import remat
 
 Array = jax.Array
@@ -147,9 +148,12 @@ def stack(
     x: Array,
     *,
     lengths: Array | None = None,
+    mask: Array | None = None,
+    resets: Array | None = None,
     masks: dict[str, dict[str, Masks]] | None = None,
     engine: Engine = Engine(),  # noqa: B008  (a tuple: nobody can change it)
     return_sequences: bool = False,
+    zero_output_for_mask: bool = False,
 ) -> Array:
     """Layers one above the other, each reading the outputs of the one below.
 
@@ -158,7 +162,9 @@ def stack(
       params: as `init_stack` makes them: ``params['layer_0']['forward']`` and so on; a layer
         with 'backward' too reads both ways and hands on both outputs side by side.
       x: [batch, time, features].
-      lengths: as in `scan`.
+      lengths, mask, zero_output_for_mask: as in `scan`.
+      resets: as in `scan`, the first steps of sequences that follow one another; the backward direction starts anew at
+        the steps before them. Not with the engine's `remat`.
       masks: dropout masks by layer and direction; None for none.
       engine: how the layers run.
       return_sequences: give all steps' outputs, or only each direction's last.
@@ -175,14 +181,32 @@ def stack(
         whole("remat", engine.remat, 0),
         whole("unroll", engine.unroll, 1),
     )
-    x, lengths = check_inputs(x, lengths)
-    options = cell, engine, flag("return_sequences", return_sequences)
-    return compiled(_stack, cell.layer, (params, x, lengths, masks), options)
+    mask, resets = check_marks(x, lengths, mask, resets)
+    x, lengths = check_inputs(x, lengths, mask)
+    flags = flag("return_sequences", return_sequences), flag("zero_output_for_mask", zero_output_for_mask)
+    return compiled(_stack, cell.layer, (params, x, lengths, mask, resets, masks), (cell, engine, *flags))
 
 
 def _stack(
-    _: Any, params: Any, x: Array, lengths: Any, masks: Any, cell: Cell, engine: Engine, return_sequences: bool
+    _: Any,
+    params: Any,
+    x: Array,
+    lengths: Any,
+    mask: Any,
+    resets: Any,
+    masks: Any,
+    cell: Cell,
+    engine: Engine,
+    return_sequences: bool,
+    zero: bool,
 ) -> Array:
+    x, lengths, resets = pressed(x, lengths, mask, resets)
+    anew: dict[str, dict[str, Any]] = {direction: {} for direction in DIRECTIONS}
+    if resets is not None:
+        anew = {
+            "forward": {"resets": resets},
+            "backward": {"resets": jnp.roll(resets, -1, axis=1).at[:, -1].set(False)},
+        }
     for index in range(len(params)):
         name = f"layer_{index}"
         outputs = [
@@ -195,10 +219,14 @@ def _stack(
                 lengths=lengths,
                 reverse=direction == "backward",
                 return_sequences=return_sequences or index < len(params) - 1,
+                **anew[direction],
             )
             for direction in DIRECTIONS
             if direction in params[name]
         ]
+        if return_sequences and index == len(params) - 1:
+            ways = [direction == "backward" for direction in DIRECTIONS if direction in params[name]]
+            outputs = [spread(y, mask, reverse, zero) for y, reverse in zip(outputs, ways, strict=True)]
         x = jnp.concatenate(outputs, axis=-1)
     return x
 

@@ -17,7 +17,7 @@ import numpy as np
 from jax.extend import core as jex
 
 from seqmnist_jax.rnn.division import Division
-from seqmnist_jax.rnn.jaxprs import KEPT, NotDivisibleError, alive, evaluate
+from seqmnist_jax.rnn.jaxprs import KEPT, NotDivisibleError, alive, flattened
 
 # In C, of arguments {0}, {1}, ...; what is no operator is a function that each kernel's header has.
 OPERATIONS = {
@@ -124,11 +124,8 @@ def _literal(value: Any) -> str:
 
 
 def _trace(function: Callable[..., Any], count: int, dtype: Any) -> Any:
-    """The jaxpr of a function of so many scalars, its calls laid flat, the same in whatever mesh is set."""
-    scalars = [jax.ShapeDtypeStruct((), dtype)] * count
-    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
-        closed = jax.make_jaxpr(function)(*scalars)
-        return jax.make_jaxpr(lambda *given: evaluate(closed, given, custom=True))(*scalars)
+    """The jaxpr of a function of so many scalars, its calls laid flat."""
+    return flattened(function, [jax.ShapeDtypeStruct((), dtype)] * count, custom=True)
 
 
 def _statements(

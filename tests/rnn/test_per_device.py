@@ -32,6 +32,8 @@ ways = {
     "gru scan": (functools.partial(rnn.gru, backend="scan"), gru),
     "gru native": (functools.partial(rnn.gru, backend="native"), gru),
     "lstm fused": (functools.partial(rnn.lstm, backend="fused", reverse=True), lstm),
+    "marks": (lambda p, x, carry=None, lengths=None: rnn.gru(
+        p, x, carry, mask=jnp.arange(5) != lengths[:, None], resets=x[:, :, 0] > 0, backend="fused"), gru),
     "min_gru": (rnn.min_gru, rnn.init_min_gru(jax.random.key(0), 3, 8)),
     "scan": (lambda p, x, carry=None, lengths=None: rnn.scan(
         rnn.gru_step, p, x, jnp.zeros((4, 8)) if carry is None else carry, lengths=lengths, backend="fused"), gru),
@@ -42,7 +44,7 @@ data = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,))
 one = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Explicit,), devices=devices[:1])
 pair = jax.make_mesh((2, 1), ("data", "model"), axis_types=(AxisType.Explicit, AxisType.Explicit))
 cases = {name: (name, data, "data", None) for name in ways} | {
-    "a carry": ("gru native", data, "data", P()),
+    "a carry": ("marks", data, "data", P()),
     "a sharded carry alone": ("gru native", data, None, P("data")),
     "nothing sharded": ("lstm fused", data, None, None),
     "one device": ("gru native", one, "data", None),
@@ -103,7 +105,7 @@ def test_values_gradients_and_where_outputs_stand(results):
         assert error < 1e-5, name
         specs, axes = standing
         assert specs == [axes], name
-    assert len(results) == 14
+    assert len(results) == 15
 
 
 def test_other_divisions_are_refused(results):
