@@ -68,7 +68,7 @@ def check_inputs(x: Any, lengths: Any, mask: Any = None) -> tuple[Any, Any]:
     """
     x = as_array("x", x)
     check_x(x)
-    read = np.ones(x.shape[:2], bool)
+    read: Any = True
     if lengths is not None:
         lengths = as_array("lengths", lengths)
         if lengths.shape != x.shape[:1]:
