@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from seqmnist_jax.rnn import any_cell, cells, layers
+from seqmnist_jax.rnn import any_cell, cells, layers, recurrence
 from seqmnist_jax.rnn.checks import as_array, check_x, choice
 from seqmnist_jax.rnn.min_gru import init_min_gru, min_gru, min_gru_step
+from seqmnist_jax.rnn.recurrence import Given, Options
 
 Array = jax.Array
 
@@ -86,8 +87,10 @@ def cell(
     def run_by(params: Any, x: Any, carry: Any, backend: str, precision: str) -> Callable[..., Any]:
         """The step: with a precision of its own where `lax.scan` runs it, since all else rounds what it multiplies."""
         plain = at_precision(step, "float32")
-        told = any_cell.explain_step(plain, params, x, carry, precision=precision, backend=backend)
-        return at_precision(step, precision) if told.startswith("scan:") else plain
+        options, given = Options("all", False, precision), Given(params, x, carry, None)
+        choice("backend", backend, any_cell.BACKENDS)
+        found, _, _ = recurrence.choose(plain, options, given, backend, jax.default_backend())
+        return at_precision(step, precision) if found == "scan" else plain
 
     def explain(params: Any, x: Any, *, backend: str, precision: str) -> str:
         carry = jax.eval_shape(functools.partial(zeros, made), params, x)
