@@ -113,8 +113,8 @@ def _run(
     backend = "scan" if unroll > 1 else backend
     given = Given(params, x, carry, lengths)
     found, call, _ = recurrence.choose(step, options, given, backend, jax.default_backend())
+    x, lengths = with_frames_of_its_own(x, lengths, reverse)
     if found != "scan":
-        x, lengths = with_frames_of_its_own(x, lengths, reverse)
         params, x, carry = jax.tree.map(jnp.asarray, (where_some_run(params, lengths), x, carry))
         end, outputs = recurrence.run(call, Given(params, x, carry, lengths))
         return end, spread(outputs, mask if return_sequences else None, reverse, zero)

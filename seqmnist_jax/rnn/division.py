@@ -276,6 +276,13 @@ class Division:
             array = jnp.asarray(_read(values, v))
             return array[:1] if array.ndim == 2 else array
 
+        def part(e: Any, v: Any) -> Array:
+            """An argument of an element-wise equation: a parameter's row scales the matrix too, but is added once."""
+            if not isinstance(v, jex.Literal) and v in linear:
+                return linear[v]
+            whole = jnp.broadcast_to(row(v), (1 + features, _shape(e)[1]))
+            return whole if e.primitive.name in ("mul", "div") else whole.at[1:].set(0)
+
         for e in self.equations:
             if any(self.kinds[v] != "X" for v in e.outvars):
                 continue
@@ -294,16 +301,7 @@ class Division:
             elif name in SAME:
                 made = [linear[e.invars[0]]]
             else:
-                scales = name in ("mul", "div")
-                given = [linear[v] if not isinstance(v, jex.Literal) and v in linear else row(v) for v in e.invars]
-                shape = (1 + features, e.outvars[0].aval.shape[1])
-                whole = [jnp.broadcast_to(array, shape) for array in given]
-                if not scales:  # A row that is added is added once.
-                    whole = [
-                        array if given_.shape == shape else array.at[1:].set(0)
-                        for array, given_ in zip(whole, given, strict=True)
-                    ]
-                made = [e.primitive.bind(*whole, **e.params)]
+                made = [e.primitive.bind(*(part(e, v) for v in e.invars), **e.params)]
             linear |= dict(zip(e.outvars, made, strict=True))
         blocks = [self._cut(linear[r.block.var], r.block.number, 1 + features) for r in self.raws if r.kind == "x"]
         return self._hoisted(values, [block[:1] for block in blocks], jnp.stack([b[1:] for b in blocks], axis=1))

@@ -21,6 +21,7 @@ from seqmnist_jax.rnn.jaxprs import NotDivisibleError
 from seqmnist_jax.rnn.native import cpu, gpu
 from seqmnist_jax.rnn.remat import in_segments
 from seqmnist_jax.rnn.scan import Step, loop
+from seqmnist_jax.rnn.scan import run as by_scan
 from seqmnist_jax.rnn.stages import Operands, Options, Stages
 
 Array = jax.Array
@@ -181,15 +182,9 @@ def _carry(division: Division, blocks: Array, like: Any) -> Any:
 def plain(call: Call, given: Given) -> tuple[Any, Array | None]:
     """The same by `lax.scan`, differentiable as JAX has it."""
     options, (params, x, carry, lengths) = call.options, given
-    if options.outputs != "last":
-        return loop(call.step, params, x, carry, lengths, options.reverse, options.outputs == "all")
-    shape = jax.eval_shape(call.step, params, carry, x[:, 0])[1]
-
-    def remember(params: Any, last: Any, x_t: Array) -> Any:
-        return call.step(params, last[0], x_t), None
-
-    nothing = jnp.zeros(shape.shape, shape.dtype)
-    return loop(remember, params, x, (carry, nothing), lengths, options.reverse, False)[0]
+    if options.outputs == "none":
+        return loop(call.step, params, x, carry, lengths, options.reverse, False)
+    return by_scan(call.step, params, x, carry, lengths, options.reverse, options.outputs == "all", 1)
 
 
 def _kernel_forward(call: Call, save: bool, inline: bool, given: Given) -> Any:

@@ -117,8 +117,7 @@ def loop(
 def run(
     step: Any, params: Any, x: Array, carry: Any, lengths: Any, reverse: bool, return_sequences: bool, unroll: int
 ) -> tuple[Any, Any]:
-    """`loop` as `rnn.scan` has it: all outputs, or those of each sequence's last step."""
-    x, lengths = with_frames_of_its_own(x, lengths, reverse)
+    """`loop` with all outputs, or with those of each sequence's last step."""
     if return_sequences:
         return loop(step, params, x, carry, lengths, reverse, True, unroll)
 
