@@ -161,3 +161,34 @@ def test_hyperparameters_may_be_traced():
     for i in range(2):
         alone = update(hyper.replace(learning_rate=swept.learning_rate[i], clip_norm=swept.clip_norm[i]))
         jax.tree.map(lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-5), together, alone)
+
+
+def test_recurrent_parameters_have_a_rate_of_their_own_and_no_decay():
+    config = default.get_config()
+    config.model.cell = "exp_rnn"
+    config.optimizer.name = "adamw"
+    config.optimizer.clip.mask = "none"
+    config.optimizer.learning_rate, config.optimizer.weight_decay = 0.5, 0.1
+    params = {"rnn": {"layer_0": {"forward": {"kernel": jnp.ones((2, 2)), "skew": jnp.ones(3)}}}, "skew": jnp.ones(3)}
+    gradients = jax.tree.map(jnp.ones_like, params)
+    found = {}
+    for rate in (1.0, 0.25):
+        config.optimizer.recurrent_rate = rate
+        optimizer = build_optimizer(config)(build_hyperparameters(config))
+        found[rate], _ = optimizer.update(gradients, optimizer.init(params), params)
+    whole, slow = (found[rate]["rnn"]["layer_0"]["forward"] for rate in (1.0, 0.25))
+    np.testing.assert_allclose(whole["kernel"], -0.5 * (1 + 0.1), rtol=1e-5)
+    np.testing.assert_allclose(whole["skew"], -0.5, rtol=1e-5)
+    same(slow["skew"], 0.25 * whole["skew"])
+    same(slow["kernel"], whole["kernel"])
+    same(found[1.0]["skew"], found[0.25]["skew"])
+
+
+def test_a_recurrent_matrix_does_not_decay():
+    config = default.get_config()
+    config.model.cell, config.optimizer.name = "lru", "adamw"
+    optimizer = build_optimizer(config)(build_hyperparameters(config))
+    params = {"rnn": {"nu": jnp.ones((2, 2)), "kernel": jnp.ones((2, 2))}}
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    assert not np.any(updates["rnn"]["nu"])
+    assert np.all(updates["rnn"]["kernel"] < 0)

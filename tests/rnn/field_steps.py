@@ -111,3 +111,10 @@ def s5(p, carry, x):
     poles, dt = -np.exp(p["decay"]) + 1j * p["omega"], np.exp(p["dt"])
     s = np.exp(poles * dt) * (carry[0] + 1j * carry[1]) + (np.exp(poles * dt) - 1) / poles * (x @ b)
     return (s.real, s.imag), 2 * (s @ c).real + x @ p["skip_kernel"]
+
+
+def diagonal(p, carry, x):
+    b, c = _complex(p)
+    poles = np.exp(-np.exp(p["nu"]) + 1j * p["theta"])
+    s = poles * (carry[0] + 1j * carry[1]) + np.sqrt(1 - abs(poles) ** 2) * (x @ b)
+    return (s.real, s.imag), (s @ c).real

@@ -13,6 +13,7 @@ from seqmnist_jax.models import CELLS
 from seqmnist_jax.models.cells.exp_rnn import orthogonal
 from seqmnist_jax.models.cells.registry import known_options, with_options
 from seqmnist_jax.rnn import recurrence
+from seqmnist_jax.rnn.cell import first_carry
 from seqmnist_jax.rnn.stages import Options
 
 NAMES = [name for name in CELLS if hasattr(field_steps, name)]
@@ -27,7 +28,7 @@ def draw(name, seed=0):
     rng = np.random.default_rng(seed)
     params = {k: np.asarray(v, np.float64) for k, v in init[name](FEATURES, HIDDEN).items()}
     params = {k: v + 0.3 * rng.standard_normal(v.shape) for k, v in params.items()}
-    parts = len(jax.tree.leaves(CELLS[name].cell.zero_carry(jnp.zeros(1))))
+    parts = len(jax.tree.leaves(first_carry(CELLS[name].cell, params, jnp.zeros((1, 1)))))
     carry = tuple(0.5 * rng.standard_normal((BATCH, HIDDEN)) for _ in range(parts))
     return params, rng.standard_normal((BATCH, TIME, FEATURES)), carry[0] if parts == 1 else carry
 
@@ -103,7 +104,7 @@ def test_kernels_are_made_of_all_of_them():
     for name in NAMES:
         cell = CELLS[name].cell
         params = init[name](FEATURES, HIDDEN)
-        carry = cell.zero_carry(jnp.zeros((BATCH, HIDDEN)))
+        carry = first_carry(cell, params, jnp.zeros((BATCH, HIDDEN)))
         call = recurrence.Call(cell.step, Options("all", False, "float32"), "cpu")
         assert recurrence.stages_of(call, params, jnp.zeros((BATCH, TIME, FEATURES)), carry).division is not None
 
@@ -228,3 +229,33 @@ def test_numbers_are_found_and_taken():
     assert other is with_options(CELLS["lem"].cell, (("dt", 0.5),))
     ring = with_options(CELLS["lru"].cell, (("r_min", 0.9),))
     assert np.exp(-np.exp(ring.init(jax.random.key(0), 1, 64)["nu"])).min() >= 0.9 - 1e-6
+
+
+def test_the_diagonal_s_phases_and_time_constants():
+    params = init["diagonal"](1, 4, sequence_length=49, states=800, shortest=0.5, longest=3.0)
+    np.testing.assert_allclose(params["theta"], 2 * np.pi * (np.arange(800) + 0.5) / 49, rtol=1e-6)
+    counts, _ = np.histogram(-np.asarray(params["nu"]), bins=10, range=(np.log(24.5), np.log(147)))
+    assert counts.sum() == 800
+    assert np.abs(counts - 80).max() < 45
+    assert params["output_kernel"].shape == (1600, 4)
+    with pytest.raises(ValueError, match=r"shortest, longest, states are 2\.0, 1\.0, 0; expected"):
+        init["diagonal"](1, 4, shortest=2.0, longest=1.0)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(("features", "states"), [(1, 5), (3, 0)])
+def test_the_diagonal_s_last_state_by_powers_is_that_of_the_loop(reverse, features, states):
+    cell = CELLS["diagonal"].cell
+    params = cell.init(jax.random.key(0), features, 4, 40, states)
+    x = jax.random.normal(jax.random.key(1), (3, 40, features))
+    with jax.enable_x64(True):
+        params, x = jax.tree.map(lambda a: np.asarray(a, np.float64), (params, x))
+
+        def run(params, x, backend):
+            found = cell.layer(params, x, return_sequences=False, reverse=reverse, backend=backend)
+            return loss(found), found
+
+        by = {b: jax.grad(run, (0, 1), has_aux=True)(params, x, b) for b in ("auto", "scan", "fused")}
+        for backend in ("scan", "fused"):
+            for got, wanted in zip(jax.tree.leaves(by["auto"]), jax.tree.leaves(by[backend]), strict=True):
+                np.testing.assert_allclose(got, wanted, rtol=1e-9, atol=1e-10)
