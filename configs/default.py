@@ -70,6 +70,8 @@ def get_config() -> ml_collections.ConfigDict:
     model.stages = ""
     # Of 'deep': so many steps of a stage, side by side and projected, make one of the next.
     model.shorten = 4
+    # Of 'rnn': 0, or the order of a Legendre memory of the whole sequence (LMU) that the layers read beside each value.
+    model.memory = 0
     # What is read of the recurrent layers: the 'last' output, or the 'mean' of all.
     model.reading = "last"
     # Hidden layers between that and the logits: layer norm, GELU, dropout (output_keep) before a dense layer each.

@@ -19,7 +19,7 @@ rnn        checks initializers cells per_device eager scan gaps remat jaxprs div
            recurrence any_cell layers min_gru cell stack weights convert
 data       idx cache embedded registry sources references protocols views batches task
 devices    trees mesh memory processes profiling
-models     reading own_cell cells head classifier deep tcn build
+models     reading own_cell cells head legendre classifier deep tcn build
 workdir    files caveats lock provenance config checkpoints graph pictures metrics tensorboard recorder
 training   signals scores optimizers state step run clock programs records replicas start finish train jobs sweep
 analysis   recorded trained evaluate rerun compare table results_page export report

@@ -1,15 +1,18 @@
 """Deep stacks, MLPs and what is read of a sequence, against NumPy and in runs."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import special
+from scipy import linalg, special
 
 from seqmnist_jax import load
 from seqmnist_jax.errors import UsageError
 from seqmnist_jax.models.build import build_model
 from seqmnist_jax.models.head import drop_units, read_out
+from seqmnist_jax.models.legendre import with_memory
 from seqmnist_jax.training.replicas import QUIET
 from seqmnist_jax.training.run import build_run
 from seqmnist_jax.training.state import restore_state
@@ -89,7 +92,7 @@ def test_a_step_depends_on_no_later_one(changes):
 
 
 @pytest.mark.parametrize("reading", ["last", "mean"])
-@pytest.mark.parametrize("make", [deep, made])
+@pytest.mark.parametrize("make", [deep, made, functools.partial(made, **{"model.memory": 5, "model.cell": "gru"})])
 def test_ragged_sequences_read_as_whole_ones_up_to_their_end(make, reading):
     model, variables, x = make(**{"model.reading": reading})
     lengths = jnp.array([16, 9, 0])
@@ -167,6 +170,28 @@ def test_hidden_layers_stand_behind_a_recurrence():
     y = np.float64(sown["intermediates"]["features"][0])
     y = gelu(normed(p["head"]["norm_1"], dense(p["head"]["dense_0"], gelu(normed(p["head"]["norm_0"], y)))))
     np.testing.assert_allclose(model.apply(variables, x), dense(p["dense"], y), atol=2e-5)
+
+
+def test_the_legendre_memory_is_its_equations():
+    order, x = 6, np.random.default_rng(0).standard_normal((2, 11, 2))
+    a = [[(2 * i + 1) / 11 * (-1 if i < j else (-1) ** (i - j + 1)) for j in range(order)] for i in range(order)]
+    b = np.array([(2 * i + 1) * (-1.0) ** i / 11 for i in range(order)])
+    step = linalg.expm(np.array(a))
+    held = np.linalg.solve(a, (step - np.eye(order)) @ b)
+    memory, wanted = np.zeros((2, 2, order)), []
+    for t in range(11):
+        memory = memory @ step.T + x[:, t, :, None] * held
+        wanted.append(np.concatenate([x[:, t], memory.reshape(2, -1)], axis=-1))
+    np.testing.assert_allclose(with_memory(jnp.float32(x), order), np.stack(wanted, axis=1), atol=1e-5)
+
+
+def test_a_legendre_memory_holds_what_was_read():
+    """Its polynomials, added up, are the sequence again where that is smooth (the newest step at 0)."""
+    x = np.sin(np.linspace(0, 9, 784))
+    memory = np.asarray(with_memory(jnp.float32(x[None, :, None]), 24))[0, -1, 1:]
+    ago = np.linspace(0, 1, 784)[::-1]
+    again = sum(m * special.eval_sh_legendre(i, ago) for i, m in enumerate(memory))
+    assert np.abs(again - x).mean() < 0.03
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ OF_CELLS = (
     "runtime.backend",
 )
 OF_MODELS: dict[str, tuple[str, ...]] = {
-    "rnn": (*OF_CELLS, "model.num_layers", "model.hidden_size", "model.norm", "model.dense_init"),
+    "rnn": (*OF_CELLS, "model.num_layers", "model.hidden_size", "model.norm", "model.dense_init", "model.memory"),
     "deep": (*OF_CELLS, "model.num_layers", "model.hidden_size", "model.stages", "model.shorten"),
     "tcn": ("model.num_layers", "model.hidden_size", "model.kernel_size"),
     "mlp": ("model.num_layers", "model.hidden_size"),
@@ -151,6 +151,7 @@ def _build_rnn(config: ml_collections.ConfigDict, sequence_length: int, num_clas
         engine=engine,
         reading=model.reading,
         head_layers=model.head_layers,
+        memory=model.memory,
     )
 
 

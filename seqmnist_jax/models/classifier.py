@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from seqmnist_jax import rnn
 from seqmnist_jax.devices.mesh import own_share, shards
 from seqmnist_jax.models.head import Hidden, read_out
+from seqmnist_jax.models.legendre import with_memory
+from seqmnist_jax.rnn.scan import without_padding
 
 Array = jax.Array
 
@@ -45,6 +47,7 @@ class SequenceClassifier(nn.Module):
         and 1, in training too: an affine layer, and what the 2018 tutorial really ran.
       engine: how the recurrent layers run.
       reading: what is read of the layers' outputs, a name in `head.READINGS`.
+      memory: coefficients of the Legendre memory that the layers read beside each value; 0 for none.
       head_layers: hidden layers, as wide as a recurrent one, before the dense layer.
       data_axis: None, or in training the axis of a ``shard_map`` over which batches are divided:
         statistics are then those of the whole batch, and masks are parts of its masks.
@@ -59,6 +62,7 @@ class SequenceClassifier(nn.Module):
     engine: rnn.Engine = rnn.Engine()
     reading: str = "last"
     head_layers: int = 0
+    memory: int = 0
     data_axis: str | None = None
 
     @nn.compact
@@ -82,6 +86,9 @@ class SequenceClassifier(nn.Module):
           every_step: whether to read the output of each step, not the last alone. Only layers
             that read forwards have seen, at a step, what came before it and no more.
         """
+        if self.memory:
+            x, lengths = without_padding(x, lengths)
+            x = with_memory(x, self.memory)
         layers = self.param("rnn", self.init_layers, x.shape[-1])
         masks = (
             self._masks(layers, x, keep) if train and keep is not None and any(p is not None for p in keep) else None

@@ -34,6 +34,7 @@ ADDED = {
     "model.shorten": 4,
     "model.reading": "last",
     "model.head_layers": 0,
+    "model.memory": 0,
     "optimizer.recurrent_rate": 1.0,
     "optimizer.ema_decay": 0.0,
     "train.accumulate": 1,
@@ -68,6 +69,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "model.longest_time_scale": (0, MOST),
     "model.shorten": (2, MOST),
     "model.head_layers": (0, 1000),
+    "model.memory": (0, 10**4),
     "optimizer.warmup_steps": (0, MOST),
     # Also where no schedule reads it: a NaN in a stored config differs from itself, and the run could not resume.
     "optimizer.final_fraction": (0, 1),

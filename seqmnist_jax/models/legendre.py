@@ -1,0 +1,51 @@
+"""The Legendre memory: each value's last `window` steps, as the coefficients of Legendre polynomials.
+
+Voelker, Kajic & Eliasmith 2019, "Legendre Memory Units: Continuous-Time Representation in Recurrent Neural Networks",
+without the path from the hidden state to the memory, as in Chilkuri & Eliasmith 2021: m' = A m + B x is then a fixed
+linear function of the sequence, and all steps are one convolution before the recurrence. Any cell reads (x, m).
+
+  A_ij = (2 i + 1) / window * (-1 if i < j else (-1)^(i - j + 1));  B_i = (2 i + 1) (-1)^i / window,
+
+made discrete for steps of length one by zero-order hold.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+
+
+@functools.lru_cache(maxsize=8)
+def _response(order: int, window: int, time: int) -> np.ndarray:
+    """What one value leaves in the memory after 0, 1, ... steps, float32 [time, order]."""
+    from scipy import linalg  # at first use: imported by nothing else in training
+
+    i, j = np.arange(order)[:, None], np.arange(order)
+    scale = (2 * i + 1) / window
+    a = scale * np.where(i < j, -1.0, np.where((i - j) % 2 == 0, -1.0, 1.0))
+    b = scale[:, 0] * np.where(j % 2 == 0, 1.0, -1.0)
+    # The exponential of [[A, B], [0, 0]] holds both the step and its input.
+    whole = linalg.expm(np.block([[a, b[:, None]], [np.zeros((1, order + 1))]]))
+    step, state, rows = whole[:-1, :-1], whole[:-1, -1], []
+    for _ in range(time):
+        rows.append(state)
+        state = step @ state
+    return np.array(rows, np.float32)
+
+
+def with_memory(x: Array, order: int) -> Array:
+    """X [batch, time, features] with the memory of each feature beside it, [batch, time, features * (1 + order)].
+
+    Args:
+      x: sequences; what stands past an end must be finite.
+      order: coefficients for each feature; the window is the whole sequence.
+    """
+    time = x.shape[1]
+    # Twice the length: the convolution is no circular one.
+    response = jnp.fft.rfft(jnp.asarray(_response(order, time, time)), 2 * time, axis=0)
+    spectrum = jnp.fft.rfft(x, 2 * time, axis=1)
+    memory = jnp.fft.irfft(spectrum[..., None] * response[:, None], 2 * time, axis=1)[:, :time]
+    return jnp.concatenate([x, memory.reshape(*x.shape[:2], -1).astype(x.dtype)], axis=-1)
