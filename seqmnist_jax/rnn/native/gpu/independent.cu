@@ -33,22 +33,26 @@ struct Place {
 
 constexpr int kForwards = kReverse ? -1 : 1;  // the next step that runs
 
-// What a step reads of an array: kCount values, `at` from its own place, asked for kAhead steps before they are needed.
+// What a step reads of an array: kCount values, `at` from its own place, asked for kAhead steps before they are needed; behind
+// the last one of so many steps stands `beyond`.
 template <int kAhead, int kCount, int (*at)(int)>
 struct Ahead {
   const float* next;
   int left, stride;
-  float values[kAhead][at_least_one(kCount)];
+  float values[kAhead][at_least_one(kCount)], beyond[at_least_one(kCount)];
 
-  DEVICE Ahead(const float* next, int steps, int stride) : next(next), left(steps), stride(stride) {
+  template <class Beyond>
+  DEVICE Ahead(const float* next, int steps, int stride, Beyond&& beyond_at) : next(next), left(steps), stride(stride) {
+#pragma unroll
+    for (int j = 0; j < kCount; j++) beyond[j] = beyond_at(j);
 #pragma unroll
     for (int k = 0; k < kAhead; k++) read(k);
   }
+  DEVICE Ahead(const float* next, int steps, int stride) : Ahead(next, steps, stride, [](int) { return 0.f; }) {}
   DEVICE void read(int k) {
     if (kCount == 0) return;
 #pragma unroll
-    for (int j = 0; j < kCount; j++)
-      if (left > 0) values[k][j] = next[at(j)];
+    for (int j = 0; j < kCount; j++) values[k][j] = left > 0 ? next[at(j)] : beyond[j];
     next += stride, left--;
   }
   template <class To>
@@ -58,6 +62,18 @@ struct Ahead {
     read(k);
   }
 };
+
+// step(k) for each step, k being the place of what it reads in an `Ahead`; whole rounds without a question, so that steps overlap.
+template <int kAhead, class Step>
+DEVICE void walk(int length, Step&& step) {
+  int left = length;
+  for (; left >= kAhead; left -= kAhead)
+#pragma unroll
+    for (int k = 0; k < kAhead; k++) step(k);
+#pragma unroll
+  for (int k = 0; k < kAhead; k++)
+    if (k < left) step(k);
+}
 
 extern "C" __global__ void __launch_bounds__(kThreads) recurrence_forward(Pointers p, int batch, int time, int tiles) {
   const Place here(batch, time, tiles, (const int*)p.at[5]);
@@ -77,23 +93,20 @@ extern "C" __global__ void __launch_bounds__(kThreads) recurrence_forward(Pointe
   Ahead<kAhead, Cell::kInputs, Cell::input_at> inputs((const float*)p.at[2] + first * kX + here.unit, here.length, kForwards * kX);
   Ahead<kAhead, Cell::kScalars, Cell::scalar_at> scalars((const float*)p.at[3] + first * Cell::kScalars, here.length,
                                                          kForwards * Cell::kScalars);
-  for (int start = 0; start < here.length; start += kAhead)
+  walk<kAhead>(here.length, [&](int k) {
+    inputs.take(k, [&](int j, float v) { u.x[j] = v; });
+    scalars.take(k, [&](int j, float v) { u.s[j] = v; });
+    Cell::forward(Int<0>{}, u);
 #pragma unroll
-    for (int k = 0; k < kAhead; k++) {
-      if (start + k == here.length) break;
-      inputs.take(k, [&](int j, float v) { u.x[j] = v; });
-      scalars.take(k, [&](int j, float v) { u.s[j] = v; });
-      Cell::forward(Int<0>{}, u);
+    for (int j = 0; j < Cell::kCarries; j++) u.c[j] = u.next[j];
 #pragma unroll
-      for (int j = 0; j < Cell::kCarries; j++) u.c[j] = u.next[j];
+    for (int j = 0; j < Cell::kStates; j++)
+      if (kSave && !Cell::kFromOutputs) kept[j * kHidden] = u.c[Cell::state_carry(j)];
 #pragma unroll
-      for (int j = 0; j < Cell::kStates; j++)
-        if (kSave && !Cell::kFromOutputs) kept[j * kHidden] = u.c[Cell::state_carry(j)];
-#pragma unroll
-      for (int j = 0; j < Cell::kOutputs; j++)
-        if (kOutputs == kAll) out[j * kHidden] = u.y[j];
-      out += kForwards * kY, kept += kForwards * kKept;
-    }
+    for (int j = 0; j < Cell::kOutputs; j++)
+      if (kOutputs == kAll) out[j * kHidden] = u.y[j];
+    out += kForwards * kY, kept += kForwards * kKept;
+  });
 #pragma unroll
   for (int j = 0; j < Cell::kCarries; j++) ((float*)p.at[6])[here.carry(j)] = u.c[j];
 #pragma unroll
@@ -132,33 +145,28 @@ extern "C" __global__ void __launch_bounds__(kThreads) recurrence_backward(Point
                                                                                 kBackwards * kY);
   // The carry before a step stands at the step before; before the first it is the one that was given.
   Ahead<kAhead, Cell::kStates, Cell::state_at> states((const float*)p.at[7] + (last + kBackwards) * kKept + here.unit,
-                                                      here.length - 1, kBackwards * kKept);
-  for (int start = 0; start < here.length; start += kAhead)
+                                                      here.length - 1, kBackwards * kKept, [&](int j) {
+                                                        return ((const float*)p.at[4])[here.carry(Cell::state_carry(j))];
+                                                      });
+  walk<kAhead>(here.length, [&](int k) {
+    inputs.take(k, [&](int j, float v) { u.x[Cell::input_back(j)] = v; });
+    scalars.take(k, [&](int j, float v) { u.s[j] = v; });
+    outputs.take(k, [&](int j, float v) { u.dy[j] = v; });
+    states.take(k, [&](int j, float v) { u.c[Cell::state_carry(j)] = v; });
+    Cell::backward(Int<0>{}, u);
 #pragma unroll
-    for (int k = 0; k < kAhead; k++) {
-      if (start + k == here.length) break;
-      inputs.take(k, [&](int j, float v) { u.x[Cell::input_back(j)] = v; });
-      scalars.take(k, [&](int j, float v) { u.s[j] = v; });
-      outputs.take(k, [&](int j, float v) { u.dy[j] = v; });
-      states.take(k, [&](int j, float v) { u.c[Cell::state_carry(j)] = v; });
-      if (start + k == here.length - 1)
+    for (int j = 0; j < Cell::kSums; j++) total[j] += u.sum[j];
 #pragma unroll
-        for (int j = 0; j < Cell::kStates; j++)
-          u.c[Cell::state_carry(j)] = ((const float*)p.at[4])[here.carry(Cell::state_carry(j))];
-      Cell::backward(Int<0>{}, u);
+    for (int j = 0; j < Cell::kInputs; j++) dx[j * kHidden] = u.dx[j];
+    dx += kBackwards * kX;
 #pragma unroll
-      for (int j = 0; j < Cell::kSums; j++) total[j] += u.sum[j];
+    for (int j = 0; j < Cell::kCarries; j++) u.dn[j] = u.before[j];
 #pragma unroll
-      for (int j = 0; j < Cell::kInputs; j++) dx[j * kHidden] = u.dx[j];
-      dx += kBackwards * kX;
+    for (int j = 0; j < Cell::kStates; j++) u.after[Cell::state_carry(j)] = u.c[Cell::state_carry(j)];
+    if (kOutputs == kLast)
 #pragma unroll
-      for (int j = 0; j < Cell::kCarries; j++) u.dn[j] = u.before[j];
-#pragma unroll
-      for (int j = 0; j < Cell::kStates; j++) u.after[Cell::state_carry(j)] = u.c[Cell::state_carry(j)];
-      if (kOutputs == kLast)
-#pragma unroll
-        for (int j = 0; j < Cell::kOutputs; j++) u.dy[j] = 0.f;
-    }
+      for (int j = 0; j < Cell::kOutputs; j++) u.dy[j] = 0.f;
+  });
 #pragma unroll
   for (int j = 0; j < Cell::kCarries; j++) ((float*)p.at[10])[here.carry(j)] = u.dn[j];
 #pragma unroll
