@@ -45,8 +45,10 @@ LAYERS = (
     *("gru:128:128", "lstm:128:128", "gru:128:1024", "gru:128:32", "gru:128:128:8", "gru:256:128", "gru:64:128"),
     *("lstm:128:1024", "lstm:128:32", "gru:256:32"),
 )
+# Cells without a product of the state, whose kernel is in float32 at every precision.
+INDEPENDENT = ("ind_rnn", "lru", "s5", "min_lstm", "min_gru")
 # Of which nobody has written a kernel.
-FIELD = ("lem", "cornn", "elman", "ur_lstm")
+FIELD = ("lem", "cornn", "elman", "ur_lstm", *INDEPENDENT)
 FIELD_LAYERS = tuple(f"{cell}:128:128" for cell in FIELD)
 SEQUENCES = 16
 # What of ours is measured: contender -> options of the layer. The last two without the kernel.
@@ -67,6 +69,8 @@ CUDNN = {
 # Whose errors are told in the table.
 CHECKED = ("bfloat16", "tensorfloat32", "float32", "cudnn float32", "cudnn float16")
 WAYS = ("forward", "both")
+# Of the independent cells those that are measured, and how many calls make a program: one is shorter than its dispatch.
+OF_INDEPENDENT = {"float32": 8, "scan": 1}
 # Programs that compile at a time.
 COMPILERS = 4
 
@@ -87,13 +91,14 @@ class Problem(NamedTuple):
 class Contender(NamedTuple):
     """What is measured: calls that return at once, and what waits for their results.
 
-    `found` makes results of what `both` gives.
+    `found` makes results of what `both` gives. A call does the work `repeats` times.
     """
 
     forward: Callable[[], Any]
     both: Callable[[], Any]
     wait: Callable[[Any], Any]
     found: Callable[[Any], Results]
+    repeats: int = 1
 
 
 def parse(layer: str, step_count: int) -> Case:
@@ -153,20 +158,35 @@ def gradients(apply: Apply) -> Callable[[Any, Array, Array], tuple[Any, Array]]:
     return jax.grad(loss, has_aux=True)
 
 
-def of_ours(case: Case, problem: Problem, options: Mapping[str, str]) -> Contender:
+def chained(call: Callable[..., Any], repeats: int) -> Callable[..., Any]:
+    """The call of (params, ...) so many times in one program, each with parameters that wait for the one before it."""
+
+    def run(params: Any, *others: Array) -> Any:
+        result = call(params, *others)
+        for _ in range(repeats - 1):
+            grads = result[0] if isinstance(result, tuple) else jax.tree.map(lambda _, last=result: last.sum(), params)
+            params = jax.tree.map(lambda param, grad: param + 1e-30 * grad, params, grads)
+            result = call(params, *others)
+        return result
+
+    return run
+
+
+def of_ours(case: Case, problem: Problem, options: Mapping[str, str], repeats: int = 1) -> Contender:
     """Our layer as a contender; nothing is compiled yet."""
     apply = layer(case, **options)
     both = gradients(apply)
     if case.replicas > 1:
         apply, both = jax.vmap(apply), jax.vmap(both)
-    forward, both = jax.jit(apply), jax.jit(both)
+    forward, both = jax.jit(chained(apply, repeats)), jax.jit(chained(both, repeats))
     params, x, weight = jax.device_put(problem[:3])
 
     def found(result: Any) -> Results:
         grads, last = jax.tree.map(lambda array: np.asarray(array if case.replicas == 1 else array[0]), result)
         return last, grads
 
-    return Contender(lambda: forward(params, x), lambda: both(params, x, weight), jax.block_until_ready, found)
+    calls = (lambda: forward(params, x)), (lambda: both(params, x, weight))
+    return Contender(*calls, jax.block_until_ready, found, repeats)
 
 
 def of_cudnn(case: Case, problem: Problem, dtype: str, as_graph: bool) -> Contender:
@@ -291,7 +311,9 @@ def contenders(case: Case) -> dict[str, Callable[[Problem], Contender]]:
     """What can be tried with a case: name -> builder."""
     found: dict[str, Callable[[Problem], Contender]] = {}
     for name, options in OURS.items():
-        if case.cell in peers.CELLS or name != "fused":
+        if case.cell in INDEPENDENT and name in OF_INDEPENDENT:
+            found[name] = functools.partial(of_ours, case, options=options, repeats=OF_INDEPENDENT[name])
+        elif case.cell not in INDEPENDENT and (case.cell in peers.CELLS or name != "fused"):
             found[name] = functools.partial(of_ours, case, options=options)
     if case.cell in peers.CELLS and case.replicas == 1:
         for name, (dtype, as_graph) in CUDNN.items():
@@ -344,11 +366,31 @@ def measure(
     for way in WAYS:
         programs = {name: _repeated(getattr(contender, way), contender.wait) for name, contender in ready.items()}
         for name, took in timing.alternate(programs, rounds=rounds, seconds=seconds).items():
-            rows[name][way] = took.facts()
+            rows[name][way] = took.shared(ready[name].repeats).facts()
+    if case.cell in INDEPENDENT:
+        for row in rows.values():
+            row["least_milliseconds"] = 1e3 * moved_bytes(case) / bandwidth()
     for name, options in OURS.items():
         if "backend" not in options and name in rows:
             rows[name]["explained"] = explained(case, problem, options)
     return list(rows.values())
+
+
+def moved_bytes(case: Case) -> int:
+    """What an independent cell's gradients can't do without: x read twice, the carries written once and read once."""
+    carry = CELLS[case.cell].cell.zero_carry(jnp.zeros((case.batch, case.hidden)))
+    carries = sum(leaf.nbytes for leaf in jax.tree.leaves(carry))
+    return 2 * case.replicas * case.steps * (carries + 4 * case.batch * case.features)
+
+
+@functools.cache
+def bandwidth() -> float:
+    """Bytes that the device reads and writes in a second, measured where an array that no cache holds is copied."""
+    numbers = jnp.ones((1 << (28 if jax.default_backend() == "gpu" else 22),), jnp.float32)
+    copied = jax.jit(lambda array: array + 1)
+    program = _repeated(lambda: copied(numbers), jax.block_until_ready)
+    took = timing.alternate({"copy": program}, rounds=5, seconds=0.03)["copy"]
+    return 2 * numbers.nbytes / took.median
 
 
 def explained(case: Case, problem: Problem, options: Mapping[str, str]) -> str:
@@ -390,7 +432,9 @@ def table(rows: Sequence[Row]) -> str:
             cudnn = {name: took for name in CUDNN if (took := told.get(name)) is not None}
             best = min(cudnn, key=lambda name: cudnn[name], default=None)
             others = (cudnn[best] if best else None, told.get("scan"))
-            factors = [other / told["bfloat16"] if other and told["bfloat16"] else None for other in others]
+            kernel = told.get("bfloat16", told.get("float32"))
+            factors = [other / kernel if other and kernel else None for other in others]
+            factors.append(found["float32"].get("least_milliseconds") if way == "both" and "float32" in found else None)
             best_words = f"{cudnn[best]:.3g} ({best.removeprefix('cudnn ')})" if best else None
             times.append([f"{words}, {way}", *(told.get(name) for name in OURS), best_words, *factors])
         checks.append([words, *(_errors_in_words(found.get(name, {})) for name in CHECKED)])
@@ -401,7 +445,7 @@ def table(rows: Sequence[Row]) -> str:
                 notes.append(f"{words}, {name}: two calls differ")
             if "problem" in row and not row["problem"].startswith(peers.Unavailable.__name__):
                 notes.append(f"{words}, {name}: {row['problem'][:120]}")
-    header = ["milliseconds", *OURS, "cuDNN's best", "cuDNN / bfloat16", "scan / bfloat16"]
+    header = ["milliseconds", *OURS, "cuDNN's best", "cuDNN / kernel", "scan / kernel", "its arrays once"]
     parts = [timing.markdown(header, times), timing.markdown(["errors: last output, worst gradient", *CHECKED], checks)]
     return "\n\n".join([*parts, *(["\n".join(notes)] if notes else [])])
 

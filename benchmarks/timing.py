@@ -47,6 +47,11 @@ class Timing:
     count: int
     measurements: int
 
+    def shared(self, parts: int) -> "Timing":
+        """The same for one of so many equal parts of the work."""
+        times = {name: getattr(self, name) / parts for name in ("median", "lower", "upper")}
+        return dataclasses.replace(self, **times)
+
     def facts(self) -> dict[str, float | int]:
         """As a row of JSON, in milliseconds."""
         return {

@@ -20,7 +20,6 @@ from seqmnist_jax.rnn.stages import Operands, Options, Stages, remaking
 Array = jax.Array
 
 MULTIPLIES_X = False
-PRECISIONS = cells.PRECISIONS
 MOST_BLOCK_STEPS = 28
 
 

@@ -271,16 +271,13 @@ class _Divider:
         self._read |= {Raw(kind.lower(), Block(v, b)): None for b in numbers}
 
 
-def divide(step: Callable[..., Any], params: Any, carry: Any, x: Any, *, inline: bool = True) -> Division:
-    """Divides a step.
+def laid_flat(step: Callable[..., Any], params: Any, carry: Any, x: Any, precision: str) -> Any:
+    """A step's jaxpr, its calls laid flat: of the leaves of params, carry and x, to those of the new carry and y.
 
-    Args:
-      step: ``step(params, carry, x) -> (carry, y)``.
-      params, carry, x: arrays or their shapes, as the step takes them.
-      inline: whether a product of x of few features is made inside the stages.
+    Products that say nothing of their precision are in full float32 where `precision` is 'float32', on GPUs too.
 
     Raises:
-      NotDivisibleError: the step has something that a kernel can't be made of.
+      NotDivisibleError: the carry becomes another tree, or the step uses an array of a transformation around it.
     """
     leaves, tree = jax.tree.flatten((params, carry, x))
 
@@ -293,8 +290,27 @@ def divide(step: Callable[..., Any], params: Any, carry: Any, x: Any, *, inline:
         return [*jax.tree.leaves(end), *jax.tree.leaves(y)]
 
     shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
-    closed = flattened(flat, shapes)
+    with jax.default_matmul_precision("highest" if precision == "float32" else None):
+        closed = flattened(flat, shapes)
     if any(isinstance(const, jax.core.Tracer) for const in closed.consts):
         raise NotDivisibleError("the step uses an array of a transformation around it, which is none of its parameters")
+    return closed
+
+
+def divide(
+    step: Callable[..., Any], params: Any, carry: Any, x: Any, *, inline: bool = True, precision: str = "float32"
+) -> Division:
+    """Divides a step.
+
+    Args:
+      step: ``step(params, carry, x) -> (carry, y)``.
+      params, carry, x: arrays or their shapes, as the step takes them.
+      inline: whether a product of x of few features is made inside the stages.
+      precision: of products of x outside the loop that say nothing of theirs.
+
+    Raises:
+      NotDivisibleError: the step has something that a kernel can't be made of.
+    """
+    closed = laid_flat(step, params, carry, x, precision)
     n_params, n_carry = len(jax.tree.leaves(params)), len(jax.tree.leaves(carry))
     return _Divider(closed, n_params, n_carry, inline).division()

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.extend import core as jex
 
 from seqmnist_jax.rnn import cells
-from seqmnist_jax.rnn.jaxprs import CUSTOM, FROM_RESULT, KEPT, SAME, apply, custom_call, is_plain, is_sigmoid
+from seqmnist_jax.rnn.jaxprs import CUSTOM, FROM_RESULT, KEPT, SAME, custom_call, follow, is_plain, is_sigmoid
 
 Array = jax.Array
 
@@ -229,9 +229,7 @@ class Division:
 
         def of_step(x: Array) -> list[Array]:
             now = values | {self.x: x}
-            for e in self.equations:
-                if all(self.kinds[v] == "X" for v in e.outvars):
-                    now.update(zip(e.outvars, apply(e, [_read(now, v) for v in e.invars]), strict=True))
+            follow([e for e in self.equations if all(self.kinds[v] == "X" for v in e.outvars)], now)
             return [self._cut(now[raw.block.var], raw.block.number, x.shape[0]) for raw in self.raws if raw.kind == "x"]
 
         inputs = jax.vmap(of_step, in_axes=1, out_axes=1)(x) if self.count("x") else []
@@ -310,9 +308,7 @@ class Division:
         """The P values."""
         values = dict(zip(self.closed.jaxpr.constvars, self.closed.consts, strict=True))
         values |= dict(zip(self.params, jax.tree.leaves(params), strict=True))
-        for e in self.equations:
-            if all(self.kinds[v] == "P" for v in e.outvars):
-                values.update(zip(e.outvars, apply(e, [_read(values, v) for v in e.invars]), strict=True))
+        follow([e for e in self.equations if all(self.kinds[v] == "P" for v in e.outvars)], values)
         return values
 
     def _cut(self, array: Array, number: int | None, rows: Any) -> Array:

@@ -59,6 +59,14 @@ def apply(equation: Any, arguments: Sequence[Any]) -> list[Any]:
     return list(out) if equation.primitive.multiple_results else [out]
 
 
+def follow(equations: Sequence[Any], values: dict[Any, Any]) -> None:
+    """Adds what equations make, in their order, to the values that are known."""
+    for equation in equations:
+        given = [v.val if isinstance(v, jex.Literal) else values[v] for v in equation.invars]
+        with source_info_util.user_context(equation.source_info.traceback):
+            values.update(zip(equation.outvars, apply(equation, given), strict=True))
+
+
 def evaluate(closed: Any, arguments: Sequence[Any], *, custom: bool = False) -> list[Any]:
     """A jaxpr with its calls laid flat; those with a derivative of their own too if `custom`.
 

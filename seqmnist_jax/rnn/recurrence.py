@@ -19,6 +19,7 @@ from seqmnist_jax.rnn.divide import divide
 from seqmnist_jax.rnn.division import Division, Hoisted
 from seqmnist_jax.rnn.jaxprs import NotDivisibleError
 from seqmnist_jax.rnn.native import cpu, gpu
+from seqmnist_jax.rnn.readout import Inner, taken_out
 from seqmnist_jax.rnn.remat import in_segments
 from seqmnist_jax.rnn.scan import Step, loop
 from seqmnist_jax.rnn.scan import run as by_scan
@@ -27,7 +28,7 @@ from seqmnist_jax.rnn.stages import Operands, Options, Stages
 Array = jax.Array
 
 # A kernel, by the platform that XLA knows; 'derived' is the same in plain JAX. Each has
-# - ``problem() -> str | None``, why this process has none, ``describe()`` where it has, and ``PRECISIONS``;
+# - ``problem() -> str | None``, why this process has none, and ``describe()`` where it has;
 # - ``unfit(stages, options) -> str | None``, why it can't run a cell, and ``text(stages, precision)``, its source;
 # - ``MULTIPLIES_X``, whether it makes what is linear in x itself (`Stages.front`);
 # - ``forward(stages, options, operands, save) -> (carry, outputs, kept)`` and
@@ -64,9 +65,9 @@ class Given(NamedTuple):
 
 
 @functools.lru_cache(maxsize=256)
-def _divided(step: Step[Any], tree: Any, shapes: tuple[Any, ...], inline: bool) -> Division:
+def _divided(step: Step[Any], tree: Any, shapes: tuple[Any, ...], inline: bool, precision: str) -> Division:
     params, carry, x = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(s, d) for s, d in shapes])
-    return divide(step, params, carry, x, inline=inline)
+    return divide(step, params, carry, x, inline=inline, precision=precision)
 
 
 @functools.lru_cache(maxsize=256)
@@ -86,7 +87,8 @@ def stages_of(call: Call, params: Any, x: Any, carry: Any, inline: bool = True) 
     """
     frame = jax.ShapeDtypeStruct((x.shape[0], x.shape[2]), x.dtype)
     leaves, tree = jax.tree.flatten((params, carry, frame))
-    division = _divided(call.step, tree, tuple((leaf.shape, leaf.dtype) for leaf in leaves), inline)
+    leaf_shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+    division = _divided(call.step, tree, leaf_shapes, inline, call.options.precision)
     return _stages(division, KERNELS[call.platform].MULTIPLIES_X and division.multiplies_x())
 
 
@@ -100,10 +102,6 @@ def problem(call: Call, given: Given) -> str | None:
     if call.platform not in KERNELS:
         return "the kernels are for CPUs and GPUs"
     kernel = KERNELS[call.platform]
-    if call.options.precision not in kernel.PRECISIONS:
-        return (
-            f"the kernel is for precision {' and '.join(map(repr, kernel.PRECISIONS))}, not {call.options.precision!r}"
-        )
     trouble: str | None = kernel.problem()
     if trouble is not None:
         return trouble
@@ -123,6 +121,17 @@ def problem(call: Call, given: Given) -> str | None:
     return found
 
 
+def _without_readout(call: Call, given: Given) -> Call:
+    """The call of the step's part in the loop: on GPUs; products that the output alone needs then stand behind it."""
+    if call.platform != "cuda":
+        return call
+    try:
+        params, x, carry = shapes((given.params, given.x, given.carry))
+        return call._replace(step=taken_out(call.step, call.options.precision, params, carry, x))
+    except Exception:  # Whatever it is, `problem` tells it.
+        return call
+
+
 def choose(step: Step[Any], options: Options, given: Given, backend: str, platform: str) -> tuple[str, Call, str]:
     """What runs on one of JAX's platforms: 'scan', 'fused' or 'native', the call for it, and why.
 
@@ -136,9 +145,11 @@ def choose(step: Step[Any], options: Options, given: Given, backend: str, platfo
         return backend, native, "named by the caller"
     why = "named by the caller"
     if backend != "fused":
-        trouble = problem(native, given)
+        inner = _without_readout(native, given)
+        trouble = problem(inner, given)
         if trouble is None:
-            return "native", native, KERNELS[native.platform].describe()
+            after = "" if inner == native else "; products that only the output needs stand behind the loop"
+            return "native", inner, KERNELS[native.platform].describe() + after
         if backend == "native" and trouble != NOTHING:
             raise ValueError(f"backend is 'native', but {trouble}; expected 'auto' or 'scan'")
         why = trouble
@@ -267,7 +278,10 @@ def _in_segments(call: Call, given: Given) -> tuple[Any, Array | None]:
 
 def run(call: Call, given: Given) -> tuple[Any, Array | None]:
     """`recurrence`; in segments, which takes a third more time, where it would keep more than `MOST_KEPT_BYTES`."""
-    return (_in_segments if _is_too_much(_kept(call, given), given.x) else recurrence)(call, given)
+    end, outputs = (_in_segments if _is_too_much(_kept(call, given), given.x) else recurrence)(call, given)
+    if isinstance(call.step, Inner):
+        outputs = call.step.outputs(*given, outputs, call.options.reverse)
+    return end, outputs
 
 
 def _for_replicas(function: Callable[..., Any], replicas: int = 1) -> Callable[..., Any]:

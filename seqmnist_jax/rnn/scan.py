@@ -74,6 +74,14 @@ def with_frames_of_its_own(x: Array, lengths: Array | None, reverse: bool) -> tu
     return where_running(_running(x, lengths), x, jax.lax.stop_gradient(frames)[:, None]), lengths
 
 
+def last_frames(x: Array, last: Array, lengths: Array | None, reverse: bool) -> tuple[Array, Array]:
+    """x [batch, features] at each sequence's last step to run, and its row of `last`; an empty one has another's."""
+    if lengths is None:
+        return x[:, 0 if reverse else -1], last
+    row = _stand_ins(lengths)
+    return x[row, 0 if reverse else jnp.maximum(lengths[row] - 1, 0)], last[row]
+
+
 def where_some_run(params: Any, lengths: Array | None) -> Any:
     """Parameters that have a gradient only where a sequence has a step: where none has, there is none to repeat."""
     if lengths is None:

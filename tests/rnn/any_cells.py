@@ -93,6 +93,20 @@ def ind_rnn(hidden, features):
     return step, _draw(10, W=(features, hidden), u=(hidden,), b=(hidden,)), 1
 
 
+def rotation(hidden, features):
+    """A linear recurrence, complex as a pair of reals, and no product of the state."""
+
+    def step(p, carry, x):
+        re, im = carry
+        size, phase = jnp.exp(-jnp.exp(p["nu"])), jnp.exp(p["theta"])
+        u = x @ p["W"]
+        re, im = size * (jnp.cos(phase) * re - jnp.sin(phase) * im), size * (jnp.sin(phase) * re + jnp.cos(phase) * im)
+        re, im = re + u[:, :hidden], im + u[:, hidden:]
+        return (re, im), re - 0.5 * im
+
+    return step, _draw(12, W=(features, 2 * hidden), nu=(hidden,), theta=(hidden,)), 2
+
+
 def three_rounds(hidden, features):
     """Three products one after the other, two more beside them, one matrix transposed, two states."""
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from seqmnist_jax import rnn
+from seqmnist_jax.models import CELLS
 from seqmnist_jax.rnn import recurrence
 from seqmnist_jax.rnn.native import gpu
 from seqmnist_jax.rnn.native.gpu import load
@@ -109,6 +110,47 @@ def test_elsewhere_the_same_call_is_the_scan(h100, name, reverse, whole, lengths
         lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), gradients(params, X, carry), expected
     )
     assert h100  # It was not the scan that was traced.
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("ind_rnn", {}),
+        ("min_lstm", {"return_sequences": False, "reverse": True}),
+        ("lru", {}),
+        ("s5", {"return_sequences": False, "reverse": True}),
+    ],
+    ids=["ind_rnn", "min_lstm-last", "lru", "s5-last"],
+)
+def test_units_that_see_no_other_have_a_kernel_at_every_precision(h100, name, options):
+    """And elsewhere it is the scan, with padding that is no number; readouts are one product for all steps."""
+    cell = CELLS[name].cell
+    params = cell.init(KEY, 1, 8)
+    carry = jax.tree.map(lambda leaf: leaf + 0.5, cell.zero_carry(jnp.zeros((6, 8))))
+    x = jnp.where(jnp.arange(9)[None, :, None] < LENGTHS[:, None, None], X, jnp.nan)
+
+    def of(backend, wanted=(0, 1, 2)):
+        def layer(params, x, carry, **given):
+            # As an argument its values are not known, and a NaN is no error.
+            return rnn.scan(cell.step, params, x, carry, lengths=LENGTHS, backend=backend, **options, **given)
+
+        return jax.jit(jax.value_and_grad(loss(layer), wanted))
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6),
+        of("auto")(params, x, carry),
+        of("scan")(params, x, carry),
+    )
+    text = lowered(of("auto", (0, 2)), params, x, carry)
+    assert text.count(f"@{load.LAUNCH}") == 2
+    assert {kernel for _, kernel in h100} == {load.FORWARD, load.BACKWARD}
+    told = rnn.explain_step(cell.step, params, X, carry)
+    assert told.startswith("native: ")
+    products = [line for line in text.splitlines() if "dot_general" in line]
+    assert bool(products) == ("behind the loop" in told) == (name in ("lru", "s5"))
+    assert all("HIGHEST" in line for line in products), products
+    # For all steps at once, or for the last alone.
+    assert all(("tensor<6x9x" in line) != bool(options) for line in products), products
 
 
 def test_x_has_a_gradient_where_it_is_asked_for(h100):

@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seqmnist_jax.rnn.native.gpu import load, nvrtc
+from seqmnist_jax.rnn.native.gpu import independent, load, nvrtc
 from seqmnist_jax.rnn.native.gpu.source import Shape, blocks, groups, misfit, piece_words, shared_bytes, source
 from seqmnist_jax.rnn.stages import Operands, Options, Stages
 
 Array = jax.Array
 
 # What a product of 16-bit numbers, summed in float32, is exact enough for.
-PRECISIONS = ("tensorfloat32", "bfloat16")
+OF_PRODUCTS = ("tensorfloat32", "bfloat16")
 MULTIPLIES_X = False
 
 
@@ -102,13 +102,19 @@ def unfit(stages: Stages, options: Options) -> str | None:
     d = stages.division
     if d.dtype != jnp.float32:
         return f"the kernel computes in float32, and these arrays are {d.dtype}"
-    trouble = misfit(stages, load.device().capability)
-    if trouble is not None:
-        return trouble
-    half = options.precision == "tensorfloat32"
-    shape = Shape(d.hidden, blocks(stages), 4, options.outputs, True, True, options.reverse, half)
+    shape: Any = independent.Shape(d.hidden, options.outputs, True, True, options.reverse)
+    shared = 0
+    if d.products:
+        if options.precision not in OF_PRODUCTS:
+            return f"the kernel is for precision {' and '.join(map(repr, OF_PRODUCTS))}, not {options.precision!r}"
+        trouble = misfit(stages, load.device().capability)
+        if trouble is not None:
+            return trouble
+        half = options.precision == "tensorfloat32"
+        shape = Shape(d.hidden, blocks(stages), 4, options.outputs, True, True, options.reverse, half)
+        shared = shared_bytes(stages, shape)[1]
     try:
-        load.kernel(stages, shape, load.BACKWARD, shared_bytes(stages, shape)[1])
+        load.kernel(stages, shape, load.BACKWARD, shared)
     except (load.CannotLoadError, nvrtc.CannotCompileError) as error:
         return str(error)
     return None
@@ -117,11 +123,15 @@ def unfit(stages: Stages, options: Options) -> str | None:
 def text(stages: Stages, precision: str) -> str:
     """The source that is generated for a cell, for whole sequences in training."""
     d, half = stages.division, precision == "tensorfloat32"
+    if not d.products:
+        return independent.text(stages)
     return source(stages, Shape(d.hidden, blocks(stages), 8, "all", True, False, False, half))
 
 
-def forward(stages: Stages, options: Options, operands: Operands, save: bool) -> tuple[Array, Array | None, Kept]:
+def forward(stages: Stages, options: Options, operands: Operands, save: bool) -> tuple[Array, Array | None, Any]:
     """The carry after the last step, the outputs, and what is kept."""
+    if not stages.division.products:
+        return independent.forward(stages, options, operands, save)
     d, shape = stages.division, _shape(stages, options, operands, save)
     units, (batch, time, _) = shape.units, operands.x.shape
     sizes = {"none": (0,), "all": (batch, time, d.outputs, units), "last": (batch, d.outputs, units)}
@@ -151,12 +161,14 @@ def backward(
     stages: Stages,
     options: Options,
     operands: Operands,
-    kept: Kept,
+    kept: Any,
     d_carry: Array,
     d_outputs: Array | None,
     wants_dx: bool,
 ) -> Operands:
     """Gradients of all but x."""
+    if not stages.division.products:
+        return independent.backward(stages, options, operands, kept, d_carry, d_outputs)
     d, shape = stages.division, _shape(stages, options, operands, True)
     units, (batch, time, _) = shape.units, operands.x.shape
     joined, scale = groups(stages), _scale(shape, d_carry, d_outputs)

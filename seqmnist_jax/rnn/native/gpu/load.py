@@ -11,7 +11,6 @@ import jax
 
 from seqmnist_jax.rnn.native import build
 from seqmnist_jax.rnn.native.gpu import nvrtc
-from seqmnist_jax.rnn.native.gpu.source import Shape, source
 from seqmnist_jax.rnn.stages import Stages
 
 LAUNCH = "seqmnist_rnn_gpu"
@@ -20,7 +19,8 @@ LAUNCHER = build.Source(
     "gpu-launcher", (Path(__file__).parent / "launch.cc",), ("seqmnist_gpu_launch", "seqmnist_gpu_load")
 )
 LEAST_CAPABILITY = 80
-OPTIONS = ("--std=c++17", "--device-as-default-execution-space")
+# A division is right to two last bits, and without a branch.
+OPTIONS = ("--std=c++17", "--device-as-default-execution-space", "--prec-div=false")
 
 
 class Device(NamedTuple):
@@ -91,18 +91,18 @@ def describe() -> str:
 
 
 @functools.cache
-def kernel(stages: Stages, shape: Shape, name: str, shared: int) -> int:
+def kernel(stages: Stages, shape: Any, name: str, shared: int) -> int:
     """The number under which the launcher has a kernel; compiled at first use.
 
     Args:
-      stages, shape: what it is made of.
+      stages, shape: what it is made of, by the shape's `source`.
       name: `FORWARD` or `BACKWARD`.
       shared: bytes of shared memory that it takes.
 
     Raises:
       CannotLoadError: the compiler or the driver refuses it.
     """
-    text = source(stages, shape)
+    text = shape.source(stages)
     options = (f"--gpu-architecture=sm_{device().capability}", *OPTIONS)
     digest = hashlib.sha256("\0".join((text, *options, nvrtc.version())).encode())
     image = build.kept(f"gpu-{digest.hexdigest()[:20]}.cubin", lambda: nvrtc.compile(text, options)[0])

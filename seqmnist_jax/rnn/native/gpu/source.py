@@ -66,6 +66,10 @@ class Shape(NamedTuple):
         """Of a unit and a sequence, of a thread."""
         return self.sequences // 2 // self.split
 
+    def source(self, stages: Stages) -> str:
+        """The source that NVRTC is given."""
+        return source(stages, self)
+
 
 def blocks(stages: Stages) -> int:
     """How many blocks share the units: 1 where one multiprocessor's registers hold the weights."""
@@ -79,11 +83,9 @@ def _weights(stages: Stages, shape: Shape) -> int:
 
 
 def misfit(stages: Stages, capability: int) -> str | None:
-    """Why no kernel for these stages fits a GPU of this capability (90 for 9.0), in words, or None."""
+    """Why no kernel for these stages, which have products, fits a GPU of a capability (90 for 9.0), or None."""
     d = stages.division
     gpu = "a GPU of compute capability {}.{}".format(*divmod(capability, 10))
-    if not d.products:
-        return "it has no product of the state"
     shape = Shape(d.hidden, blocks(stages), 8, "all", save=True, masked=True, reverse=False, half=False)
     what = f"{len(d.products)} product{'s' * (len(d.products) > 1)} of {d.hidden} units"
     if shape.units > MOST_UNITS:
@@ -118,12 +120,13 @@ def groups(stages: Stages) -> list[tuple[list[int], list[int]]]:
     return out
 
 
-def _table(name: str, values: Sequence[int]) -> str:
+def table(name: str, values: Sequence[int]) -> str:
+    """A table of numbers as a function of the compiler's."""
     text = "".join(f"i == {i} ? {v} : " for i, v in enumerate(values))
     return f"  static constexpr int {name}(int i) {{ return {text}0; }}"
 
 
-def _stage_functions(
+def stage_functions(
     name: str, struct: str, statements: list[Statement], writes: list[tuple[str, Output, int]], last: int
 ) -> list[str]:
     """One function a stage; what crosses stages lives in the struct."""
@@ -222,7 +225,7 @@ def cell(stages: Stages, shape: Shape) -> str:
     keeps = [(f"k[{i}]", Output(stages.texts[place], 0), d.rounds) for i, place in enumerate(apart)]
     # `keep` is a function of its own, so all that it reads crosses.
     beyond = [(to, out, d.rounds + 1) for to, out, _ in keeps]
-    forward = _stage_functions("forward", "Forward", stages.forward, writes + beyond, d.rounds)
+    forward = stage_functions("forward", "Forward", stages.forward, writes + beyond, d.rounds)
     back = [*stages.recall(apart, spares(shape)), *stages.backward]
     if shape.outputs == "none":  # Zeros that the compiler would add, for what they do to a negative zero.
         back = [s._replace(text=re.sub(r" \+ u\.dy\[\d+\]$", "", s.text)) for s in back]
@@ -230,7 +233,7 @@ def cell(stages: Stages, shape: Shape) -> str:
     back_writes += [(f"u.dx[{i}]", out, d.rounds) for i, out in enumerate(stages.d_inputs)]
     ends = [(f"sum[{i}]", out, d.rounds + 1) for i, out in enumerate(stages.sums)]
     ends += [(f"before[{i}]", out, d.rounds + 1) for i, out in enumerate(stages.d_carry)]
-    backward = _stage_functions("backward", "Backward", back, back_writes + ends, d.rounds)
+    backward = stage_functions("backward", "Backward", back, back_writes + ends, d.rounds)
     fields, functions = forward[: forward.index("<functions>")], forward[forward.index("<functions>") + 1 :]
     back_fields, back_functions = (
         backward[: backward.index("<functions>")],
@@ -245,7 +248,7 @@ def cell(stages: Stages, shape: Shape) -> str:
         [
             "struct Cell {",
             f"  static constexpr int {', '.join(f'{k} = {v}' for k, v in sizes.items())};",
-            *(_table(name, values) for name, values in tables.items()),
+            *(table(name, values) for name, values in tables.items()),
             "  struct Forward {",
             f"    {raw}",
             f"    float source[{at(len(d.sources))}], next[{at(len(d.carries))}], y[{at(d.outputs)}];",
@@ -285,18 +288,19 @@ def constants(shape: Shape) -> str:
 
 
 @functools.cache
-def _file(name: str) -> str:
+def file(name: str) -> str:
+    """A file of this folder."""
     return (FOLDER / name).read_text()
 
 
 def source(stages: Stages, shape: Shape, machine: str | None = None) -> str:
     """All of a kernel's source, which includes nothing; `machine` in place of `machine.h`."""
     parts = [
-        _file("machine.h") if machine is None else machine,
-        _file("stages.h"),
+        file("machine.h") if machine is None else machine,
+        file("stages.h"),
         constants(shape),
         cell(stages, shape),
-        _file("recurrence.cu"),
+        file("recurrence.cu"),
     ]
     return "\n\n".join(parts)
 

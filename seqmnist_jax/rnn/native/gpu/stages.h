@@ -17,3 +17,18 @@ DEVICE float signed_logistic_(float x) {
   return x > 0.f ? -small : small;
 }
 DEVICE float opened_(float k) { return is_negative(k) ? 1.f + k : k; }
+
+// The same in full float32, for cells whose numbers are rounded nowhere else.
+struct Exact {
+  static DEVICE float exp_(float x) { return expf(x); }
+  static DEVICE float log_(float x) { return logf(x); }
+  static DEVICE float tanh_(float x) { return tanhf(x); }
+  static DEVICE float logistic_(float x) { return 1.f / (1.f + expf(-x)); }
+  static DEVICE float signed_logistic_(float x) {
+    const float e = expf(-abs_(x)), small = e / (1.f + e);
+    return x > 0.f ? -small : small;
+  }
+  // What is no number stays that.
+  static DEVICE float max_(float a, float b) { return a != a || a > b ? a : b; }
+  static DEVICE float min_(float a, float b) { return a != a || a < b ? a : b; }
+};

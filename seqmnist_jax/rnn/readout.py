@@ -1,0 +1,145 @@
+"""A step in two: what its next carry waits for, and products that only the output waits for.
+
+A linear recurrence's output is a product of its new state, y = s C, which no later step reads. In the loop it would be
+one small product a step; after the loop it is one large one for all steps, or, where the last output alone is wanted,
+for one step. So the loop runs `Inner`, whose output is what those products read, and `Inner.outputs` makes y of it.
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core as jex
+
+from seqmnist_jax.rnn.divide import laid_flat
+from seqmnist_jax.rnn.jaxprs import follow
+from seqmnist_jax.rnn.scan import Step, last_frames, where_running, with_frames_of_its_own, without_padding
+
+Array = jax.Array
+
+
+class _Cut(NamedTuple):
+    """A step's equations, divided.
+
+    Attributes:
+      jaxpr, consts: the step's.
+      inside, outside: equations of the loop, and those of the output; both have what depends on parameters and x.
+      between: the values of the state that those outside read.
+    """
+
+    jaxpr: Any
+    consts: Any
+    inside: list[Any]
+    outside: list[Any]
+    between: list[Any]
+
+
+def _needed(equations: list[Any], wanted: Any, given: Any) -> list[Any]:
+    """The equations that make the wanted values, of those given."""
+    left, out = set(wanted) - set(given), []
+    for e in reversed(equations):
+        if left.intersection(e.outvars):
+            out.append(e)
+            left.update(v for v in e.invars if not isinstance(v, jex.Literal) and v not in given)
+    return out[::-1]
+
+
+@functools.lru_cache(maxsize=256)
+def _cut(step: Any, precision: str, tree: Any, shapes: tuple[Any, ...]) -> _Cut | None:
+    params, carry, x = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(s, d) for s, d in shapes])
+    closed = laid_flat(step, params, carry, x, precision)
+    jaxpr, n_params, n_carry = closed.jaxpr, len(jax.tree.leaves(params)), len(jax.tree.leaves(carry))
+    carries, new, ys = jaxpr.invars[n_params:-1], jaxpr.outvars[:n_carry], jaxpr.outvars[n_carry:]
+    if len(ys) != 1 or not carries:
+        return None
+    new = [v for v in new if not isinstance(v, jex.Literal)]
+    of_state, of_carry, late = set(carries), _needed(jaxpr.eqns, new, ()), set[Any]()
+    inside = {v for e in of_carry for v in e.outvars}
+    for e in _needed(jaxpr.eqns, ys, ()):
+        read = {v for v in e.invars if not isinstance(v, jex.Literal)}
+        if read & of_state:
+            of_state.update(e.outvars)
+            if not inside.intersection(e.outvars) and (e.primitive.name == "dot_general" or read & late):
+                late.update(e.outvars)
+    if not late:
+        return None
+    read_late = [
+        v for e in jaxpr.eqns if late.intersection(e.outvars) for v in e.invars if not isinstance(v, jex.Literal)
+    ]
+    between = [v for v in dict.fromkeys(read_late) if v in of_state and v not in late]
+    hidden, rows = min(v.aval.shape[-1] for v in carries), x.shape[0]
+    if any(v.aval.dtype != x.dtype or v.aval.shape[:-1] != (rows,) or v.aval.shape[1] % hidden for v in between):
+        return None
+    outside = _needed(jaxpr.eqns, ys, between)
+    return _Cut(jaxpr, closed.consts, _needed(jaxpr.eqns, [*new, *between], ()), outside, between)
+
+
+def _cut_for(step: Any, precision: str, params: Any, carry: Any, x: Any) -> _Cut | None:
+    leaves, tree = jax.tree.flatten((params, carry, x))
+    return _cut(step, precision, tree, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves))
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    """The loop's part of a step, itself a step; its output is what `outputs` reads."""
+
+    step: Step[Any]
+    precision: str
+
+    def __call__(self, params: Any, carry: Any, x: Array) -> tuple[Any, Array]:
+        """The new carry, and the values of the state that the rest reads, side by side."""
+        cut = _cut_for(self.step, self.precision, params, carry, x)
+        assert cut is not None
+        leaves, tree = jax.tree.flatten(carry)
+        values = dict(zip(cut.jaxpr.constvars, cut.consts, strict=True))
+        values |= dict(zip(cut.jaxpr.invars, [*jax.tree.leaves(params), *leaves, x], strict=True))
+        follow(cut.inside, values)
+        new = [v.val if isinstance(v, jex.Literal) else values[v] for v in cut.jaxpr.outvars[: len(leaves)]]
+        return jax.tree.unflatten(tree, new), jnp.concatenate([values[v] for v in cut.between], axis=1)
+
+    def outputs(self, params: Any, x: Array, carry: Any, lengths: Any, between: Any, reverse: bool) -> Array:
+        """The step's outputs.
+
+        Args:
+          params, x, carry, lengths: as the engine's; x with frames of its own past each sequence's end.
+          between: the loop's outputs, [batch, time, ...], or the last one's [batch, ...].
+          reverse: whether the loop ran from the last step to the first.
+        """
+        frame = jax.ShapeDtypeStruct((x.shape[0], x.shape[2]), x.dtype)
+        cut = _cut_for(self.step, self.precision, params, carry, frame)
+        assert cut is not None
+        sizes = [v.aval.shape[1] for v in cut.between]
+
+        def of_step(x: Array, between: Array) -> Array:
+            values = dict(zip(cut.jaxpr.constvars, cut.consts, strict=True))
+            values |= dict(zip(cut.jaxpr.invars, [*jax.tree.leaves(params), *jax.tree.leaves(carry), x], strict=True))
+            starts = [sum(sizes[:i]) for i in range(len(sizes))]
+            parts = [between[:, start : start + size] for start, size in zip(starts, sizes, strict=True)]
+            values |= dict(zip(cut.between, parts, strict=True))
+            follow(cut.outside, values)
+            y: Array = values[cut.jaxpr.outvars[-1]]
+            return y
+
+        if between.ndim == 2:
+            x, between = last_frames(x, between, lengths, reverse)
+            y = of_step(x, between)
+            return where_running(None if lengths is None else lengths > 0, y, jnp.zeros_like(y))
+        # Past a sequence's end stands what it has been through, as in x: elsewhere a slope may be infinite.
+        between, _ = with_frames_of_its_own(between, lengths, reverse)
+        return without_padding(jax.vmap(of_step, in_axes=1, out_axes=1)(x, between), lengths)[0]
+
+
+def taken_out(step: Step[Any], precision: str, params: Any, carry: Any, x: Any) -> Step[Any]:
+    """`Inner` of a step that has such products, else the step.
+
+    Args:
+      step, precision: as in the engine's calls.
+      params, carry, x: arrays or their shapes; x [batch, time, features].
+
+    Raises:
+      whatever the step does not like.
+    """
+    frame = jax.ShapeDtypeStruct((x.shape[0], x.shape[2]), x.dtype)
+    return step if _cut_for(step, precision, params, carry, frame) is None else Inner(step, precision)

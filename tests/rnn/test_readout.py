@@ -1,0 +1,81 @@
+"""Steps whose output has products that no carry waits for: the loop without them, and they behind it, are the step."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from seqmnist_jax.rnn import recurrence
+from seqmnist_jax.rnn.readout import Inner, taken_out
+from seqmnist_jax.rnn.recurrence import Call, Given, plain
+from seqmnist_jax.rnn.stages import Options
+
+HIDDEN, FEATURES = 5, 3
+LENGTHS = jnp.array([6, 2, 0, 1], jnp.int32)
+
+
+def recurrent(p, h, x):
+    return jnp.tanh(x @ p["W"] + h @ p["U"] + p["b"])
+
+
+def squashed(p, h, x):
+    """What the product reads is made in the loop; of zeros, which no step makes, the root has an infinite slope."""
+    h = recurrent(p, h, x)
+    y = jnp.sqrt(jnp.abs(jnp.exp(h) @ p["V"]))
+    return h, y * p["b"] + x @ p["W"]
+
+
+def both_states(p, h, x):
+    """The old state and the new one, side by side, and an output of two blocks."""
+    new = recurrent(p, h, x)
+    y = jnp.concatenate([new, h], axis=1) @ p["C"]
+    return new, jnp.concatenate([jax.nn.relu(y), new * y], axis=1)
+
+
+def one_after_the_other(p, h, x):
+    h = recurrent(p, h, x)
+    return h, (jnp.tanh(h @ p["V"]) + x[:, :1]) @ p["V"].T
+
+
+def params():
+    rng = np.random.default_rng(0)
+    sizes = {"W": (FEATURES, HIDDEN), "U": (HIDDEN, HIDDEN), "V": (HIDDEN, HIDDEN), "C": (2 * HIDDEN, HIDDEN)}
+    return {name: rng.standard_normal(size) / 2 for name, size in sizes.items()} | {"b": rng.standard_normal(HIDDEN)}
+
+
+@pytest.mark.parametrize("step", [squashed, both_states, one_after_the_other], ids=lambda step: step.__name__)
+@pytest.mark.parametrize(
+    ("outputs", "reverse", "lengths"), [("all", False, LENGTHS), ("last", True, LENGTHS), ("last", False, None)]
+)
+def test_the_loop_and_what_stands_behind_it_are_the_step(step, outputs, reverse, lengths):
+    rng = np.random.default_rng(1)
+    with jax.enable_x64(True):
+        given = (params(), rng.standard_normal((4, 6, FEATURES)), rng.standard_normal((4, HIDDEN)))
+        given = jax.tree.map(jnp.asarray, given)
+        options = Options(outputs, reverse, "float32")
+        inner = taken_out(step, "float32", given[0], given[2], given[1])
+        assert isinstance(inner, Inner)
+
+        def loss(run, step):
+            def of(*arrays):
+                return sum(
+                    jnp.sin(leaf).sum()
+                    for leaf in jax.tree.leaves(run(Call(step, options, "derived"), Given(*arrays, lengths)))
+                )
+
+            return jax.jit(jax.value_and_grad(of, (0, 1, 2)))(*given)
+
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11),
+            loss(recurrence.run, inner),
+            loss(plain, step),
+        )
+
+
+def test_a_step_whose_products_the_carry_needs_stays_as_it_is():
+    def step(p, h, x):
+        h = recurrent(p, h, x)
+        return h, 2 * h + x @ p["W"]
+
+    given = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params())
+    assert taken_out(step, "float32", given, jnp.zeros((2, HIDDEN)), jnp.zeros((2, 1, FEATURES))) is step
