@@ -77,9 +77,11 @@ def find(patterns: Sequence[str]) -> Found:
     diverged: set[Path] = set()
     for pattern in patterns:
         roots = files.matching(pattern)
-        found = {path for root in roots for path in root.rglob(files.SUMMARY)}
-        lost = {path.parent for root in roots for path in root.rglob(files.DIVERGED)} - {path.parent for path in found}
-        started = {path.parent for root in roots for path in root.rglob(files.CONFIG)} - lost
+        found = {path for root in roots for path in files.under(root, files.SUMMARY)}
+        lost = {path.parent for root in roots for path in files.under(root, files.DIVERGED)} - {
+            path.parent for path in found
+        }
+        started = {path.parent for root in roots for path in files.under(root, files.CONFIG)} - lost
         diverged |= lost
         if not found and not started and not lost:
             raise UsageError(f"--workdirs: {pattern!r} matches no folder with a run, that is, with a {files.SUMMARY}.")

@@ -211,7 +211,8 @@ class ReplicaGroup:
             "Try a lower optimizer.learning_rate or optimizer.clip.norm, in a new work directory."
         )
         facts = {} if isinstance(what, str) else what.facts()
-        replica.write_json(files.DIVERGED, {"reason": replica.diverged, "last_checkpoint": last, **facts})
+        choice = {"choice": replica.run.choice} if replica.run.choice else {}
+        replica.write_json(files.DIVERGED, {"reason": replica.diverged, "last_checkpoint": last, **choice, **facts})
         if len(self.replicas) > 1:
             self.watch.say(f"{replica.workdir.name}: {replica.diverged}")
         if not self.active.any():
