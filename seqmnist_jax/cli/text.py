@@ -80,7 +80,7 @@ def sweep(summary: Json) -> str:
         text += ["Mean ± standard deviation over the runs, in brackets the mean's 95 % t interval."]
     for entry in summary["ranking"]:
         if entry["choice"]:
-            text += [f"Chosen for {entry['replicas'][0]}: {choice_in_words(entry['choice'])}"]
+            text += [f"Chosen for {entry['replicas'][0]} and its other seeds: {choice_in_words(entry['choice'])}"]
     text += [f"DIVERGED {one['name']}: {one['reason']}" for one in summary["diverged"]]
     return "\n".join(text + _warnings(summary))
 

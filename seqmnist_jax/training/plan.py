@@ -288,8 +288,8 @@ def trials_in_words(points: Sequence[SweepPoint]) -> str:
     candidates = "; ".join(_values_in_words(one) for one in points[0].candidates)
     fields = ", ".join(points[0].candidates[0])
     return (
-        f"{len(trials)} trials of {trials[0].run.steps:,} steps first choose {fields} for each recipe, of {candidates}, "
-        "by the validation images; they read no test images"
+        f"{len(trials)} trials of {trials[0].run.steps:,} steps come first, which choose {fields} for each recipe, of "
+        f"{candidates}, by the validation images; they read no test images"
     )
 
 

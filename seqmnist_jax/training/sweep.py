@@ -86,8 +86,10 @@ def train_sweep(
             tried |= {field: tuple({one[field]: 0 for one in points[0].candidates}) for field in _chosen_fields(points)}
             train_sweep(tried, trials, workdir / files.TRIALS, command=command, executor=executor, watch=watch)
             points = _decide(points, workdir)
-            for point in {plan.recipe_of(point): point for point in points}.values():
-                watch.say(f"Chosen for {point.name}: {plan.choice_in_words(point.run.choice or {})}")
+            for point in {plan.recipe_of(point): point for point in points[::-1]}.values():
+                watch.say(
+                    f"Chosen for {point.name} and its other seeds: {plan.choice_in_words(point.run.choice or {})}"
+                )
         _, together = survey(grid, points, workdir)  # again, now that nobody else can change it
         processes.wait("who trains together is known")
         jobs = {point.name: Job(point.run, _folder(workdir, point), command(point.overrides)) for point in points}
