@@ -57,12 +57,14 @@ def get_config() -> ml_collections.ConfigDict:
     data.selection = config_dict.placeholder(str)
 
     model = config.model = ml_collections.ConfigDict()
-    # 'rnn': recurrent layers; 'tcn': a temporal convolutional network of num_layers levels of
-    # hidden_size channels, each with two convolutions of kernel_size, weight-normalised.
+    # 'rnn': recurrent layers; 'deep': a stack of residual blocks, each a norm, a recurrent layer, a gated linear unit
+    # and a skip connection; 'tcn': a temporal convolutional network of num_layers levels of hidden_size channels, each
+    # with two convolutions of kernel_size, weight-normalised; 'mlp': num_layers hidden layers on all values at once;
+    # 'linear': none.
     model.name = "rnn"
     # 'lstm', 'gru' (reset-after, as cuDNN and PyTorch), 'gru_reset_before', 'min_gru', 'min_lstm', 'elman', 'ur_lstm',
-    # 'ur_gru', 'peephole_lstm', 'ind_rnn', 'exp_rnn', 'cornn', 'lem', 'lru', 's5', or a cell of your own as
-    # 'MODULE:NAME'.
+    # 'ur_gru', 'peephole_lstm', 'ind_rnn', 'exp_rnn', 'cornn', 'lem', 'lru', 's5', 'diagonal', or a cell of your own
+    # as 'MODULE:NAME'.
     model.cell = "lstm"
     # '', or other numbers in the cell's equations or initialisation than its defaults: a mapping, "{'dt': 0.3}".
     model.cell_options = ""
@@ -70,6 +72,14 @@ def get_config() -> ml_collections.ConfigDict:
     model.num_layers = 1
     # Of the TCN: steps that a convolution spans, before its dilation.
     model.kernel_size = 7
+    # Of 'deep': '', num_layers blocks of hidden_size channels; or the channels x blocks of stages, "32x1, 64x2, 128x1".
+    model.stages = ""
+    # Of 'deep': so many steps of a stage, side by side and projected, make one of the next.
+    model.shorten = 4
+    # What is read of the recurrent layers: the 'last' output, or the 'mean' of all.
+    model.reading = "last"
+    # Hidden layers between that and the logits: layer norm, GELU, dropout (output_keep) before a dense layer each.
+    model.head_layers = 0
     # Each layer also reads backwards and hands on both outputs side by side.
     model.bidirectional = False
     # Input and recurrent kernel: 'glorot_uniform' (over the joint kernel) or 'orthogonal' (per gate).
@@ -122,6 +132,9 @@ def get_config() -> ml_collections.ConfigDict:
     optimizer.adam_epsilon = 1e-8
     # 'adamw': each step takes rate * decay of every kernel (no bias, no norm) off it.
     optimizer.weight_decay = 1e-4
+    # The share of learning_rate at which the parameters of the state's own motion train, which never decay: the vector
+    # of 'lru', 's5', 'diagonal' and 'ind_rnn', the skew-symmetric matrix of 'exp_rnn'.
+    optimizer.recurrent_rate = 1.0
     # 0, or: a moving average of the parameters, of this decay a step, is what is evaluated.
     optimizer.ema_decay = 0.0
     clip = optimizer.clip = ml_collections.ConfigDict()
@@ -140,6 +153,8 @@ def get_config() -> ml_collections.ConfigDict:
     train.accumulate = 1
     # The share of a label that is spread evenly over all classes.
     train.label_smoothing = 0.0
+    # The standard deviation of Gaussian noise that is added to the values of training batches, after scaling.
+    train.noise = 0.0
     # Steps between evaluations on the validation set (and reports of training metrics).
     train.eval_every = 250
 

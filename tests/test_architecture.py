@@ -19,7 +19,7 @@ rnn        checks initializers cells per_device eager scan gaps remat jaxprs div
            recurrence any_cell layers min_gru cell stack weights convert
 data       idx cache embedded registry sources references protocols views batches task
 devices    trees mesh memory processes profiling
-models     reading own_cell cells classifier tcn build
+models     reading own_cell cells head classifier deep tcn build
 workdir    files caveats lock provenance config checkpoints graph pictures metrics tensorboard recorder
 training   signals scores optimizers state step run clock programs records replicas start finish train jobs plan sweep
 analysis   recorded trained evaluate rerun compare table results_page export report
@@ -28,7 +28,7 @@ cli        output process terminal flags commands describe text modes
 # Inside the packages of packages.
 INSIDE = {
     "analysis.report": "runs summary gradients reading comparison page build",
-    "models.cells": "min_lstm elman ur_lstm ur_gru peephole_lstm ind_rnn exp_rnn cornn lem lru s5 registry",
+    "models.cells": "min_lstm elman ur_lstm ur_gru peephole_lstm ind_rnn exp_rnn cornn lem lru s5 diagonal registry",
 }
 
 

@@ -1,5 +1,7 @@
 """From config.model to the model that it names; the table of models."""
 
+import functools
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +14,8 @@ from seqmnist_jax.errors import UsageError, check_name, choose
 from seqmnist_jax.models import own_cell
 from seqmnist_jax.models.cells import build_cell, cell_title
 from seqmnist_jax.models.classifier import DENSE_INITS, NORMS, SequenceClassifier
+from seqmnist_jax.models.deep import DeepClassifier, Stage
+from seqmnist_jax.models.head import MLP, READINGS
 from seqmnist_jax.models.tcn import TCN
 from seqmnist_jax.rnn.cell import takes
 
@@ -20,8 +24,16 @@ Array = jax.Array
 
 def model_title(flat: Mapping[str, Any]) -> str:
     """A model's name for people, 'GRU 2 x 128, bfloat16', from the flat fields of its config."""
-    if flat.get("model.name", "rnn") == "tcn":
-        return f"TCN, {flat['model.num_layers']} levels of {flat['model.hidden_size']}"
+    name, layers, size = flat.get("model.name", "rnn"), flat["model.num_layers"], flat["model.hidden_size"]
+    if name == "tcn":
+        return f"TCN, {layers} levels of {size}"
+    if name == "mlp":
+        return f"MLP {layers} x {size}"
+    if name == "linear":
+        return "Linear classifier"
+    if name == "deep":
+        stages = flat["model.stages"] or f"{size}x{layers}"
+        return f"{cell_title(flat['model.cell'])} in a deep stack, {stages}"
     layers = "" if flat["model.num_layers"] == 1 else f"{flat['model.num_layers']} x "
     both = " both ways" if flat["model.bidirectional"] else ""
     precision = flat.get("model.precision", "float32")
@@ -29,12 +41,22 @@ def model_title(flat: Mapping[str, Any]) -> str:
     return f"{cell_title(flat['model.cell'])} {layers}{flat['model.hidden_size']}{both}{exact}"
 
 
-# What only recurrent layers read.
-OF_LAYERS = (
+# The fields that only some models read.
+OF_CELLS = (
     *(f"model.{name}" for name in ("cell", "cell_options", "bidirectional", "kernel_init", "gate_bias", "forget_bias")),
-    *(f"model.{name}" for name in ("longest_time_scale", "norm", "dense_init", "precision", "remat", "unroll")),
+    *(f"model.{name}" for name in ("longest_time_scale", "precision", "remat", "unroll", "reading", "head_layers")),
+    "optimizer.recurrent_rate",
     "runtime.backend",
 )
+OF_MODELS: dict[str, tuple[str, ...]] = {
+    "rnn": (*OF_CELLS, "model.num_layers", "model.hidden_size", "model.norm", "model.dense_init"),
+    "deep": (*OF_CELLS, "model.num_layers", "model.hidden_size", "model.stages", "model.shorten"),
+    "tcn": ("model.num_layers", "model.hidden_size", "model.kernel_size"),
+    "mlp": ("model.num_layers", "model.hidden_size"),
+    "linear": (),
+}
+# Of a stage, and of its blocks.
+MOST_CHANNELS = 10**6
 GATE_BIASES = ("constant", *rnn.TIME_SCALES)
 
 
@@ -86,46 +108,112 @@ def _build_time_scales(model: ml_collections.ConfigDict, sequence_length: int) -
     return rnn.TIME_SCALES[model.gate_bias](longest)
 
 
-def _build_rnn(config: ml_collections.ConfigDict, sequence_length: int, num_classes: int) -> SequenceClassifier:
+def _build_init_layers(
+    config: ml_collections.ConfigDict, cell: rnn.Cell, engine: rnn.Engine, sequence_length: int, hidden_size: int
+) -> Callable[..., rnn.Layers]:
+    """``(key, features, num_layers) -> parameters`` of recurrent layers for sequences of this length."""
     model = config.model
-    cell = build_cell(config).cell
     check_name(model.kernel_init, rnn.KERNELS, "model.kernel_init")
-    check_name(model.norm, NORMS, "model.norm")
-    check_name(model.dense_init, DENSE_INITS, "model.dense_init")
     options = {
         "kernel_init": model.kernel_init,
         "forget_bias": model.forget_bias,
         "time_scales": _build_time_scales(model, sequence_length),
+        "sequence_length": sequence_length,
     }
-    shape = {"num_layers": model.num_layers, "bidirectional": model.bidirectional}
-    name, hidden_size = model.cell, model.hidden_size
     options = {option: value for option, value in options.items() if takes(cell.init, option)}
-    engine = _build_engine(config, cell, sequence_length)
+    name, bidirectional, is_checked = model.cell, model.bidirectional, bool(model.cell_options)
 
-    def init_layers(key: Array, features: int) -> rnn.Layers:
-        if own_cell.is_one(name) or model.cell_options:
-            widths = (features, *[hidden_size * (1 + shape["bidirectional"])][: shape["num_layers"] - 1])
-            for width in widths:
+    def init_layers(key: Array, features: int, num_layers: int = 1) -> rnn.Layers:
+        if own_cell.is_one(name) or is_checked:
+            for width in (features, *[hidden_size * (1 + bidirectional)][: num_layers - 1]):
                 own_cell.check(name, cell, width, hidden_size, options, engine)
+        shape = {"num_layers": num_layers, "bidirectional": bidirectional}
         return rnn.init_stack(key, cell, features, hidden_size, **shape, **options)
 
+    return init_layers
+
+
+def _build_rnn(config: ml_collections.ConfigDict, sequence_length: int, num_classes: int) -> SequenceClassifier:
+    model = config.model
+    check_name(model.norm, NORMS, "model.norm")
+    check_name(model.dense_init, DENSE_INITS, "model.dense_init")
+    check_name(model.reading, READINGS, "model.reading")
+    cell = build_cell(config).cell
+    engine = _build_engine(config, cell, sequence_length)
+    init_layers = _build_init_layers(config, cell, engine, sequence_length, model.hidden_size)
     return SequenceClassifier(
         cell,
-        init_layers,
-        hidden_size,
+        functools.partial(init_layers, num_layers=model.num_layers),
+        model.hidden_size,
         num_classes,
         dense_init=model.dense_init,
         norm=model.norm,
         engine=engine,
+        reading=model.reading,
+        head_layers=model.head_layers,
     )
+
+
+def _build_sizes(model: ml_collections.ConfigDict) -> list[tuple[int, int]]:
+    """Channels and blocks of each stage of model.stages."""
+    if not model.stages:
+        return [(model.hidden_size, model.num_layers)]
+    found = [re.fullmatch(r"\s*(\d+)\s*x\s*(\d+)\s*", part) for part in model.stages.split(",")]
+    sizes = [(int(one[1]), int(one[2])) for one in found if one]
+    if len(sizes) < len(found) or not all(0 < number <= MOST_CHANNELS for size in sizes for number in size):
+        raise UsageError(
+            f"model.stages is {model.stages!r}; expected channels x blocks of each stage, as '32x1, 64x2, 128x1'."
+        )
+    return sizes
+
+
+def _build_deep(config: ml_collections.ConfigDict, sequence_length: int, num_classes: int) -> DeepClassifier:
+    model, sizes = config.model, _build_sizes(config.model)
+    check_name(model.reading, READINGS, "model.reading")
+    if model.bidirectional:
+        raise UsageError("model.bidirectional is True, but a deep stack reads forwards alone; expected False.")
+    _check_no_dropout(model, "a deep stack", ("state_keep",))
+    if sequence_length % model.shorten ** (len(sizes) - 1):
+        raise UsageError(
+            f"model.shorten is {model.shorten} and model.stages has {len(sizes)}, but the sequence length of this view "
+            f"is {sequence_length}; expected a multiple of {model.shorten ** (len(sizes) - 1)}."
+        )
+    cell = build_cell(config).cell
+    engine = _build_engine(config, cell, sequence_length)
+    stages = []
+    for index, (channels, blocks) in enumerate(sizes):
+        length = sequence_length // model.shorten**index
+        stages.append(Stage(channels, blocks, _build_init_layers(config, cell, engine, length, channels)))
+    return DeepClassifier(
+        cell,
+        tuple(stages),
+        shorten=model.shorten,
+        reading=model.reading,
+        head_layers=model.head_layers,
+        num_classes=num_classes,
+        engine=engine,
+    )
+
+
+def _build_mlp(config: ml_collections.ConfigDict, sequence_length: int, num_classes: int) -> MLP:
+    del sequence_length
+    model = config.model
+    _check_no_dropout(model, f"model.name={model.name!r}", ("state_keep",))
+    return MLP(model.hidden_size, model.num_layers if model.name == "mlp" else 0, num_classes)
+
+
+def _check_no_dropout(model: ml_collections.ConfigDict, what: str, places: tuple[str, ...]) -> None:
+    for name in places:
+        if model.dropout[name] < 1.0:
+            raise UsageError(
+                f"model.dropout.{name} is {model.dropout[name]}, but {what} has no such place; expected 1."
+            )
 
 
 def _build_tcn(config: ml_collections.ConfigDict, sequence_length: int, num_classes: int) -> TCN:
     del sequence_length
     model = config.model
-    for name in ("input_keep", "state_keep"):
-        if model.dropout[name] < 1.0:
-            raise UsageError(f"model.dropout.{name} is {model.dropout[name]}, but a TCN only has output_keep.")
+    _check_no_dropout(model, "a TCN", ("input_keep", "state_keep"))
     return TCN(
         channels=model.hidden_size, levels=model.num_layers, kernel_size=model.kernel_size, num_classes=num_classes
     )
@@ -134,11 +222,17 @@ def _build_tcn(config: ml_collections.ConfigDict, sequence_length: int, num_clas
 def build_unread(config: ml_collections.ConfigDict) -> dict[str, str]:
     """The fields of config.model, and the backend, that this model does not read, and by which field that is so."""
     model = config.model
-    if model.name == "tcn":
-        return dict.fromkeys(OF_LAYERS, "model.name='tcn'")
+    read = OF_MODELS[model.name]
+    others = {field for fields in OF_MODELS.values() for field in fields} - set(read)
+    unread = dict.fromkeys(sorted(others), f"model.name={model.name!r}")
+    if "model.cell" not in read:
+        return unread
     of_cell, of_bias = f"model.cell={model.cell!r}", f"model.gate_bias={model.gate_bias!r}"
-    cell = build_cell(config).cell
-    unread = {"model.kernel_size": f"model.name={model.name!r}"}
+    if model.name == "deep" and model.stages:
+        unread |= dict.fromkeys(("model.num_layers", "model.hidden_size"), f"model.stages={model.stages!r}")
+    choice = build_cell(config)
+    cell = choice.cell
+    unread |= {} if choice.recurrent else {"optimizer.recurrent_rate": of_cell}
     fields = {"kernel_init": "kernel_init", "time_scales": "gate_bias", "forget_bias": "forget_bias"}
     unread |= {f"model.{field}": of_cell for option, field in fields.items() if not takes(cell.init, option)}
     if not takes(cell.step, "precision"):
@@ -150,7 +244,13 @@ def build_unread(config: ml_collections.ConfigDict) -> dict[str, str]:
     return unread if model.gate_bias in ("log_uniform", "chrono") else unread | {"model.longest_time_scale": of_bias}
 
 
-MODELS: dict[str, Callable[[ml_collections.ConfigDict, int, int], nn.Module]] = {"rnn": _build_rnn, "tcn": _build_tcn}
+MODELS: dict[str, Callable[[ml_collections.ConfigDict, int, int], nn.Module]] = {
+    "rnn": _build_rnn,
+    "deep": _build_deep,
+    "tcn": _build_tcn,
+    "mlp": _build_mlp,
+    "linear": _build_mlp,
+}
 
 
 def build_model(config: ml_collections.ConfigDict, sequence_length: int, num_classes: int) -> nn.Module:

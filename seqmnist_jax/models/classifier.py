@@ -1,6 +1,6 @@
-"""The recurrent sequence classifier, as a Flax module: layers -> norm -> dense.
+"""The recurrent sequence classifier, as a Flax module: layers -> norm -> hidden layers, if any -> dense.
 
-Its parameters are params['rnn']['layer_0']['forward' | 'backward'][...], ['norm'], ['dense']. Every model
+Its parameters are params['rnn']['layer_0']['forward' | 'backward'][...], ['norm'], ['head'], ['dense']. Every model
 is called as `SequenceClassifier` is, and sows, in the collection 'intermediates', what its dense layer sees
 as 'features'; this one also what its layers hand on as 'states'.
 """
@@ -10,9 +10,11 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from seqmnist_jax import rnn
 from seqmnist_jax.devices.mesh import own_share, shards
+from seqmnist_jax.models.head import Hidden, read_out
 
 Array = jax.Array
 
@@ -30,7 +32,7 @@ NORM_MOMENTUM = 0.99
 
 
 class SequenceClassifier(nn.Module):
-    """Reads a sequence and names its class from the recurrent layers' last output, or from each.
+    """Reads a sequence and names its class from the recurrent layers' last output, or their mean, or from each.
 
     Attributes:
       cell: the recurrence engine's cell.
@@ -42,6 +44,8 @@ class SequenceClassifier(nn.Module):
         Szegedy 2015); 'frozen', the same with its moving mean and variance left at 0
         and 1, in training too: an affine layer, and what the 2018 tutorial really ran.
       engine: how the recurrent layers run.
+      reading: what is read of the layers' outputs, a name in `head.READINGS`.
+      head_layers: hidden layers, as wide as a recurrent one, before the dense layer.
       data_axis: None, or in training the axis of a ``shard_map`` over which batches are divided:
         statistics are then those of the whole batch, and masks are parts of its masks.
     """
@@ -53,6 +57,8 @@ class SequenceClassifier(nn.Module):
     dense_init: str
     norm: str
     engine: rnn.Engine = rnn.Engine()
+    reading: str = "last"
+    head_layers: int = 0
     data_axis: str | None = None
 
     @nn.compact
@@ -80,11 +86,15 @@ class SequenceClassifier(nn.Module):
         masks = (
             self._masks(layers, x, keep) if train and keep is not None and any(p is not None for p in keep) else None
         )
+        every = every_step or self.reading == "mean"
         with jax.named_scope("rnn"):
             read = rnn.stack(
-                self.cell, layers, x, lengths=lengths, masks=masks, engine=self.engine, return_sequences=every_step
+                self.cell, layers, x, lengths=lengths, masks=masks, engine=self.engine, return_sequences=every
             )
         self.sow("intermediates", "states", read)
+        if self.reading == "mean":
+            lengths = None if lengths is None else jnp.clip(lengths.astype(jnp.int32), 0, x.shape[1])
+            read = read_out(read, lengths, self.reading, every_step)
         if self.norm != "none":
             read = nn.BatchNorm(
                 use_running_average=self.norm == "frozen" or not train,
@@ -93,6 +103,9 @@ class SequenceClassifier(nn.Module):
                 axis_name=self.data_axis,
                 name="norm",
             )(read)
+        if self.head_layers:
+            hidden = Hidden(self.hidden_size, self.head_layers, self.engine.precision, self.data_axis, name="head")
+            read = hidden(read, keep[1] if train and keep is not None else None)
         self.sow("intermediates", "features", read)
         kernel_init, bias_init = DENSE_INITS[self.dense_init]
         dense = nn.Dense(

@@ -1,6 +1,7 @@
 """A cell of the user's own: imported by its name MODULE:NAME, and tried on shapes before a model is made of it."""
 
 import contextlib
+import functools
 import hashlib
 import importlib
 import inspect
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 
 from seqmnist_jax import rnn
 from seqmnist_jax.errors import UsageError, did_you_mean
-from seqmnist_jax.rnn.cell import at_precision
+from seqmnist_jax.rnn.cell import at_precision, first_carry
 
 # Of what is tried; unlike most sizes, so that a step that mixes up its axes is found out.
 BATCH, TIME = 3, 2
@@ -136,7 +137,8 @@ def check(
     params = tried("init", lambda: cell.init(jax.random.key(0), features, hidden_size, **options))
     if not isinstance(params, dict) or not params:
         raise _error(name, f", but its init gives {_form(params)}; expected a dict of arrays")
-    carry = tried("zero_carry", cell.zero_carry, jax.ShapeDtypeStruct((BATCH, hidden_size), jnp.float32))
+    zero = jax.ShapeDtypeStruct((BATCH, hidden_size), jnp.float32)
+    carry = tried("zero_carry", functools.partial(first_carry, cell), params, zero)
     x = jax.ShapeDtypeStruct((BATCH, TIME, features), jnp.float32)
     made = tried(
         "step", lambda *given: at_precision(cell.step, "float32")(*given), params, carry, x.update(shape=x.shape[::2])

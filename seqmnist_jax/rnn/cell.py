@@ -35,7 +35,7 @@ class Cell(NamedTuple):
       layer: the layer over a whole sequence, with the arguments of `lstm`.
       step: one step of it, ``step(params, carry, x) -> (carry, h)``; where it takes a `precision`, it is given that.
       init: ``init(key, features, hidden_size, **options)`` makes its parameters; all options have defaults.
-      zero_carry: the carry of a new sequence, from a zero h [batch, hidden].
+      zero_carry: the carry of a new sequence, from a zero h [batch, hidden], and from `params` where it takes them.
       backends: the names that `layer` takes for its backend.
       explain: ``explain(params, x, backend=, precision=)``, in words, what would run the layer.
     """
@@ -43,13 +43,13 @@ class Cell(NamedTuple):
     layer: Callable[..., Any]
     step: Callable[..., Any]
     init: Callable[..., dict[str, Array]]
-    zero_carry: Callable[[Array], Any] = _one_state
+    zero_carry: Callable[..., Any] = _one_state
     backends: tuple[str, ...] = ("auto",)
     explain: Callable[..., Any] = _own_layer
 
 
 def cell(
-    step: Callable[..., Any], init: Callable[..., dict[str, Array]], zero_carry: Callable[[Array], Any] = _one_state
+    step: Callable[..., Any], init: Callable[..., dict[str, Array]], zero_carry: Callable[..., Any] = _one_state
 ) -> Cell:
     """A cell whose layer is its step, run by `scan`: by a kernel made of it where there can be one.
 
@@ -59,7 +59,8 @@ def cell(
       init: ``init(key, features, hidden_size)`` makes params, a dict of arrays. It may have other arguments, with
         defaults, as `init_lstm` has.
       zero_carry: the carry of a new sequence, from a zero h [batch, hidden]; where it isn't given, the carry is one h.
-        An LSTM's is ``lambda zero: (zero, zero)``.
+        An LSTM's is ``lambda zero: (zero, zero)``. With an argument `params` it is given those too, for a carry that
+        is not as wide as h.
 
     Raises:
       ValueError: step or init can't be called so.
@@ -155,7 +156,12 @@ def hidden_size(cell: Cell, params: Any, features: int) -> int:
 def zeros(cell: Cell, params: Any, x: Any) -> Any:
     """The carry of new sequences x [batch, time, features]."""
     dtype = jnp.result_type(x, *jax.tree.leaves(params))
-    return cell.zero_carry(jnp.zeros((x.shape[0], hidden_size(cell, params, x.shape[-1])), dtype))
+    return first_carry(cell, params, jnp.zeros((x.shape[0], hidden_size(cell, params, x.shape[-1])), dtype))
+
+
+def first_carry(cell: Cell, params: Any, zero: Array) -> Any:
+    """The carry of new sequences, from a zero h [batch, hidden]."""
+    return cell.zero_carry(zero, params) if takes(cell.zero_carry, "params") else cell.zero_carry(zero)
 
 
 LSTM = Cell(

@@ -7,7 +7,7 @@ passed to the pure step; no Python branch depends on their values.
 import functools
 import math
 from collections.abc import Callable, Hashable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -34,12 +34,14 @@ class Hyperparameters(flax.struct.PyTreeNode):
     adam_beta1: float | Array
     adam_beta2: float | Array
     weight_decay: float | Array
+    recurrent_rate: float | Array
     clip_norm: float | Array
     input_keep: float | Array
     output_keep: float | Array
     state_keep: float | Array
     label_smoothing: float | Array
     ema_decay: float | Array
+    noise: float | Array
 
 
 DROPOUT_PLACES = ("input_keep", "output_keep", "state_keep")
@@ -59,16 +61,18 @@ SWEEPABLE: dict[str, tuple[str, str, Callable[[float], bool]]] = {
     "adam_beta1": ("optimizer.adam_beta1", *_SHARE),
     "adam_beta2": ("optimizer.adam_beta2", *_SHARE),
     "weight_decay": ("optimizer.weight_decay", *_NOT_NEGATIVE),
+    "recurrent_rate": ("optimizer.recurrent_rate", *_NOT_NEGATIVE),
     "clip_norm": ("optimizer.clip.norm", *_POSITIVE),
     "label_smoothing": ("train.label_smoothing", *_SHARE_OR_OFF),
     "ema_decay": ("optimizer.ema_decay", *_SHARE_OR_OFF),
+    "noise": ("train.noise", *_NOT_NEGATIVE),
     **{place: (f"model.dropout.{place}", *_KEEP) for place in DROPOUT_PLACES},
 }
 MakeOptimizer = Callable[[Hyperparameters], optax.GradientTransformation]
 UnitSchedule = Callable[[Array], Array]
 
 CLIP_MASKS: dict[str, Callable[[Path], bool]] = {
-    "recurrent": lambda path: path[0] == "rnn",
+    "recurrent": lambda path: "rnn" in path,
     "all_but_dense": lambda path: path[0] != "dense",
     "all": lambda path: True,
     "none": lambda path: False,
@@ -76,7 +80,7 @@ CLIP_MASKS: dict[str, Callable[[Path], bool]] = {
 
 
 def _tensor_group(path: Path, joint_kernels: bool) -> Hashable:
-    is_kernel = path[0] == "rnn" and path[-1] in ("kernel", "recurrent_kernel")
+    is_kernel = "rnn" in path and path[-1] in ("kernel", "recurrent_kernel")
     return (*path[:-1], "kernels") if joint_kernels and is_kernel else path
 
 
@@ -142,6 +146,12 @@ def clip_by_group_norm(max_norm: float | Array, group_of: GroupOf) -> optax.Grad
     return optax.GradientTransformation(init, update)
 
 
+def is_recurrent(names: tuple[str, ...], path: Any) -> bool:
+    """Whether the tensor at this path is one of a cell's `recurrent` ones, of these names."""
+    keys = [entry.key for entry in path]
+    return "rnn" in keys and keys[-1] in names
+
+
 def clip_state(opt_state: optax.OptState) -> ClipState:
     """What the clip of a chain by `build_optimizer` recorded."""
     return opt_state[0]
@@ -195,9 +205,14 @@ def _adam(config: ml_collections.ConfigDict) -> MakeOptimizer:
 
 def _adamw(config: ml_collections.ConfigDict) -> MakeOptimizer:
     # Decoupled decay (Loshchilov & Hutter 2019), of kernels only.
-    adam = _adam(config)
-    is_kernel = functools.partial(jax.tree.map, lambda leaf: leaf.ndim > 1)
-    return lambda hyper: optax.chain(adam(hyper), optax.add_decayed_weights(hyper.weight_decay, mask=is_kernel))
+    adam, recurrent = _adam(config), build_cell(config).recurrent
+
+    def decays(params: optax.Params) -> Any:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: leaf.ndim > 1 and not is_recurrent(recurrent, path), params
+        )
+
+    return lambda hyper: optax.chain(adam(hyper), optax.add_decayed_weights(hyper.weight_decay, mask=decays))
 
 
 def _sgd(config: ml_collections.ConfigDict) -> MakeOptimizer:
@@ -270,11 +285,23 @@ def build_optimizer(config: ml_collections.ConfigDict) -> MakeOptimizer:
         if not 0.0 <= as_float32(config.optimizer[name]) < math.inf:
             raise UsageError(f"optimizer.{name} is {config.optimizer[name]}; expected 0 or more, finite in float32.")
 
+    recurrent = functools.partial(is_recurrent, build_cell(config).recurrent)
+
     def make(hyper: Hyperparameters) -> optax.GradientTransformation:
-        return optax.chain(
+        chain = optax.chain(
             clip_by_group_norm(hyper.clip_norm, group_of),
             rule(hyper),
             optax.scale_by_schedule(lambda count: -hyper.learning_rate * unit_rate(count)),
         )
+
+        def at_own_rate(path: Any, update: Array) -> Array:
+            return hyper.recurrent_rate * update if recurrent(path) else update
+
+        def update(updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None) -> Any:
+            updates, state = chain.update(updates, state, params)
+            return jax.tree_util.tree_map_with_path(at_own_rate, updates), state
+
+        # No member of the chain: the state keeps the form that checkpoints have.
+        return optax.GradientTransformation(chain.init, update)
 
     return make

@@ -142,6 +142,7 @@ def build_learner(config: ml_collections.ConfigDict, view: SequenceView, num_cla
         min_length=min_length or None,
         accumulate=parts,
         smooths=config.train.label_smoothing > 0.0,
+        noisy=config.train.noise > 0.0,
     )
     hyper = jax.tree.map(jnp.float32, build_hyperparameters(config))
     return Learner(
@@ -214,7 +215,7 @@ class Run:
         """What the compiled program depends on: runs of which it is the same can be its replicas."""
         traced = dict.fromkeys(("seed", *(field for field, _, _ in SWEEPABLE.values())))
         spec = self.learner.spec
-        switches = [sorted(spec.drops), self.learner.averages, spec.smooths]
+        switches = [sorted(spec.drops), self.learner.averages, spec.smooths, spec.noisy]
         return json.dumps([{**self.identity, **traced}, self.config["runtime"], self.steps, switches], sort_keys=True)
 
 

@@ -108,7 +108,7 @@ def restore_variables(checkpoints: Checkpoints, step: int, template: TrainState)
 
 
 # The streams of randomness that are folded from a run's key.
-INIT_STREAM, DATA_STREAM, DROPOUT_STREAM, LENGTH_STREAM = range(4)
+INIT_STREAM, DATA_STREAM, DROPOUT_STREAM, LENGTH_STREAM, NOISE_STREAM = range(5)
 
 
 def init_state(

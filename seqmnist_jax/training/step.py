@@ -14,7 +14,7 @@ from seqmnist_jax.devices.mesh import own_share, shards
 from seqmnist_jax.devices.trees import tensor_names
 from seqmnist_jax.models.reading import Preprocess
 from seqmnist_jax.training.optimizers import DROPOUT_PLACES, Hyperparameters, MakeOptimizer, clip_state
-from seqmnist_jax.training.state import DROPOUT_STREAM, LENGTH_STREAM, TrainMetrics, TrainState
+from seqmnist_jax.training.state import DROPOUT_STREAM, LENGTH_STREAM, NOISE_STREAM, TrainMetrics, TrainState
 
 Array = jax.Array
 
@@ -31,6 +31,7 @@ class StepSpec(NamedTuple):
       min_length: None, or: each training sequence ends at random, after at least so many steps.
       accumulate: into how many parts, one after the other, a batch is divided.
       smooths: whether labels are smoothed.
+      noisy: whether noise is added to the sequences.
       data_axis: None, or the axis of a ``shard_map`` over which each batch is divided.
     """
 
@@ -42,6 +43,7 @@ class StepSpec(NamedTuple):
     min_length: int | None = None
     accumulate: int = 1
     smooths: bool = False
+    noisy: bool = False
     data_axis: str | None = None
 
 
@@ -74,13 +76,18 @@ def _own(spec: StepSpec, whole: Array) -> Array:
     return share.reshape(-1, *whole.shape[1:])
 
 
-def _draw_batch(spec: StepSpec, state: TrainState, x: Array, labels: Array) -> Batch:
-    """The batch with the lengths at which its sequences end."""
+def _draw_batch(spec: StepSpec, state: TrainState, hyper: Hyperparameters, x: Array, labels: Array) -> Batch:
+    """The batch with noise on its values, and the lengths at which its sequences end.
+
+    Both are drawn for the whole batch, so that a sequence's do not depend on how many devices share it.
+    """
+    whole = len(x) * shards(spec.data_axis)
+    if spec.noisy:
+        noise = jax.random.normal(_step_key(state, NOISE_STREAM), (whole, *x.shape[1:]), x.dtype)
+        x = x + hyper.noise * _own(spec, noise)
     if spec.min_length is None:
         return Batch(x, labels, None)
-    key = _step_key(state, LENGTH_STREAM)
-    # For the whole batch, so that a sequence's length does not depend on how many devices share it.
-    lengths = jax.random.randint(key, (len(x) * shards(spec.data_axis),), spec.min_length, x.shape[1] + 1)
+    lengths = jax.random.randint(_step_key(state, LENGTH_STREAM), (whole,), spec.min_length, x.shape[1] + 1)
     return Batch(x, labels, _own(spec, lengths))
 
 
@@ -122,7 +129,7 @@ def _gradients(spec: StepSpec, state: TrainState, hyper: Hyperparameters, x: Arr
 
     Parts need only a part's memory. Without batch norm and dropout the mean is that of the whole batch.
     """
-    batch, key = _draw_batch(spec, state, x, labels), _step_key(state, DROPOUT_STREAM)
+    batch, key = _draw_batch(spec, state, hyper, x, labels), _step_key(state, DROPOUT_STREAM)
     count = spec.accumulate
     if count == 1:
         return _part_gradients(spec, state.params, state.batch_stats, key, hyper, batch)

@@ -12,6 +12,7 @@ from seqmnist_jax.errors import UsageError, check_name, did_you_mean, parse_mapp
 from seqmnist_jax.models import own_cell
 from seqmnist_jax.models.cells import (
     cornn,
+    diagonal,
     elman,
     exp_rnn,
     ind_rnn,
@@ -33,6 +34,8 @@ class CellChoice(NamedTuple):
       cell: the recurrence engine's cell.
       joint_kernels: whether its input and recurrent kernel count as one tensor where
         tensors are clipped one by one.
+      recurrent: the names of the parameters that say how its state moves on by itself, which train at a rate of their
+        own (optimizer.recurrent_rate) and without weight decay; none where its recurrent kernel is one like others.
       title: its name for people; where it is '', the config's.
       gates: its gates, in the order of the kernels' blocks, in words.
       step: one step as lines of Python, over NumPy's sigmoid, tanh and split along the last axis;
@@ -42,14 +45,17 @@ class CellChoice(NamedTuple):
 
     cell: rnn.Cell
     joint_kernels: bool = False
+    recurrent: tuple[str, ...] = ()
     title: str = ""
     gates: str = "the cell is not one of seqmnist_jax's own"
     step: tuple[str, ...] = ()
 
 
-def _field(module: ModuleType, title: str) -> CellChoice:
+def _field(module: ModuleType, title: str, *recurrent: str) -> CellChoice:
     """One of the field's cells, each a module with its equations."""
-    return CellChoice(module.CELL, title=title, gates=f"step is its source. {inspect.getdoc(module)}")
+    return CellChoice(
+        module.CELL, recurrent=recurrent, title=title, gates=f"step is its source. {inspect.getdoc(module)}"
+    )
 
 
 CELLS = {
@@ -100,15 +106,16 @@ CELLS = {
     "ur_lstm": _field(ur_lstm, "UR-LSTM"),
     "ur_gru": _field(ur_gru, "UR-GRU"),
     "peephole_lstm": _field(peephole_lstm, "Peephole LSTM"),
-    "ind_rnn": _field(ind_rnn, "IndRNN"),
-    "exp_rnn": _field(exp_rnn, "expRNN"),
+    "ind_rnn": _field(ind_rnn, "IndRNN", "recurrent_kernel"),
+    "exp_rnn": _field(exp_rnn, "expRNN", "skew"),
     "cornn": _field(cornn, "coRNN"),
     "lem": _field(lem, "LEM"),
-    "lru": _field(lru, "LRU"),
-    "s5": _field(s5, "S5"),
+    "lru": _field(lru, "LRU", "nu", "theta", "gamma"),
+    "s5": _field(s5, "S5", "decay", "omega", "dt"),
+    "diagonal": _field(diagonal, "Diagonal recurrence", "nu", "theta"),
 }
 # The numbers that other fields of the config give, and the largest that model.cell_options may.
-OF_FIELDS = ("forget_bias",)
+OF_FIELDS = ("forget_bias", "sequence_length")
 LARGEST = 1e30
 
 

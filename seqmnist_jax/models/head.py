@@ -1,0 +1,152 @@
+"""What stands between a network's features and its logits; and the network that is nothing else, an MLP."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from seqmnist_jax import rnn
+from seqmnist_jax.devices.mesh import own_share, shards
+
+Array = jax.Array
+Probability = float | Array | None
+
+READINGS = ("last", "mean")
+# XLA's own default on a GPU that has it is TF32.
+PRECISIONS = {
+    "float32": jax.lax.Precision.HIGHEST,
+    "tensorfloat32": jax.lax.Precision.DEFAULT,
+    "bfloat16": jax.lax.Precision.DEFAULT,
+}
+
+
+def drop_units(module: nn.Module, x: Array, keep: Probability, data_axis: str | None) -> Array:
+    """X [batch, ..., features] with units dropped, of a sequence the same ones at all of its steps.
+
+    Args:
+      module: whose rng 'dropout' draws them.
+      x: what they are dropped of.
+      keep: the probability to keep one; None for no dropout.
+      data_axis: as in `SequenceClassifier`.
+    """
+    if keep is None:
+        return x
+    whole = x.shape[0] * shards(data_axis), x.shape[-1]
+    mask = own_share(jax.random.bernoulli(module.make_rng("dropout"), keep, whole), data_axis)
+    return jnp.where(mask.reshape(x.shape[0], *(1,) * (x.ndim - 2), x.shape[-1]), x / keep, 0.0)
+
+
+def read_out(y: Array, lengths: Array | None, reading: str, every_step: bool) -> Array:
+    """What is read of the outputs of all steps.
+
+    Args:
+      y: [batch, time, features].
+      lengths: int32 [batch] in [0, time]; None for whole sequences.
+      reading: 'last', each sequence's last output, or 'mean', of all of its outputs. Of an empty sequence: zeros.
+      every_step: what would be read if the sequence ended at each step, [batch, time, features]; past its end zeros.
+    """
+    steps = jnp.arange(y.shape[1])
+    if lengths is not None:
+        y = jnp.where((steps < lengths[:, None])[..., None], y, 0.0)
+    if reading == "mean":
+        if every_step:
+            y = jnp.cumsum(y, axis=1) / (steps + 1.0)[:, None]
+            return y if lengths is None else jnp.where((steps < lengths[:, None])[..., None], y, 0.0)
+        count = float(y.shape[1]) if lengths is None else jnp.maximum(lengths, 1).astype(y.dtype)[:, None]
+        return y.sum(1) / count
+    if every_step:
+        return y
+    if lengths is None:
+        return y[:, -1]
+    return jnp.take_along_axis(y, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
+
+
+class Hidden(nn.Module):
+    """Hidden layers on features: layer norm, GELU, dropout, and a dense layer before the next.
+
+    Attributes:
+      width: of each dense layer.
+      layers: how many there are.
+      precision: of their products, a name in `PRECISIONS`.
+      data_axis: as in `SequenceClassifier`.
+    """
+
+    width: int
+    layers: int
+    precision: str = "float32"
+    data_axis: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, keep: Probability) -> Array:
+        """Features [..., width] of x [..., features]; `keep` as in `drop_units`."""
+        for index in range(self.layers + 1):
+            x = jax.nn.gelu(nn.LayerNorm(name=f"norm_{index}")(x))
+            x = drop_units(self, x, keep, self.data_axis)
+            if index < self.layers:
+                precision = PRECISIONS[self.precision]
+                x = nn.Dense(self.width, precision=precision, name=f"dense_{index}")(x)
+        return x
+
+
+class MLP(nn.Module):
+    """Reads all values of a sequence at once and names its class: it knows no order, and no step from another.
+
+    Attributes:
+      hidden_size, num_layers: width and number of hidden layers, each layer norm, GELU and dropout behind a dense
+        layer; none makes it a linear classifier.
+      num_classes: the number of logits.
+      data_axis: as in `SequenceClassifier`.
+    """
+
+    hidden_size: int
+    num_layers: int
+    num_classes: int
+    data_axis: str | None = None
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,
+        *,
+        train: bool = False,
+        lengths: Array | None = None,
+        keep: rnn.Keep | None = None,
+        every_step: bool = False,
+    ) -> Array:
+        """Logits, as `SequenceClassifier`'s; what lies past a sequence's end is zero.
+
+        Of `keep` the first is for the values of x and the second for hidden units. With `every_step` the later values
+        are zero, too, at each step, and the memory is that of so many batches.
+        """
+        steps = jnp.arange(x.shape[1])
+        if lengths is not None:
+            x = jnp.where((steps < lengths[:, None])[..., None], x, 0.0)
+        if every_step:
+            x = jnp.where((steps <= steps[:, None])[..., None], x[:, None], 0.0)
+            x = x.reshape(*x.shape[:2], -1)
+        else:
+            x = x.reshape(x.shape[0], -1)
+        of_x, of_units, _ = keep if train and keep is not None else (None, None, None)
+        x = drop_units(self, x, of_x, self.data_axis)
+        if self.num_layers:
+            x = nn.Dense(self.hidden_size, precision=jax.lax.Precision.HIGHEST, name="input")(x)
+            hidden = Hidden(self.hidden_size, self.num_layers - 1, data_axis=self.data_axis, name="hidden")
+            x = hidden(x, of_units)
+        self.sow("intermediates", "features", x)
+        return nn.Dense(self.num_classes, precision=jax.lax.Precision.HIGHEST, name="dense")(x)
+
+    def explain_engine(self, params: object, x: object, drops_state: bool) -> str:
+        """As `SequenceClassifier.explain_engine`."""
+        return "none: the model has no recurrence"
+
+    @property
+    def precision(self) -> str:
+        """How exact its products are."""
+        return "float32"
+
+    def at(self, precision: str) -> nn.Module:
+        """As `SequenceClassifier.at`; an MLP knows full float32 alone."""
+        return self
+
+    def portable(self) -> nn.Module:
+        """As `SequenceClassifier.portable`; the model is."""
+        return self
