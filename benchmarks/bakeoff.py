@@ -57,11 +57,11 @@ def page(rows: Sequence[Row], diverged: Sequence[table.Result], left_out: Sequen
         text += [f"![Test accuracy against training time]({plot})", ""]
     text += [
         "Validation and test: mean ± standard deviation over the seeds, and the least and the largest test accuracy. "
-        f"{', '.join(f'{target} %' for target in TARGETS)}: training time until the validation images were first read so "
-        "well, measured each half epoch, the mean over the seeds; '-' where one never did. Training time is without "
+        f"{', '.join(f'{target} %' for target in TARGETS)}: training time until the validation images were first read "
+        "so well, measured each half epoch, the mean over the seeds; '-' where one never did. Training time is without "
         "compilation and evaluation; the seeds of a model train together, and a run's time is its share of that. Times "
-        "of different devices can't be compared. [RESULTS.md](../RESULTS.md) has the rows by the same names, with their "
-        "commands, commits and dates.",
+        "of different devices can't be compared. [RESULTS.md](../RESULTS.md) has the rows by the same names, with "
+        "their commands, commits and dates.",
         "",
     ]
     told = [
@@ -102,7 +102,7 @@ def draw(rows: Sequence[Row]) -> Any:
     """A matplotlib figure: a point for each row, with the range of its seeds."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 6), layout="constrained")
+    figure = Figure(figsize=(9, 7), layout="constrained")
     panel = figure.subplots()
     for device, colour in zip(dict.fromkeys(row["device"] for row in rows), COLOURS * len(rows), strict=False):
         of_device = [row for row in rows if row["device"] == device]
@@ -124,13 +124,14 @@ def draw(rows: Sequence[Row]) -> Any:
     panel.minorticks_off()
     worst, best = (pick(row["test_range"][side] for row in rows) for pick, side in ((min, 0), (max, 1)))
     panel.set_ylim(min(0.95, (1 - worst) * 1.15), max(1e-3, (1 - best) * 0.85))
+    panel.set_xlim(right=3 * max(row["train_seconds"] for row in rows))  # room for a name
     panel.set_xlabel("seconds of training, a run", color=INK)
     panel.set_ylabel("test accuracy, %", color=INK)
     panel.tick_params(colors=INK)
     for side, spine in panel.spines.items():
         spine.set_color(INK)
         spine.set_visible(side in ("left", "bottom"))
-    panel.legend(frameon=False, labelcolor=INK, fontsize=8)
+    panel.legend(loc="lower left", frameon=False, labelcolor=INK, fontsize=8)
     return figure
 
 
