@@ -89,7 +89,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.choose = repr({"optimizer.learning_rate": RATES})
     config.choose_steps = 4 * HALF_EPOCH
     config.data.view = "pixel"
-    config.data.permutation = "numpy:92916"
+    config.data.permuted = True
     config.optimizer.name = "adamw"
     config.optimizer.schedule = "warmup_cosine"
     config.optimizer.warmup_steps = HALF_EPOCH

@@ -97,7 +97,10 @@ def build_sweep(config: ml_collections.ConfigDict, seeds: str = "") -> dict[str,
             raise UsageError(f"sweep has {key!r}; expected the seed by itself, for it is no part of a recipe.")
     choice = _parse(config, "choose", "{'optimizer.learning_rate': (1e-3, 4e-3)}")
     if choice and not grid:
-        raise UsageError("choose chooses for the runs of a sweep, but there is neither --seeds nor config.sweep.")
+        raise UsageError(
+            "choose chooses for the runs of a sweep, but there is neither --seeds nor config.sweep. For a single run give "
+            "--config.choose= --config.choose_steps=0 too."
+        )
     if bool(choice) != bool(config.get("choose_steps", 0)):
         raise UsageError("choose and choose_steps, how long each candidate trains, go together; set both or neither.")
     known = [field for field, _, _ in SWEEPABLE.values()]
