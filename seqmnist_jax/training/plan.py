@@ -98,8 +98,8 @@ def build_sweep(config: ml_collections.ConfigDict, seeds: str = "") -> dict[str,
     choice = _parse(config, "choose", "{'optimizer.learning_rate': (1e-3, 4e-3)}")
     if choice and not grid:
         raise UsageError(
-            "choose chooses for the runs of a sweep, but there is neither --seeds nor config.sweep. For a single run give "
-            "--config.choose= --config.choose_steps=0 too."
+            "choose chooses for the runs of a sweep, but there is neither --seeds nor config.sweep. For a single run "
+            "give --config.choose= --config.choose_steps=0 too."
         )
     if bool(choice) != bool(config.get("choose_steps", 0)):
         raise UsageError("choose and choose_steps, how long each candidate trains, go together; set both or neither.")
@@ -317,9 +317,8 @@ def decide(points: Sequence[SweepPoint], folder_of: Callable[[SweepPoint], Path]
             continue
         summaries = [files.read_json(path) if (path := folder / files.SUMMARY).exists() else {} for folder in folders]
         found: list[float | None] = [summary.get(VALIDATED) for summary in summaries]
-        chosen = point.candidates[
-            int(np.argmax([-1.0 if one is None else one for one in found]))
-        ]  # of equal ones the first
+        first_best = np.argmax([-1.0 if one is None else one for one in found])
+        chosen = point.candidates[int(first_best)]
         choice = {
             "chosen": chosen,
             "candidates": [one | {VALIDATED: score} for one, score in zip(point.candidates, found, strict=True)],

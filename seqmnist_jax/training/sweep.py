@@ -127,9 +127,8 @@ def survey(grid: Grid, points: Sequence[SweepPoint], workdir: Path) -> tuple[str
     """
     old: Json = {}
     points, chosen = _decide(points, workdir), _chosen_fields(points)
-    if trials := plan.all_trials(points):
-        for trial in trials:
-            look(trial.run, _folder(workdir / files.TRIALS, trial))
+    for trial in plan.all_trials(points):
+        look(trial.run, _folder(workdir / files.TRIALS, trial))
     if (workdir / files.SWEEP).exists():
         old = files.read_json(workdir / files.SWEEP, needed=("sweep", "config of one run"))
         data = points[0].run.identity[configs.CONTENT]  # of which each run's own folder knows
