@@ -29,10 +29,11 @@ pretrained: setup
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n auto --dist loadfile --durations=10 $(ARGS)
 
-# RESULTS.md, from the summaries under results/.
+# RESULTS.md and docs/bakeoff.md, from the summaries under results/; the plot needs matplotlib.
 results: $(VENV)/installed
 	@{ cat results/introduction.md; $(BIN)/python launch.py --mode=table --workdirs results \
 	  --csv results/table.csv --published results/published.csv; } > RESULTS.md
+	@$(BIN)/python -m benchmarks.bakeoff
 
 # All measurements against other libraries, into runs/bench and docs/: hours on two cores with FULL=--full.
 bench: $(VENV)/installed-bench

@@ -17,7 +17,7 @@ from seqmnist_jax.data.batches import ExampleStream
 from seqmnist_jax.devices.trees import stack, tensor_names
 from seqmnist_jax.models import CELLS
 from seqmnist_jax.models.classifier import NORM_EPSILON
-from seqmnist_jax.training import optimizers, sweep
+from seqmnist_jax.training import optimizers, plan
 from seqmnist_jax.training.clock import Clock
 from seqmnist_jax.training.programs import Programs
 from seqmnist_jax.training.run import Run, build_run
@@ -49,7 +49,7 @@ class OurTrainer:
     def __init__(self, config: ml_collections.ConfigDict, replicas: int = 1):
         """Trains the config; or so many replicas of it, of which only `advance` is for use, from seeds that differ."""
         seeds = range(config.seed, config.seed + replicas)
-        runs = [member.run for member in sweep.build_points(config, {sweep.SEED: tuple(seeds)})]
+        runs = [member.run for member in plan.build_points(config, {plan.SEED: tuple(seeds)})]
         self.clock = Clock()
         state = stack([jax.jit(run.learner.init_from)(run.learner.seed, run.learner.hyper) for run in runs])
         self._programs = Programs(runs, state, self.clock)

@@ -14,8 +14,14 @@ def get_config() -> ml_collections.ConfigDict:
     # All randomness of a run (initialisation, order of examples) follows from this.
     config.seed = 0
     # '', or several runs: a mapping from fields to values, of which all combinations are trained,
-    # "{'seed': (1, 2, 3), 'optimizer.learning_rate': (1e-3, 4e-3)}".
+    # "{'seed': (1, 2, 3), 'optimizer.learning_rate': (1e-3, 4e-3)}". Fields that go together share a key:
+    # "{'model.cell, model.hidden_size': (('gru', 149), ('lstm', 128))}".
     config.sweep = ""
+    # '', or hyperparameters that are chosen anew for each combination of a sweep but its seed: a mapping as above, of
+    # whose combinations each first trains alone (with the sweep's first seed), and the best by validation is taken.
+    config.choose = ""
+    # How many steps each of these trials has, with the schedule for so many.
+    config.choose_steps = 0
 
     data = config.data = ml_collections.ConfigDict()
     # 'idx': IDX files in runtime.data_dir; 'tfds': by name, through tensorflow_datasets, whose

@@ -6,7 +6,7 @@ import pytest
 
 from configs import row_lstm
 from seqmnist_jax.errors import UsageError
-from seqmnist_jax.training import jobs, sweep
+from seqmnist_jax.training import jobs, plan, sweep
 from seqmnist_jax.training.replicas import QUIET, Watch
 from seqmnist_jax.workdir.lock import owned
 from tests.tiny import QUICK
@@ -24,8 +24,8 @@ def build(**changes):
             **changes,
         }
     )
-    swept = sweep.build_sweep(config, "1-2")
-    return swept, sweep.build_points(config, swept)
+    swept = plan.build_sweep(config, "1-2")
+    return swept, plan.build_points(config, swept)
 
 
 def run_local(folder, built):

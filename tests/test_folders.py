@@ -10,7 +10,7 @@ import pytest
 from configs import row_lstm
 from seqmnist_jax.analysis.rerun import first_difference
 from seqmnist_jax.errors import UsageError
-from seqmnist_jax.training import sweep
+from seqmnist_jax.training import plan, sweep
 from seqmnist_jax.training.replicas import QUIET, Diverged, Watch
 from seqmnist_jax.training.run import build_run
 from seqmnist_jax.training.train import Stopped, train, train_replicas
@@ -48,14 +48,14 @@ def run_in(folder, stop_at=None, **changes):
 
 def sweep_in(folder, seeds, stop_at=None, said=None, **changes):
     config = config_of(**changes)
-    grid = sweep.build_sweep(config, seeds)
+    grid = plan.build_sweep(config, seeds)
     done = []
     watch = Watch(
         say=lambda line: None if said is None else said(line),
         show=lambda now: done.append(now.step),
         should_stop=lambda: bool(stop_at and done) and done[-1] >= stop_at,
     )
-    return sweep.train_sweep(grid, sweep.build_points(config, grid), folder, watch=watch)
+    return sweep.train_sweep(grid, plan.build_points(config, grid), folder, watch=watch)
 
 
 def content(folder):

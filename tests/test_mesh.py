@@ -23,7 +23,7 @@ import json, sys
 from pathlib import Path
 import jax, numpy as np
 from configs import row_lstm
-from seqmnist_jax.training import sweep
+from seqmnist_jax.training import plan, sweep
 from seqmnist_jax.workdir.checkpoints import Checkpoints
 from seqmnist_jax.training.replicas import QUIET
 from seqmnist_jax.training.state import restore_state
@@ -36,7 +36,7 @@ for job in jobs:
     config = row_lstm.get_config()
     config.update_from_flattened_dict({"data.source": "embedded", "model.hidden_size": 8, "train.batch_size": 16,
         "train.steps": 50, "train.eval_every": 25, **job["changes"]})
-    points = sweep.build_points(config, {"seed": tuple(job["seeds"])})
+    points = plan.build_points(config, {"seed": tuple(job["seeds"])})
     folders = [Path(job["folder"]) / str(seed) for seed in job["seeds"]]
     train_replicas([m.run for m in points], folders, [None] * len(folders), QUIET)
     for point, folder in zip(points, folders):

@@ -26,7 +26,7 @@ from seqmnist_jax.analysis.report import build, comparison
 from seqmnist_jax.cli import commands, modes, text
 from seqmnist_jax.cli import flags as cli_flags
 from seqmnist_jax.errors import UsageError
-from seqmnist_jax.training import sweep
+from seqmnist_jax.training import plan, sweep
 from seqmnist_jax.training.replicas import QUIET
 from seqmnist_jax.training.run import build_run
 from seqmnist_jax.training.train import train
@@ -243,8 +243,8 @@ def test_every_mode_says_that_test_images_chose(chosen_on_test, tmp_path, monkey
     rows = table.rows(table.find([str(chosen_on_test)]).results)
     results["table"] = (rows[0], results_page.as_markdown(rows))
     config = config_of(**{"data.selection": "test:128"})
-    grid = sweep.build_sweep(config, "1-2")
-    ranking = sweep.train_sweep(grid, sweep.build_points(config, grid), tmp_path, watch=QUIET)
+    grid = plan.build_sweep(config, "1-2")
+    ranking = sweep.train_sweep(grid, plan.build_points(config, grid), tmp_path, watch=QUIET)
     results["sweep"] = (ranking, text.sweep(ranking))
     for mode, (value, words) in results.items():
         assert any(said in warning for warning in value["warnings"]), mode
@@ -432,5 +432,5 @@ def test_a_sweep_by_an_executor_stops_and_goes_on(tmp_path):
     # The folder is nobody's any more, and holds where the job stood.
     done = max(int(path.name) for path in folder.iterdir() if path.name.isdigit())
     config = config_of(**{"train.steps": done + 10})
-    grid = sweep.build_sweep(config, "1-2")
-    assert sweep.train_sweep(grid, sweep.build_points(config, grid), tmp_path / "sweep", watch=QUIET)["diverged"] == []
+    grid = plan.build_sweep(config, "1-2")
+    assert sweep.train_sweep(grid, plan.build_points(config, grid), tmp_path / "sweep", watch=QUIET)["diverged"] == []

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import seqmnist_jax
+from benchmarks import bakeoff
 from seqmnist_jax.analysis import results_page, table
 from seqmnist_jax.data import references
 
@@ -22,9 +23,18 @@ def test_results_are_up_to_date(monkeypatch):
     assert Path("RESULTS.md").read_text() == f"{Path('results/introduction.md').read_text()}{page}\n"
 
 
+def test_the_bakeoff_is_up_to_date(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    rows, diverged, left_out = bakeoff.read(Path("results/bakeoff"))
+    assert left_out == []
+    page = bakeoff.page(rows, diverged, left_out, "bakeoff.svg" if rows else "")
+    assert Path("docs/bakeoff.md").read_text() == Path("results/bakeoff/introduction.md").read_text() + page
+
+
 def test_only_summaries_and_metrics_are_kept():
     kept = {path.name for path in (ROOT / "results").rglob("*") if path.is_file()}
-    assert kept == {"summary.json", "metrics.jsonl", "published.csv", "introduction.md", "table.csv"}
+    results = {"summary.json", "metrics.jsonl", "diverged.json"}
+    assert kept - results == {"published.csv", "introduction.md", "table.csv"}
 
 
 def test_each_source_of_a_published_figure_is_in_the_references():

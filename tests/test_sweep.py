@@ -12,7 +12,7 @@ from seqmnist_jax.analysis.evaluate import evaluate
 from seqmnist_jax.cli import text
 from seqmnist_jax.devices import memory
 from seqmnist_jax.errors import UsageError
-from seqmnist_jax.training import sweep
+from seqmnist_jax.training import plan, sweep
 from seqmnist_jax.training.replicas import QUIET, Watch
 from seqmnist_jax.training.state import restore_state
 from seqmnist_jax.training.train import Stopped, train
@@ -39,9 +39,9 @@ def small_config(**changes):
 
 def run_sweep(folder, seeds="", **changes):
     config = small_config(**changes)
-    swept = sweep.build_sweep(config, seeds)
+    swept = plan.build_sweep(config, seeds)
     lines = []
-    members = sweep.build_points(config, swept)
+    members = plan.build_points(config, swept)
     summary = sweep.train_sweep(swept, members, folder, watch=Watch(say=lines.append))
     return summary, members, lines
 
@@ -116,10 +116,10 @@ def test_finished_sweeps_are_passed_over(swept):
 def test_what_changes_the_program_makes_groups(tmp_path):
     changes = {"sweep": "{'model.hidden_size': (4, 6), 'model.dropout.output_keep': (1.0, 0.9, 0.8)}"}
     config, lines = small_config(**changes), []
-    members = sweep.build_points(config, sweep.build_sweep(config))
+    members = plan.build_points(config, plan.build_sweep(config))
     watch = Watch(say=lines.append, should_stop=lambda: True)
     with pytest.raises(Stopped):
-        sweep.train_sweep(sweep.build_sweep(config), members, tmp_path, watch=watch)
+        sweep.train_sweep(plan.build_sweep(config), members, tmp_path, watch=watch)
     # Nothing dropped is another program than something dropped.
     assert lines[0].startswith("6 runs in 4 programs")
     assert [member.run.config["model"]["hidden_size"] for member in members] == [4, 4, 4, 6, 6, 6]
@@ -174,12 +174,12 @@ def test_replicas_that_do_not_fit_train_in_chunks(swept, tmp_path, monkeypatch):
 def test_a_stopped_sweep_goes_on_where_it_was(swept, tmp_path):
     folder, summary, members, _ = swept
     config = small_config(**{"optimizer.ema_decay": 0.9, "sweep": "{'optimizer.learning_rate': (0.01, 0.002)}"})
-    values = sweep.build_sweep(config, "1-2")
+    values = plan.build_sweep(config, "1-2")
     seen = []
     with pytest.raises(Stopped, match="Stopped at step"):
         sweep.train_sweep(
             values,
-            sweep.build_points(config, values),
+            plan.build_points(config, values),
             tmp_path,
             watch=Watch(
                 say=lambda line: None, show=lambda now: seen.append(now.step), should_stop=lambda: seen[-1] >= 20
@@ -191,7 +191,7 @@ def test_a_stopped_sweep_goes_on_where_it_was(swept, tmp_path):
     for path in sorted((replica / str(newest)).rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     (replica / str(newest)).rmdir()
-    resumed = sweep.train_sweep(values, sweep.build_points(config, values), tmp_path, watch=QUIET)
+    resumed = sweep.train_sweep(values, plan.build_points(config, values), tmp_path, watch=QUIET)
     for member in members:
         params = (final_params(where / "replicas" / member.name, member.run) for where in (tmp_path, folder))
         assert_close(*params, tolerance=0.0)
@@ -202,13 +202,13 @@ def test_a_stopped_sweep_goes_on_where_it_was(swept, tmp_path):
     ("text", "seeds"), [("1", (1,)), ("1,2,5", (1, 2, 5)), ("1-4", (1, 2, 3, 4)), ("7, 1-2", (7, 1, 2))]
 )
 def test_seeds(text, seeds):
-    assert sweep.parse_seeds(text) == seeds
+    assert plan.parse_seeds(text) == seeds
 
 
 @pytest.mark.parametrize("text", ["a", "1-", "4-1", "1,1", "1-3,2", "1.5", "-1", "1,,2", "1-99999"])
 def test_impossible_seeds(text):
     with pytest.raises(UsageError, match="--seeds"):
-        sweep.parse_seeds(text)
+        plan.parse_seeds(text)
 
 
 @pytest.mark.parametrize(
@@ -236,9 +236,9 @@ def test_impossible_seeds(text):
 def test_impossible_sweeps(text, message):
     config = small_config(sweep=text)
     with pytest.raises(UsageError, match=message):
-        sweep.build_points(config, sweep.build_sweep(config))
+        plan.build_points(config, plan.build_sweep(config))
 
 
 def test_seeds_are_named_once():
     with pytest.raises(UsageError, match="both name seeds"):
-        sweep.build_sweep(small_config(sweep="{'seed': (1, 2)}"), "1-2")
+        plan.build_sweep(small_config(sweep="{'seed': (1, 2)}"), "1-2")

@@ -37,17 +37,17 @@ def as_markdown(
       without_result: the runs of recipes that have no row, because they diverged.
     """
     text = [
-        _markdown(RESULTS, map(_result, rows)),
+        markdown(RESULTS, (result_cells(row).values() for row in rows)),
         "",
         "Validation and test: mean ± standard deviation over the seeds; of one seed its accuracy. The t interval is "
         "that of the mean over seeds. A row's name is made of its recipe alone, so that it stays the same.",
     ]
     if told := warnings(rows, without_result):
         text += ["", *(f"- WARNING: {sentence}" for sentence in told)]
-    text += ["", "## Where each row is from", "", _markdown(ORIGINS, map(_origin, rows))]
+    text += ["", "## Where each row is from", "", markdown(ORIGINS, map(_origin, rows))]
     text += ["", "Where a row's seeds differ, each value is followed by its seeds."]
     text += [
-        *("", "## Times", "", _markdown(TIMES, map(_times, rows)), ""),
+        *("", "## Times", "", markdown(TIMES, map(_times, rows)), ""),
         "Means over runs of one device and one commit, where most of a row's seeds ran (of equals the fastest). "
         "Training time is without compilation, evaluation and checkpoints; of replicas trained together it is a run's "
         f"share. {', '.join(f'{target} %' for target in TARGETS)}: training time until the validation images were "
@@ -59,7 +59,7 @@ def as_markdown(
     if published:
         header = list(published[0])
         lines = [[_cited(cell) for cell in row.values()] for row in published]
-        text += ["", "## Published by others", "", _markdown(header, lines)]
+        text += ["", "## Published by others", "", markdown(header, lines)]
     return "\n".join(text)
 
 
@@ -74,7 +74,8 @@ def warnings(rows: Sequence[Json], without_result: Sequence[Path]) -> list[str]:
     return [f"{warning} ({', '.join(names)})" for warning, names in told.items()]
 
 
-def _markdown(header: Sequence[str], lines: Any) -> str:
+def markdown(header: Sequence[str], lines: Any) -> str:
+    """A table in Markdown, of lines of cells."""
     return "\n".join("| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header), *lines))
 
 
@@ -84,8 +85,9 @@ def _cited(cell: str) -> str:
     return cell if reference is None else f"[{reference.short}]({reference.url})"
 
 
-def _result(row: Json) -> list[str]:
-    return [
+def result_cells(row: Json) -> dict[str, str]:
+    """What the table of results says of a row, by the names of its columns."""
+    cells = [
         f"`{row['id']}`",
         row["config"] or "-",
         row["task"],
@@ -99,6 +101,7 @@ def _result(row: Json) -> list[str]:
         _bounds(row["test_interval"]),
         _bounds(row["test_range"] if len(row["seeds"]) > 1 else None),
     ]
+    return dict(zip(RESULTS, cells, strict=True))
 
 
 def _bounds(two: Sequence[float] | None) -> str:

@@ -77,9 +77,11 @@ def find(patterns: Sequence[str]) -> Found:
     diverged: set[Path] = set()
     for pattern in patterns:
         roots = files.matching(pattern)
-        found = {path for root in roots for path in root.rglob(files.SUMMARY)}
-        lost = {path.parent for root in roots for path in root.rglob(files.DIVERGED)} - {path.parent for path in found}
-        started = {path.parent for root in roots for path in root.rglob(files.CONFIG)} - lost
+        found = {path for root in roots for path in files.under(root, files.SUMMARY)}
+        lost = {path.parent for root in roots for path in files.under(root, files.DIVERGED)} - {
+            path.parent for path in found
+        }
+        started = {path.parent for root in roots for path in files.under(root, files.CONFIG)} - lost
         diverged |= lost
         if not found and not started and not lost:
             raise UsageError(f"--workdirs: {pattern!r} matches no folder with a run, that is, with a {files.SUMMARY}.")
@@ -104,6 +106,9 @@ def find(patterns: Sequence[str]) -> Found:
 
 
 def _read_diverged(folder: Path) -> Result:
+    report = files.read_json(folder / files.DIVERGED)
+    if "identity" in report:  # by an earlier version the config alone has it
+        return Result(folder, {SEED: report[SEED]}, _recipe(report["identity"], report["steps"]), [])
     config, identity = files.read_config(folder), _identity_of_config(folder)
     return Result(folder, {SEED: config[SEED]}, _recipe(identity, config["train"]["steps"]), [])
 
@@ -208,6 +213,8 @@ def _row(group: Sequence[Result]) -> Json:
         "steps": first["steps"],
         "batch_size": recipe["train.batch_size"],
         "epochs": epochs,
+        "learning_rate": recipe["optimizer.learning_rate"],
+        "choice": first.get("choice"),
         "seeds": [summary[SEED] for summary in summaries],
         "diverged_seeds": diverged,
         "validation_accuracy": validation and validation["mean"],

@@ -12,13 +12,16 @@ from seqmnist_jax.training.run import Run
 Json = dict[str, Any]
 
 
-def describe(run: Run, overridden: dict[str, Any], *, runs: Sequence[str] = (), workdir: str | None = None) -> Json:
+def describe(
+    run: Run, overridden: dict[str, Any], *, runs: Sequence[str] = (), trials: str = "", workdir: str | None = None
+) -> Json:
     """The effective config, the parameters, the shapes, the schedule and the data of a run, as JSON values.
 
     Args:
       run: as `build_run` makes it.
       overridden: the fields that the command line set, by their dotted names.
       runs: the names of a sweep's runs, of which `run` is the first.
+      trials: what is done before them, in words.
       workdir: what the folder holds for this run or sweep, None if no folder is named.
     """
     facts = run.task.facts()
@@ -54,5 +57,6 @@ def describe(run: Run, overridden: dict[str, Any], *, runs: Sequence[str] = (), 
         "recurrence": run.recurrence(),
         "remark": run.remark,
         "runs": list(runs),
+        "trials": trials,
         "workdir": workdir,
     }

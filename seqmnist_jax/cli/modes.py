@@ -25,15 +25,15 @@ def train() -> Output | None:
     from seqmnist_jax.cli import process, text
     from seqmnist_jax.cli.terminal import Terminal
     from seqmnist_jax.devices import processes
-    from seqmnist_jax.training import jobs, sweep
+    from seqmnist_jax.training import jobs, plan, sweep
     from seqmnist_jax.training.replicas import Diverged, Watch
     from seqmnist_jax.training.run import build_run
     from seqmnist_jax.training.signals import StopOnSignal
     from seqmnist_jax.training.train import Stopped
     from seqmnist_jax.training.train import train as train_run
 
-    grid = sweep.build_sweep(config, FLAGS.seeds)
-    points = sweep.build_points(config, grid, named_fields()) if grid else []
+    grid = plan.build_sweep(config, FLAGS.seeds)
+    points = plan.build_points(config, grid, named_fields()) if grid else []
     if config.runtime.executor and not grid:
         raise UsageError("runtime.executor runs the groups of a sweep, but there is neither --seeds nor config.sweep.")
     run = points[0].run if points else build_run(config, named=named_fields())
@@ -128,16 +128,17 @@ def describe() -> Output:
     config, workdir = given_config(), given_path("workdir")
     from seqmnist_jax.cli import text
     from seqmnist_jax.cli.describe import describe as describe_run
-    from seqmnist_jax.training import start, sweep
+    from seqmnist_jax.training import plan, start, sweep
     from seqmnist_jax.training.run import build_run
 
-    grid = sweep.build_sweep(config)
-    points = sweep.build_points(config, grid, named_fields()) if grid else []
+    grid = plan.build_sweep(config)
+    points = plan.build_points(config, grid, named_fields()) if grid else []
     run = points[0].run if points else build_run(config, named=named_fields())
     found = None
     if workdir is not None:  # refused as training in it would be
         found = sweep.survey(grid, points, workdir)[0] if points else start.look(run, workdir)
-    result = describe_run(run, named_fields(), runs=[point.name for point in points], workdir=found)
+    names = [point.name for point in points]
+    result = describe_run(run, named_fields(), runs=names, trials=plan.trials_in_words(points), workdir=found)
     return Output(result, text.description(run, result, FLAGS.explain))
 
 

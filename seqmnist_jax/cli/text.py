@@ -11,6 +11,7 @@ from seqmnist_jax.analysis import results_page
 from seqmnist_jax.analysis.export import DESCRIPTION, PARAMETERS, PROGRAM
 from seqmnist_jax.data.protocols import SELECTIONS, TEST_SELECTION
 from seqmnist_jax.data.task import SPLITS
+from seqmnist_jax.training.plan import choice_in_words
 from seqmnist_jax.training.run import Run
 from seqmnist_jax.training.scores import in_percent
 from seqmnist_jax.workdir import caveats
@@ -77,6 +78,9 @@ def sweep(summary: Json) -> str:
     text = [f"Data: {', '.join(summary['datasets'])}", *aligned(lines)] if summary["ranking"] else []
     if any(entry["test"]["interval"] for entry in summary["ranking"]):
         text += ["Mean ± standard deviation over the runs, in brackets the mean's 95 % t interval."]
+    for entry in summary["ranking"]:
+        if entry["choice"]:
+            text += [f"Chosen for {entry['replicas'][0]} and its other seeds: {choice_in_words(entry['choice'])}"]
     text += [f"DIVERGED {one['name']}: {one['reason']}" for one in summary["diverged"]]
     return "\n".join(text + _warnings(summary))
 
@@ -160,6 +164,8 @@ def description(run: Run, description: Json, explain: bool = False) -> str:
         lines += [f"Schedule     {description['remark']}"]
     if names := description["runs"]:
         lines += [f"Sweep        {len(names)} runs: {'; '.join(names)}. The first is described here."]
+    if description["trials"]:
+        lines += [f"Trials       {description['trials']}"]
     if description["workdir"]:
         lines += [f"Workdir      {description['workdir']}"]
     lines += ["", run.overview(), "", *_fields(description, explain)]

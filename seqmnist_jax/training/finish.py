@@ -1,4 +1,4 @@
-"""From trained replicas to their results: the one use of the test set."""
+"""From trained replicas to their results: the one use of the test set, for which trials have none."""
 
 import datetime
 
@@ -30,14 +30,19 @@ def write_results(group: ReplicaGroup, programs: Programs, states: TrainState) -
     Raises:
       Diverged: no run has finite results.
     """
-    run, own = group.run, unstack(states, len(group.runs))
+    run = group.run
     selects = run.task.protocol.selection != "last"
     processes.wait("all checkpoints are made")
     for replica in group.replicas:
         replica.checkpoints.refresh()
     ended = [replica for replica in group.replicas if replica.diverged is None]
     best_steps = [(replica.checkpoints.best_step() if selects else None) or run.steps for replica in ended]
-    variables = [state.variables for state in own]
+    if not run.tests:
+        return {
+            replica.place: _write_summary(replica, _summary(group, replica, step))
+            for replica, step in zip(ended, best_steps, strict=True)
+        }
+    variables = [state.variables for state in unstack(states, len(group.runs))]
     for replica, step in zip(ended, best_steps, strict=True):
         if step != run.steps:
             template = replica.run.learner.template()
@@ -72,24 +77,29 @@ def _write_result(
     if processes.is_main():
         answers = {"labels": labels, "predictions": logits.argmax(-1).astype(np.uint8), "logits": logits}
         files.write_arrays(replica.workdir / files.PREDICTIONS, **answers)
-    summary = _summary(group, replica, best_step, scores, last)
+    tested = {
+        "test_accuracy": scores["accuracy"],
+        "test_accuracy_interval": scores["accuracy_interval"],
+        "test_loss": scores["loss"],
+        "test_calibration_error": scores["calibration_error"],
+        "last_test_accuracy": last["accuracy"],
+    }
+    return _write_summary(replica, tested | _summary(group, replica, best_step))
+
+
+def _write_summary(replica: Replica, summary: Json) -> Json:
     replica.write_json(files.SUMMARY, summary)
     return summary
 
 
-def _summary(group: ReplicaGroup, replica: Replica, best_step: int, scores: Json, last: Json) -> Json:
-    """A run's summary, from the scores of its selected checkpoint and of its last."""
+def _summary(group: ReplicaGroup, replica: Replica, best_step: int) -> Json:
+    """A run's summary, but for what the test images say of it."""
     run, clock = replica.run, group.clock_of_one()
     dataset = {name: value for name, value in replica.facts["data"].items() if name != "permutation_indices"}
     measured = replica.checkpoints.validation(best_step)
     selects = run.task.protocol.selection != "last" and measured is not None
     validated = measured if run.task.measured_split == "validation" else None
     summary = {
-        "test_accuracy": scores["accuracy"],
-        "test_accuracy_interval": scores["accuracy_interval"],
-        "test_loss": scores["loss"],
-        "test_calibration_error": scores["calibration_error"],
-        "last_test_accuracy": last["accuracy"],
         "validation_accuracy": None if validated is None else validated["accuracy"],
         "selected_on": run.task.measured_split if selects else "last",
         "best_step": best_step,
@@ -109,6 +119,7 @@ def _summary(group: ReplicaGroup, replica: Replica, best_step: int, scores: Json
         "precision": run.learner.model.precision,
         "eval_precision": run.learner.eval_precision,
         "identity": run.identity,
+        **({"choice": run.choice} if run.choice else {}),
         **{name: replica.sittings[-1][name] for name in ("command", "versions", "git_commit")},
         # Of all sittings, because their times are added.
         "device": "; then ".join(dict.fromkeys(sitting["device"] for sitting in replica.sittings)),

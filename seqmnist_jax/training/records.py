@@ -33,7 +33,11 @@ def introduce(writer: TensorBoardWriter, run: Run, traced: Any) -> None:
     facts = run.task.facts()
     # In place of what the config leaves to the protocol, what the protocol says.
     fields |= {f"data.{name}": facts[name] for name in ("permutation", "split", "scaling", "selection")}
-    hparams = {name: value for name, value in fields.items() if name != "sweep" and not name.startswith("runtime.")}
+    hparams = {
+        name: value
+        for name, value in fields.items()
+        if name not in configs.OF_SWEEPS and not name.startswith("runtime.")
+    }
     writer.write_hparams(hparams)
     writer.write_graph(graph_def(traced, tuple(ARGUMENTS), root=type(run.learner.model).__name__))
 

@@ -211,7 +211,9 @@ class ReplicaGroup:
             "Try a lower optimizer.learning_rate or optimizer.clip.norm, in a new work directory."
         )
         facts = {} if isinstance(what, str) else what.facts()
-        replica.write_json(files.DIVERGED, {"reason": replica.diverged, "last_checkpoint": last, **facts})
+        run = replica.run
+        record = {"seed": run.learner.seed, "steps": run.steps, "identity": run.identity, "choice": run.choice}
+        replica.write_json(files.DIVERGED, {"reason": replica.diverged, "last_checkpoint": last, **facts, **record})
         if len(self.replicas) > 1:
             self.watch.say(f"{replica.workdir.name}: {replica.diverged}")
         if not self.active.any():

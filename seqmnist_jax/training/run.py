@@ -169,6 +169,8 @@ class Run:
       eval_batch_size, dispatch_seconds, mesh: as in the config.
       profile_steps: the steps to trace, as `profiling.parse_steps`.
       remark: what differs from the config as it was given, for the user; '' where nothing does.
+      tests: whether the test images are read at its end; not of a trial, which is to be chosen by validation.
+      choice: of which candidates its hyperparameters were chosen, and how good each was, for the record.
     """
 
     config: dict[str, Any]
@@ -185,6 +187,8 @@ class Run:
     mesh: str
     profile_steps: range
     remark: str = ""
+    tests: bool = True
+    choice: dict[str, Any] | None = None
 
     def recurrence(self) -> str:
         """What runs the model's recurrence in training, at which precision, and why."""

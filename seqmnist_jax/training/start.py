@@ -91,6 +91,10 @@ def look(run: Run, workdir: Path) -> str:
     if done > run.steps:
         raise UsageError(f"{workdir} has done {done} steps already, but train.steps is {run.steps}.")
     if summary.get("steps") == run.steps:
+        if run.tests and "test_accuracy" not in summary:
+            raise files.WorkdirError(
+                f"{workdir} holds a trial, whose test images are not read. Choose another --workdir."
+            )
         return FINISHED
     if (workdir / files.DIVERGED).exists():
         return DIVERGED

@@ -20,6 +20,8 @@ CONTENT = "content hash of the data"
 CELL_CONTENT = "content hash of the cell's file"
 # What a stored config has beside the fields of configs/default.py, where the cell is one of the user's own.
 CELL_FILE, CELL_HASH = "runtime.cell_file", "model.cell_hash"
+# Fields of the config as a whole that make several runs of it, with the values that make one.
+OF_SWEEPS: dict[str, Any] = {"sweep": "", "choose": "", "choose_steps": 0}
 SECTIONS = ("data", "model", "optimizer", "train", "runtime")
 # Fields that configs of earlier versions lack, with the values that say what those runs did.
 ADDED = {
@@ -71,6 +73,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "model.head_layers": (0, 1000),
     "model.memory": (0, 10**4),
     "optimizer.warmup_steps": (0, MOST),
+    "choose_steps": (0, MOST),
     # Also where no schedule reads it: a NaN in a stored config differs from itself, and the run could not resume.
     "optimizer.final_fraction": (0, 1),
     "runtime.eval_batch_size": (1, MOST),
@@ -88,6 +91,9 @@ def to_json(config: ml_collections.ConfigDict) -> dict[str, Json]:
 def from_json(values: dict[str, Json]) -> ml_collections.ConfigDict:
     """The config whose JSON form this is, also where an earlier version wrote it."""
     config = ml_collections.ConfigDict(values)
+    for field, value in OF_SWEEPS.items():
+        if field not in config:
+            config[field] = value
     for field, value in ADDED.items():
         section, name = field.split(".")
         if section in config and name not in config[section]:
@@ -192,7 +198,8 @@ def identity(config: ml_collections.ConfigDict, content_hash: str) -> FlatConfig
     is the same run, continued.
     """
     flat = {name: value for name, value in flatten(to_json(config)).items() if not name.startswith("runtime.")}
-    flat.pop("sweep", None)
+    for field in OF_SWEEPS:
+        flat.pop(field, None)
     # What a run is, said without the device that it runs on; there is no other value that depends on it.
     if flat["model.precision"] == "auto":
         flat["model.precision"] = "float32"

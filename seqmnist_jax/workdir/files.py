@@ -23,6 +23,8 @@ ENVIRONMENT = "environment.json"
 # Of a sweep: what it is, and the folder of its runs.
 SWEEP = "sweep.json"
 REPLICAS = "replicas"
+# Of a sweep that chooses hyperparameters: the sweep of its trials.
+TRIALS = "trials"
 CHECKPOINTS = "checkpoints"
 # How the names of files begin that are not whole yet.
 HALF_WRITTEN = ".half-written-"
@@ -40,6 +42,11 @@ def matching(text: str) -> list[Path]:
     """What is there under a name; where nothing is, what the name matches as a pattern of a shell."""
     path = Path(os.path.expanduser(text))  # which leaves the tilde of an unknown user
     return [path] if path.exists() else sorted(map(Path, glob.glob(str(path))))
+
+
+def under(folder: Path, name: str) -> list[Path]:
+    """The files of a name in and below a folder, but for those of the trials of sweeps there."""
+    return [path for path in folder.rglob(name) if TRIALS not in path.relative_to(folder).parts]
 
 
 def _write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:

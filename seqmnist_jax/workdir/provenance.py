@@ -66,7 +66,11 @@ def config_title(command: str | None) -> str | None:
     path = next((word for before, word in itertools.pairwise(words) if before == "--config"), None)
     if path is None:
         return None
-    fields = [word.removeprefix("--config.") for word in words if re.match(r"--config\.(?!seed=)", word)]
+    fields = [
+        word.removeprefix("--config.")
+        for word in words
+        if re.match(r"--config\.(?!(seed|sweep|choose|choose_steps)=)", word)
+    ]
     changes = [re.sub(r"^[\w.]+\.(?=\w+=)", "", field) for field in fields]
     return ", ".join([path.partition(".py")[0].rpartition("configs/")[2], *changes])
 

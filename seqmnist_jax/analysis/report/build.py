@@ -72,9 +72,9 @@ def _find(workdirs: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     for pattern in workdirs:
         for folder in files.matching(str(pattern)) or [pattern]:
             # A folder that holds no run is left to be refused by who reads it.
-            below = sorted(path.parent for path in folder.rglob(files.CONFIG))
+            below = sorted(path.parent for path in files.under(folder, files.CONFIG))
             folders |= dict.fromkeys(below or [folder])
-            sweeps |= dict.fromkeys(path.parent for path in sorted(folder.rglob(files.SWEEP)))
+            sweeps |= dict.fromkeys(path.parent for path in sorted(files.under(folder, files.SWEEP)))
     if not folders:
         raise UsageError("--mode=report needs --workdir, the folder of a run, or --workdirs, several.")
     if len(folders) > MOST_RUNS:

@@ -83,7 +83,9 @@ def describe(runs: Sequence[Found], sweeps: Sequence[Path]) -> Json:
     fields = [
         name
         for name in sorted({name for one in flat for name in one})
-        if not name.startswith("runtime.") and name != "sweep" and len({repr(one.get(name)) for one in flat}) > 1
+        if not name.startswith("runtime.")
+        and name not in configs.OF_SWEEPS
+        and len({repr(one.get(name)) for one in flat}) > 1
     ]
     reference = best(runs)
     return {
