@@ -264,16 +264,18 @@ CASES = {
 # Cells whose units see no other.
 INDEPENDENT = {
     "ind_rnn": Case("ind_rnn", 33, batch=3),
-    "ind_rnn, reversed, last": Case("ind_rnn", 8, lengths=True, reverse=True, outputs="last", batch=5, features=6),
     "min_lstm": Case("min_lstm", 70, lengths=True, batch=4, time=37),
+    "min_gru, nothing but the carry": Case("min_gru", 300, batch=2, outputs="none", reverse=True, time=33),
+    "two states": Case("rotation", 20, lengths=True, reverse=True, batch=6, wants_dx=True, features=5, time=19),
+    "lru": Case("lru", 20, lengths=True, batch=5, features=2, time=21),
+    "s5, last": Case("s5", 33, lengths=True, outputs="last", batch=4, wants_dx=True, reverse=True, features=5),
+}
+SLOW_INDEPENDENT = {
+    "ind_rnn, reversed, last": Case("ind_rnn", 8, lengths=True, reverse=True, outputs="last", batch=5, features=6),
     "min_lstm, x has a gradient": Case(
         "min_lstm", 24, lengths=True, features=3, wants_dx=True, outputs="last", batch=4
     ),
-    "min_gru, nothing but the carry": Case("min_gru", 300, batch=2, outputs="none", reverse=True, time=33),
-    "two states": Case("rotation", 20, lengths=True, reverse=True, batch=6, wants_dx=True, features=5, time=19),
     "two states, x inside": Case("rotation", 40, outputs="last", batch=3, features=2, time=16),
-    "lru": Case("lru", 20, lengths=True, batch=5, features=2, time=21),
-    "s5, last": Case("s5", 33, lengths=True, outputs="last", batch=4, wants_dx=True, reverse=True, features=5),
 }
 # What combines the parts of the cases above them.
 SLOW = {
@@ -320,10 +322,12 @@ def test_replicas(name, emulator, errors):
 
 
 @emulated_only
-@pytest.mark.parametrize("name", INDEPENDENT)
+@pytest.mark.parametrize(
+    "name", [*INDEPENDENT, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_INDEPENDENT)]
+)
 def test_units_that_see_no_other(name, emulator, errors):
     """In float32 as it is, and without a barrier; LRU's and S5's products stand behind the loop."""
-    gradients, results = errors(INDEPENDENT[name])
+    gradients, results = errors((INDEPENDENT | SLOW_INDEPENDENT)[name])
     print(f"{name}: gradients {gradients:.1e}, results {results:.1e}")
     assert max(gradients, results) < 1e-5
     assert emulator.barriers == (0, set())
