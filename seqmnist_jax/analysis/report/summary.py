@@ -163,7 +163,7 @@ def _training(found: Found) -> Pairs:
             "Clip",
             "none"
             if clip["mask"] == "none"
-            else f"norm at most {clip['norm']:g}, by {clip['unit']}; of {clip['mask']}",
+            else f"norm of each {clip['unit']} at most {clip['norm']:g}, of {clip['mask']}",
         ),
         ("Seed", str(found.config["seed"])),
     ]
