@@ -72,7 +72,7 @@ class Layer(Protocol):
 def draw(case: Case, replica: int = 0) -> tuple[Params, Array]:
     """Weights and x; time scales up to the sequence's length, so that gradients live, and no bias is zero."""
     init_key, bias_key, x_key = jax.random.split(jax.random.key(replica), 3)
-    scales = rnn.log_uniform_time_scales(case.steps)
+    scales = "log_uniform", case.steps
     params = CELLS[case.cell].init(init_key, case.features, case.hidden, time_scales=scales)
     for index, name in enumerate(name for name in sorted(params) if name.endswith("bias")):
         params[name] += 0.1 * jax.random.normal(jax.random.fold_in(bias_key, index), params[name].shape)

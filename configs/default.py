@@ -105,7 +105,7 @@ def get_config() -> ml_collections.ConfigDict:
     # on a GPU tensorfloat32, which its kernel is made for.
     model.precision = "auto"
     # 0, or: the recurrence remembers its state every so many steps and computes the others
-    # again on the way back: a third more time, far less memory.
+    # again in the backward pass: a third more time, far less memory.
     model.remat = 0
     # Steps laid out in one pass of the loop over time: 1 is a loop, the sequence length none at all.
     model.unroll = 1

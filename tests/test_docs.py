@@ -182,6 +182,10 @@ def test_using_rnn(tmp_path):
     np.testing.assert_allclose(net.apply(variables, x), nn.RNN(nn.GRUCell(128)).apply(theirs, x), atol=1e-5)
 
 
+def test_help_of_rnn_begins_with_all_that_it_has():
+    assert set(rnn.__all__) <= set(re.findall(r"\w+", rnn.__doc__))
+
+
 def test_the_table_of_protocols_is_the_code_s():
     text = (ROOT / "docs/protocols.md").read_text()
     table = {}

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -48,8 +49,10 @@ def test_train_interrupt_resume_evaluate(tmp_path, environment, number, code):
     assert process.returncode == code, errors
     stopped = int(re.search(r"Stopped at step (\d+)", errors)[1])
     assert "Traceback" not in errors
-
-    done = launch([*base, f"--config.train.steps={stopped + 10}"], tmp_path, environment)
+    # The command that it prints, with an end.
+    _, program, *go_on = shlex.split(re.search(r"To go on:\n  (.*)", errors)[1])
+    assert program == str(ROOT / "launch.py")
+    done = launch([*go_on, f"--config.train.steps={stopped + 10}"], tmp_path, environment)
     assert done.returncode == 0, done.stderr
     assert f"Resuming at step {stopped}" in done.stdout
     assert "NOT on MNIST" in done.stdout
@@ -71,7 +74,7 @@ def test_without_a_workdir_each_run_gets_its_own(tmp_path, environment):
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "runs" / "row_lstm").iterdir()
     assert re.fullmatch(r"\d{8}-\d{6}", folder.name)
-    assert f"--mode=evaluate --workdir {folder.relative_to(tmp_path)}" in done.stdout
+    assert f"Training in {folder.relative_to(tmp_path)}" in done.stdout
     lines = done.stdout[done.stdout.index("test accuracy") :].splitlines()[:10]
     assert [line.split("  ")[0] for line in lines] == [
         "test accuracy",

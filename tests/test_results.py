@@ -59,6 +59,17 @@ def test_all_entries_are_read():
     assert len(references.read()) == references.PATH.read_text().count("\n@")
 
 
+def test_the_example_of_a_citation_is_a_row_s():
+    page = (ROOT / "RESULTS.md").read_text()
+    example = re.search(r"```bibtex\n(.*?)```", page, re.DOTALL)[1].replace("\\", "")
+    name = re.search(r"row (r[0-9a-f]{6}): ", example)[1]
+    result, origin = re.findall(rf"^\| `{name}` \| (.*)$", page, re.MULTILINE)[:2]
+    (command,) = re.findall(rf"^- `{name}`: `(.*)`$", page, re.MULTILINE)
+    for told in (result.split(" | ")[0], "0.1.0", f"commit {origin.split(' | ')[2]}", f"by {command}"):
+        assert told in example
+    assert re.search(r"([\d.]+) % (± [\d.]+)", example).expand(r"\1 \2") in result
+
+
 def test_the_citation_has_the_version():
     citation = (ROOT / "CITATION.cff").read_text()
     assert f"\nversion: {seqmnist_jax.__version__}\n" in citation

@@ -104,6 +104,16 @@ def test_ranking_is_by_validation(swept):
     assert "optimizer.learning_rate=0.01" in text.sweep(summary)
 
 
+def test_of_one_recipe_each_run_has_a_line(swept):
+    _, summary, members, _ = swept
+    assert members[0].name not in text.sweep(summary)
+    entry = summary["ranking"][0]
+    lines = text.sweep({**summary, "ranking": [entry]}).splitlines()
+    shown = {line.split()[0]: float(line.split()[-1]) for line in lines if line.startswith("  seed")}
+    assert list(shown) == entry["replicas"]
+    assert sum(shown.values()) / 2 == pytest.approx(100 * entry["test"]["mean"], abs=0.01)
+
+
 def test_finished_sweeps_are_passed_over(swept):
     folder, summary, _, _ = swept
     rates = {"sweep": "{'optimizer.learning_rate': (0.01, 0.002)}", "optimizer.ema_decay": 0.9}

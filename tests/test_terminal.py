@@ -96,8 +96,9 @@ def test_a_display_is_three_lines_however_wide_the_terminal(width):
 
 
 def test_a_display_before_anything_is_measured():
-    lines = drawn(shown(is_terminal=True, status=STATUS._replace(seconds_left=None, scores={}, validated=())))
-    assert [line.rstrip() for line in lines[1:2]] == ["train  learning rate 0.02"]
+    lines = drawn(shown(is_terminal=True, status=STATUS._replace(rate=0.0, seconds_left=None, scores={}, validated=())))
+    assert "steps/s" not in lines[0]
+    assert lines[1].rstrip() == "nothing measured yet  learning rate 0.02"
 
 
 def test_runs_of_different_rates():

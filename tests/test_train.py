@@ -209,6 +209,10 @@ def test_more_steps_are_another_run_where_the_rate_depends_on_them(tmp_path):
     run_in(tmp_path, **{"train.steps": 20, **cosine})
     with pytest.raises(WorkdirError, match=r"train\.steps: 20 there, 40 here"):
         run_in(tmp_path, **{"train.steps": 40, **cosine})
+    # With a constant rate they play no part, which is nothing to compare them with.
+    with pytest.raises(WorkdirError, match=r"schedule: 'warmup_cosine' there, 'constant' here") as caught:
+        run_in(tmp_path, **{"train.steps": 40})
+    assert "train.steps" not in str(caught.value)
 
 
 def test_fewer_steps_than_done_are_refused(tmp_path):

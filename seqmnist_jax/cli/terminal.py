@@ -75,14 +75,15 @@ class Terminal:
             f"step {now.step:,}/{now.total:,}",
             rich.progress_bar.ProgressBar(now.total, now.step),
             f"{now.step / now.total:.0%}",
-            f"{now.rate:.1f} steps/s",
+            f"{now.rate:.1f} steps/s" if now.rate else "",
             "" if now.seconds_left is None else f"{as_time(now.seconds_left)} left",
         )
         least, largest = now.learning_rates
         rates = f"{least:.4g}" if least == largest else f"{least:.4g} to {largest:.4g}"
         splits = [name.removesuffix("/loss") for name in now.scores if name.endswith("/loss")]
         wide = max(map(len, ["train", *splits]))
-        lines = [_line("train".ljust(wide), *self._scores(now, "train"), ("learning rate", rates))]
+        first = "train".ljust(wide) if splits else "nothing measured yet"
+        lines = [_line(first, *self._scores(now, "train"), ("learning rate", rates))]
         if now.runs > 1:
             lines[0].append(f"  {now.runs} runs", "dim")
         for split in splits:

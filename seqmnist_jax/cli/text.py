@@ -14,7 +14,7 @@ from seqmnist_jax.data.task import SPLITS
 from seqmnist_jax.training.plan import choice_in_words
 from seqmnist_jax.training.run import Run
 from seqmnist_jax.training.scores import in_percent
-from seqmnist_jax.workdir import caveats
+from seqmnist_jax.workdir import caveats, provenance
 from seqmnist_jax.workdir import config as configs
 
 Json = dict[str, Any]
@@ -64,7 +64,7 @@ def _warnings(result: Json) -> list[str]:
 
 
 def sweep(summary: Json) -> str:
-    """A sweep's summary: the ranking by validation accuracy."""
+    """A sweep's summary: the ranking by validation accuracy; of one recipe each run too."""
 
     def told(scores: Json | None) -> str:
         return "-" if scores is None else in_percent(scores["mean"], scores["std"], scores["interval"])
@@ -75,6 +75,10 @@ def sweep(summary: Json) -> str:
         runs, lost = len(entry["replicas"]), len(entry["diverged"])
         count = f"{runs} of {runs + lost}" if lost else str(runs)
         lines.append((changes, count, told(entry["validation"]), told(entry["test"])))
+        if len(summary["ranking"]) == 1:
+            for name, scores in entry["scores"].items():
+                validation, test = ("-" if one is None else f"{100 * one:.2f}" for one in scores.values())
+                lines.append((f"  {name}", "", validation, test))
     text = [f"Data: {', '.join(summary['datasets'])}", *aligned(lines)] if summary["ranking"] else []
     if any(entry["test"]["interval"] for entry in summary["ranking"]):
         text += ["Mean ± standard deviation over the runs, in brackets the mean's 95 % t interval."]
@@ -124,7 +128,11 @@ def evaluation(result: Json) -> str:
     if result["anytime"] is not None:
         accuracy, entropy = result["anytime"]["accuracy"], result["anytime"]["entropy"]
         at = sorted({max(1, round(len(accuracy) * share)) for share in ANYTIME_SHARES})
-        lines += ["", "steps read  " + " ".join(f"{step:>7}" for step in at)]
+        lines += [
+            "",
+            "Had each sequence ended after so many steps:",
+            "steps read  " + " ".join(f"{step:>7}" for step in at),
+        ]
         lines += ["accuracy    " + " ".join(f"{accuracy[step - 1]:>7.2%}" for step in at)]
         lines += ["entropy     " + " ".join(f"{entropy[step - 1]:>7.3f}" for step in at) + "  nats"]
     counts = result["confusion"]
@@ -151,13 +159,13 @@ def description(run: Run, description: Json, explain: bool = False) -> str:
         f"Input        {shapes['input']} [batch, time, features] -> logits {shapes['logits']}",
         f"Steps        {description['steps']:,} of {description['batch_size']} examples: "
         f"{description['steps_per_epoch']:,.2f} an epoch, {description['epochs']:.2f} epochs",
-        f"Data         {data['name']} from source {data['source']!r}: {sizes}; content {data['content_hash'][:16]}",
+        f"Data         {data['name']} from source {data['source']!r}: {sizes}; SHA-256 {data['content_hash'][:12]}",
         f"Protocol     {_protocol(run)}",
         f"Split        {data['split']}",
         f"Scaling      {data['scaling']}",
         f"Permutation  {data['permutation']}: {', '.join(map(str, description['permutation'][:8]))}, ...",
         f"Selection    {data['selection']}: {SELECTIONS.get(data['selection'], TEST_SELECTION)}",
-        f"Device       {', '.join(description['device'])}",
+        f"Device       {provenance.device()}",
         f"Recurrence   {description['recurrence']}",
     ]
     if description["remark"]:
@@ -209,7 +217,7 @@ def difference(found: Json) -> str:
 
 def comparison(result: Json) -> str:
     """The result of `compare`: each run, the images by who is right about them, the verdict, the warnings."""
-    lines = [f"{result['examples']:,} test images of {result['dataset']}, content {result['content_hash'][:12]}"]
+    lines = [f"{result['examples']:,} test images of {result['dataset']}, SHA-256 {result['content_hash'][:12]}"]
     for name in ("first", "second"):
         run = result[name]
         facts = [

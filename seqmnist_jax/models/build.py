@@ -105,7 +105,7 @@ def _build_time_scales(model: ml_collections.ConfigDict, sequence_length: int) -
         raise UsageError(
             f"model.gate_bias is {model.gate_bias!r}, but {where} is {longest}; expected at least 2 steps."
         )
-    return rnn.TIME_SCALES[model.gate_bias](longest)
+    return rnn.keeping_bias((model.gate_bias, longest))
 
 
 def _build_init_layers(

@@ -1,6 +1,26 @@
 """The recurrence engine: LSTM, GRU and minGRU layers as pure functions, and a scan for any cell.
 
-A library on its own: it knows no MNIST, no config and no files.
+A library on its own: it knows no MNIST, no config and no files, and needs JAX alone. Sequences are
+[batch, time, features]; a layer gives its last state and its outputs.
+
+A layer over whole sequences, and its parameters:
+  lstm, gru, min_gru            a layer; init_lstm, init_gru, init_min_gru draw its parameters
+  stack, init_stack             several Layers, one or both directions; Engine, how they run
+  draw_masks                    dropout for a stack: Masks, of probabilities Keep
+  log_uniform_time_scales       an initialiser; keeping_bias, what `time_scales` means; TIME_SCALES, KERNELS, names
+
+A cell of your own:
+  scan                          any step over whole sequences; product, its matrix product at a precision
+  cell                          step and initialiser as a Cell, as LSTM, GRU, GRU_RESET_BEFORE and MIN_GRU are
+  lstm_step, gru_step, min_gru_step    one step of the layers here
+
+How it runs:
+  explain, explain_step         an Explanation: which of BACKENDS would run a layer, or a step, and why
+  native_problem                why no kernel can be made here, or None
+  remat                         gradient checkpointing; PRECISIONS, how exact products are
+
+Weights of other libraries:
+  from_torch, from_keras, from_flax    and back: to_torch, to_keras, to_flax
 
 >>> import jax
 >>> from seqmnist_jax import rnn
@@ -14,7 +34,7 @@ from seqmnist_jax.rnn.any_cell import explain_step, scan
 from seqmnist_jax.rnn.cell import GRU, GRU_RESET_BEFORE, LSTM, MIN_GRU, Cell, cell
 from seqmnist_jax.rnn.cells import gru_step, init_gru, init_lstm, lstm_step, product
 from seqmnist_jax.rnn.convert import from_flax, from_keras, from_torch, to_flax, to_keras, to_torch
-from seqmnist_jax.rnn.initializers import KERNELS, TIME_SCALES, log_uniform_time_scales
+from seqmnist_jax.rnn.initializers import KERNELS, TIME_SCALES, keeping_bias, log_uniform_time_scales
 from seqmnist_jax.rnn.layers import BACKENDS, PRECISIONS, Explanation, explain, gru, lstm
 from seqmnist_jax.rnn.min_gru import init_min_gru, min_gru, min_gru_step
 from seqmnist_jax.rnn.native.cpu import problem as native_problem
@@ -57,6 +77,7 @@ __all__ = [
     "init_lstm",
     "init_min_gru",
     "init_stack",
+    "keeping_bias",
     "log_uniform_time_scales",
     "lstm",
     "lstm_step",

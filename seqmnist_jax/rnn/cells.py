@@ -46,7 +46,7 @@ def init_lstm(
     *,
     kernel_init: str = "glorot_uniform",
     forget_bias: float = 1.0,
-    time_scales: initializers.Initializer | None = None,
+    time_scales: initializers.TimeScales | None = None,
     dtype: Any = jnp.float32,
 ) -> Params:
     """Parameters of an LSTM layer.
@@ -57,8 +57,8 @@ def init_lstm(
       kernel_init: a name in `initializers.KERNELS`.
       forget_bias: the stored bias of the forget gate (Jozefowicz et al. 2015); all
         other biases are zero. TF1 adds the same number at run time instead.
-      time_scales: draws the forget gate's bias b from a distribution of time scales
-        (see `initializers.log_uniform_time_scales`) in place of `forget_bias`; the
+      time_scales: ``("log_uniform", sequence_length)``, or 'chrono' or 'uniform', draws the forget
+        gate's bias b from a distribution of time scales (`TIME_SCALES`) in place of `forget_bias`; the
         input gate's bias is then -b, so that what is kept and what enters add up.
       dtype: of all arrays.
 
@@ -73,7 +73,7 @@ def init_lstm(
         forget = jnp.full((hidden_size,), forget_bias, dtype)
         bias = jnp.concatenate([zeros, forget, zeros, zeros])
     else:
-        forget = time_scales(bias_key, (hidden_size,), dtype)
+        forget = initializers.keeping_bias(time_scales)(bias_key, (hidden_size,), dtype)
         bias = jnp.concatenate([-forget, forget, zeros, zeros])
     return {"kernel": kernel, "recurrent_kernel": recurrent_kernel, "bias": bias}
 
@@ -166,7 +166,7 @@ def init_gru(
     hidden_size: int,
     *,
     kernel_init: str = "glorot_uniform",
-    time_scales: initializers.Initializer | None = None,
+    time_scales: initializers.TimeScales | None = None,
     reset_after: bool = True,
     dtype: Any = jnp.float32,
 ) -> Params:
@@ -176,8 +176,7 @@ def init_gru(
       key: a PRNG key.
       features, hidden_size: sizes of the input and of the state.
       kernel_init: a name in `initializers.KERNELS`.
-      time_scales: draws the update gate's bias from a distribution of time scales
-        (see `initializers.log_uniform_time_scales`); zero where None.
+      time_scales: as in `init_lstm`, for the update gate's bias; zero where None.
       reset_after: as in `gru`.
       dtype: of all arrays.
 
@@ -189,7 +188,7 @@ def init_gru(
     kernel_key, bias_key = jax.random.split(key)
     kernel, recurrent_kernel = _kernels(kernel_init)(kernel_key, features, hidden_size, GRU_GATES, dtype)
     zeros = jnp.zeros((hidden_size,), dtype)
-    update = zeros if time_scales is None else time_scales(bias_key, (hidden_size,), dtype)
+    update = zeros if time_scales is None else initializers.keeping_bias(time_scales)(bias_key, (hidden_size,), dtype)
     params = {
         "kernel": kernel,
         "recurrent_kernel": recurrent_kernel,

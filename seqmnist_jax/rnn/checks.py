@@ -29,8 +29,15 @@ def as_array(name: str, value: Any) -> Any:
     return array.astype(jax.dtypes.canonicalize_dtype(array.dtype)) if array.dtype.kind == "f" else array
 
 
+def _check_static(name: str, value: Any) -> None:
+    if isinstance(value, jax.core.Tracer):
+        how = f'jax.jit(..., static_argnames="{name}")'
+        raise ValueError(f"{name} is traced; expected a value that is known before the trace, as by {how}")
+
+
 def flag(name: str, value: Any) -> bool:
     """True or False, for what equals it: as a key of a cache 0 is False, as an attribute of a program it is not."""
+    _check_static(name, value)
     try:
         if bool(value) == value:
             return bool(value)
@@ -41,6 +48,7 @@ def flag(name: str, value: Any) -> bool:
 
 def whole(name: str, value: Any, least: int) -> int:
     """A whole number of at least so much."""
+    _check_static(name, value)
     if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < least:
         raise ValueError(f"{name} is {value!r}; expected a whole number, at least {least}")
     return operator.index(value)
@@ -55,6 +63,9 @@ def choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
 
 def check_x(x: Any) -> None:
     """Checks the shape and dtype of x, which may be a `jax.ShapeDtypeStruct`."""
+    if x.dtype == object and x.ndim == 0:
+        given = type(x.item()).__name__
+        raise ValueError(f"x is a {given}; expected an array [batch, time, features], and params before it")
     if x.ndim != 3:
         raise ValueError(f"x has shape {x.shape}; expected [batch, time, features]")
     if not is_real(x.dtype):

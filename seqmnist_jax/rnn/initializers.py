@@ -12,9 +12,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from seqmnist_jax.rnn.checks import choice, whole
+
 Array = jax.Array
 Initializer = Callable[..., Array]
 KernelPair = tuple[Array, Array]
+TimeScales = tuple[str, int] | Initializer
 
 
 def wide(dtype: Any) -> Any:
@@ -55,12 +58,6 @@ KERNELS: dict[str, Callable[..., KernelPair]] = {
 }
 
 
-def _longest(sequence_length: int) -> int:
-    if sequence_length < 2:
-        raise ValueError(f"sequence_length is {sequence_length}; expected at least 2 steps")
-    return sequence_length
-
-
 def log_uniform_time_scales(sequence_length: int) -> Initializer:
     """Biases b ~ U(0, log T), T the sequence length in steps.
 
@@ -68,7 +65,7 @@ def log_uniform_time_scales(sequence_length: int) -> Initializer:
     the time scales 1 + e^b over which units forget evenly in the logarithm, from 2
     steps to the whole sequence, as state-space models spread their step sizes.
     """
-    top = math.log(_longest(sequence_length))
+    top = math.log(whole("sequence_length", sequence_length, 2))
 
     def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
         return jax.random.uniform(key, shape, wide(dtype), 0.0, top).astype(dtype)
@@ -82,7 +79,7 @@ def chrono_time_scales(sequence_length: int) -> Initializer:
     Chrono initialisation (Tallec & Ollivier 2018, sec. 2): time scales even in the steps, not
     in their logarithm, so that almost every unit is slow.
     """
-    top = max(_longest(sequence_length) - 1.0, 1.0)
+    top = max(whole("sequence_length", sequence_length, 2) - 1.0, 1.0)
 
     def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
         return jnp.log(jax.random.uniform(key, shape, wide(dtype), 1.0, top)).astype(dtype)
@@ -96,7 +93,7 @@ def uniform_time_scales(sequence_length: int) -> Initializer:
     Uniform gate initialisation (Gu et al. 2020, eq. 8). It knows no sequence length; half of the
     units forget within 2 steps.
     """
-    _longest(sequence_length)
+    whole("sequence_length", sequence_length, 2)
 
     def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
         margin = 1.0 / max(shape[-1], 2)
@@ -112,3 +109,22 @@ TIME_SCALES: dict[str, Callable[[int], Initializer]] = {
     "chrono": chrono_time_scales,
     "uniform": uniform_time_scales,
 }
+
+
+def keeping_bias(time_scales: TimeScales) -> Initializer:
+    """What draws a keeping gate's bias.
+
+    Args:
+      time_scales: a name in `TIME_SCALES` and the sequence length, as ``("log_uniform", 784)``; or an initialiser of
+        one's own, which is given back.
+
+    Raises:
+      ValueError: it is neither, or the length is below 2.
+    """
+    if callable(time_scales):
+        return time_scales
+    if not isinstance(time_scales, tuple | list) or len(time_scales) != 2:
+        form = "a name and the sequence length, as ('log_uniform', 784), or an initialiser"
+        raise ValueError(f"time_scales is {time_scales!r}; expected {form}")
+    name, sequence_length = time_scales
+    return TIME_SCALES[choice("time_scales", name, tuple(TIME_SCALES))](sequence_length)

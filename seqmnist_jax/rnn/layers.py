@@ -203,7 +203,7 @@ def gru(
 
 
 class Explanation(NamedTuple):
-    """What would run, why, and the bytes (of one replica) that the forward pass would save for the way back."""
+    """What would run, why, and the bytes (of one replica) that the forward pass would keep for the backward pass."""
 
     backend: str
     why: str
@@ -212,7 +212,7 @@ class Explanation(NamedTuple):
     def __str__(self) -> str:
         size = self.saved_bytes
         amount = f"{size / 2**20:,.1f} MiB" if isinstance(size, int) else f"{size} bytes"
-        return f"{self.backend}: {self.why}; saves {amount} for the way back"
+        return f"{self.backend}: {self.why}; keeps {amount} for the backward pass"
 
 
 def explain(

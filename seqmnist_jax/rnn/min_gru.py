@@ -43,7 +43,7 @@ def init_min_gru(
     hidden_size: int,
     *,
     kernel_init: str = "glorot_uniform",
-    time_scales: initializers.Initializer | None = None,
+    time_scales: initializers.TimeScales | None = None,
     dtype: Any = jnp.float32,
 ) -> Params:
     """Parameters of a minGRU layer.
@@ -52,8 +52,7 @@ def init_min_gru(
       key: a PRNG key.
       features, hidden_size: sizes of the input and of the state.
       kernel_init: 'glorot_uniform' (over [features, 2 * hidden]) or 'orthogonal' (a block per gate).
-      time_scales: draws the bias of the gate that keeps from a distribution of time scales
-        (see `initializers.log_uniform_time_scales`); zero where None.
+      time_scales: as in `init_lstm`, for the bias of the gate that keeps; zero where None.
       dtype: of all arrays.
 
     Returns:
@@ -66,7 +65,7 @@ def init_min_gru(
     checks.choice("kernel_init", kernel_init, tuple(KERNELS))
     kernel_key, bias_key = jax.random.split(key)
     zeros = jnp.zeros((hidden_size,), dtype)
-    keep = zeros if time_scales is None else time_scales(bias_key, (hidden_size,), dtype)
+    keep = zeros if time_scales is None else initializers.keeping_bias(time_scales)(bias_key, (hidden_size,), dtype)
     return {
         "kernel": KERNELS[kernel_init](kernel_key, features, hidden_size, dtype),
         "bias": jnp.concatenate([keep, zeros]),

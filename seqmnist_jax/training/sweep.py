@@ -241,6 +241,10 @@ def _summarize(points: Sequence[SweepPoint], workdir: Path, grid: Grid) -> Json:
             {
                 "changes": plan.without_seed(runs[0][0].overrides),
                 "replicas": [point.name for point, _ in runs],
+                "scores": {
+                    point.name: {split: one[f"{split}_accuracy"] for split in ("validation", "test")}
+                    for point, one in runs
+                },
                 "diverged": lost.get(recipe, []),
                 "validation": over_seeds(validated) if validated else None,
                 "test": over_seeds([s["test_accuracy"] for s in summaries]) if runs[0][0].run.tests else None,

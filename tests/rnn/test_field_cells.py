@@ -168,7 +168,7 @@ def test_refined_gates_begin_even(name):
 
 
 def test_time_scales_are_drawn_into_the_gates():
-    scales = rnn.TIME_SCALES["log_uniform"](784)
+    scales = ("log_uniform", 784)
     for name in ("ur_lstm", "ur_gru", "peephole_lstm", "min_lstm"):
         params = init[name](1, 256, time_scales=scales)
         count = {"min_lstm": 3}.get(name, 4)

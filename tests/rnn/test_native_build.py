@@ -507,7 +507,10 @@ def test_process_that_is_forked_while_a_thread_builds(cache, compiler):
 # ---- Whatever else goes wrong ------------------------------------------------------------
 
 
-@pytest.mark.parametrize("error", [RuntimeError("could not determine home"), KeyError("uid not found: 12345")])
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("could not determine home"), KeyError("uid not found: 12345"), ModuleNotFoundError("platformdirs")],
+)
 def test_user_without_a_home(tmp_path, compiler, monkeypatch, error):
     """As in a container, where a number is all that is known of him: his kernel lies with temporary files."""
     path, count = compiler
@@ -517,7 +520,7 @@ def test_user_without_a_home(tmp_path, compiler, monkeypatch, error):
 
     monkeypatch.setenv("CXX", str(path))
     monkeypatch.delenv("SEQMNIST_CACHE_DIR")
-    monkeypatch.setattr(build.platformdirs, "user_cache_path", no_home)
+    monkeypatch.setattr("platformdirs.user_cache_path", no_home)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     found = [Path(build.library(LAUNCHER).library._name) for _ in range(2)]
     assert found[0] == found[1]

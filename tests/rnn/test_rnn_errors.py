@@ -26,6 +26,28 @@ def test_shape_of_x(layer, draw, shape, jitted):
 
 
 @in_both_ways
+def test_params_and_x_in_the_wrong_order(layer, draw, jitted):
+    params, x, carry = draw()
+    with pytest.raises(ValueError, match=r"^x is a dict; expected an array .* params before it"):
+        run(layer, x, params, carry, jitted=jitted)
+
+
+@pytest.mark.parametrize("option", ["return_sequences", "reverse"])
+def test_an_option_that_jit_traces_is_told_how_to_be_static(layer, draw, option):
+    params, x, _ = draw()
+    with pytest.raises(ValueError, match=rf'^{option} is traced; .*static_argnames="{option}"'):
+        jax.jit(layer.run)(params, x, **{option: True})
+    jax.jit(layer.run, static_argnames=option)(params, x, **{option: True})
+
+
+def test_a_traced_number_is_told_too():
+    step, x = rnn.min_gru_step, jnp.ones((1, 2, 2))
+    params = rnn.init_min_gru(jax.random.key(0), 2, 3)
+    with pytest.raises(ValueError, match=r"^unroll is traced"):
+        jax.jit(rnn.scan, static_argnums=0)(step, params, x, jnp.zeros((1, 3)), unroll=2)
+
+
+@in_both_ways
 def test_features_of_x_and_params(layer, draw, jitted):
     params, _, carry = draw()
     with pytest.raises(ValueError, match=r"params\['kernel'\] has shape \(5, .*\bx \(3, 7, 4\)"):

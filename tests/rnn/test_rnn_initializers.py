@@ -109,6 +109,22 @@ def test_time_scales_need_two_steps(steps):
         rnn.log_uniform_time_scales(steps)
 
 
+@pytest.mark.parametrize("name", rnn.TIME_SCALES)
+@pytest.mark.parametrize("cell", [rnn.LSTM, rnn.GRU, rnn.MIN_GRU], ids=["lstm", "gru", "min_gru"])
+def test_time_scales_by_name(cell, name):
+    def make(time_scales):
+        shape = {"num_layers": 2, "bidirectional": False}
+        return rnn.init_stack(jax.random.key(0), cell, 2, 8, **shape, time_scales=time_scales)
+
+    jax.tree.map(np.testing.assert_array_equal, make((name, 28)), make(rnn.TIME_SCALES[name](28)))
+
+
+@pytest.mark.parametrize("given", ["log_uniform", 28, ("log", 28), ("chrono",), ("chrono", 1), ("chrono", "28")])
+def test_time_scales_that_are_none_are_named(given):
+    with pytest.raises(ValueError, match=r"^time_scales is|^sequence_length is"):
+        rnn.init_gru(jax.random.key(0), 2, 8, time_scales=given)
+
+
 def test_time_scales_of_a_gru_go_into_the_update_gate_alone():
     params = rnn.init_gru(jax.random.key(0), 1, 256, time_scales=rnn.log_uniform_time_scales(784))
     reset, update, candidate = gate_blocks(params["bias"], 3)

@@ -56,9 +56,7 @@ def gather(workdirs: Sequence[Path]) -> Json:
         others = [warning for one in found for warning in recorded.warnings(one.workdir, one.facts)]
         described["warnings"] = list(dict.fromkeys([*described["warnings"], *others]))
     return {
-        "title": ", ".join(filter(None, (config, f"{detailed.name}: report")))
-        if is_alone
-        else f"{len(found)} runs compared: report",
+        "title": ", ".join(filter(None, (config, detailed.name))) if is_alone else f"{len(found)} runs compared",
         "version": provenance.versions()["seqmnist_jax"],
         "run": described,
         "comparison": None if is_alone else comparison.describe(found, sweeps),

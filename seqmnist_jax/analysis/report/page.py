@@ -45,7 +45,7 @@ def render(report: dict[str, Any]) -> str:
     script = "(() => {\n'use strict';\n" + "\n".join(map(static, SCRIPTS)) + "\n})();"
     style = static("report.css")
     parts = {
-        "TITLE": html.escape(report["title"]),
+        "TITLE": html.escape(f"{report['title']}: report"),
         "POLICY": f"default-src 'none'; script-src {_source(script)}; style-src {_source(style)}; img-src data:; "
         "base-uri 'none'; form-action 'none'",
         "STYLE": style,

@@ -105,10 +105,10 @@ def _task(found: Found) -> Pairs:
     }
     pairs = [
         ("Data", f"{facts.get('name', 'unknown')} ({facts.get('source', 'unknown')})"),
-        ("Content", facts["content_hash"][:16]),
+        ("SHA-256", facts["content_hash"][:16]),
         ("Read", views.get(facts["view"], facts["view"])),
         ("Permutation", str(facts.get("permutation", "unknown"))),
-        ("Pixels scaled", facts["scaling"]),
+        ("Scaling of pixels", facts["scaling"]),
     ]
     if "sizes" in facts:
         pairs.insert(1, ("Images", ", ".join(f"{count:,} {split}" for split, count in facts["sizes"].items())))
@@ -158,14 +158,19 @@ def _training(found: Found) -> Pairs:
     clip = optimizer["clip"]
     pairs = [
         ("Steps", f"{train['steps']:,} of {train['batch_size']:,} images"),
-        ("Optimiser", f"{optimizer['name']}, rate {optimizer['learning_rate']:g}, {optimizer['schedule']}"),
-        ("Clip", "none" if clip["mask"] == "none" else f"{clip['mask']} by {clip['unit']}, at {clip['norm']:g}"),
+        ("Optimiser", f"{optimizer['name']}, learning rate {optimizer['learning_rate']:g}, {optimizer['schedule']}"),
+        (
+            "Clip",
+            "none"
+            if clip["mask"] == "none"
+            else f"norm of each {clip['unit']} at most {clip['norm']:g}, of {clip['mask']}",
+        ),
         ("Seed", str(found.config["seed"])),
     ]
     names = {"compile": "compilation", "evaluate": "evaluation", "checkpoint": "checkpoints"}
     times = {told: (found.summary or {}).get(f"{name}_seconds") for name, told in names.items()}
     if any(seconds is not None for seconds in times.values()):
-        pairs.append(("Besides", ", ".join(f"{told} {s:.1f} s" for told, s in times.items() if s is not None)))
+        pairs.append(("Beside training", ", ".join(f"{told} {s:.1f} s" for told, s in times.items() if s is not None)))
     return pairs
 
 

@@ -36,7 +36,7 @@ def init(
     kernel_key, bias_key = jax.random.split(key)
     kernel, _ = rnn.KERNELS[kernel_init](kernel_key, features, hidden_size, 3, jnp.float32)
     zeros = jnp.zeros((hidden_size,), jnp.float32)
-    forget = zeros if time_scales is None else time_scales(bias_key, (hidden_size,), jnp.float32)
+    forget = zeros if time_scales is None else rnn.keeping_bias(time_scales)(bias_key, (hidden_size,), jnp.float32)
     return {"kernel": kernel, "bias": jnp.concatenate([forget, -forget, zeros])}
 
 

@@ -49,7 +49,7 @@ def init(
       key, features, hidden_size, kernel_init: as in `rnn.init_lstm`.
       time_scales: draws the forget gates' biases in place of the uniform ones.
     """
-    draw = time_scales or rnn.TIME_SCALES["uniform"](2)
+    draw = rnn.keeping_bias(time_scales or ("uniform", 2))
     kernel_key, bias_key = jax.random.split(key)
     kernel, recurrent_kernel = rnn.KERNELS[kernel_init](kernel_key, features, hidden_size, 4, jnp.float32)
     forget, zeros = draw(bias_key, (hidden_size,), jnp.float32), jnp.zeros((2 * hidden_size,), jnp.float32)

@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import jaxlib
-import platformdirs
 
 from seqmnist_jax.rnn.native import compiler as cxx
 from seqmnist_jax.rnn.native.compiler import CannotBuildError, Source
@@ -48,11 +47,17 @@ class Kernel(NamedTuple):
 
 
 def _folder() -> Path:
-    """Where built kernels live, beside the package's other caches; for a user without a home, temporary files."""
-    named = os.environ.get("SEQMNIST_CACHE_DIR")
+    """Where built kernels live, beside the package's other caches.
+
+    For a user without a home, and where JAX is all that is installed, among the temporary files.
+    """
+    if named := os.environ.get("SEQMNIST_CACHE_DIR"):
+        return Path(named) / "native"
     try:
-        return (Path(named) if named else platformdirs.user_cache_path("seqmnist_jax")) / "native"
-    except (RuntimeError, KeyError):
+        import platformdirs
+
+        return platformdirs.user_cache_path("seqmnist_jax") / "native"
+    except (ModuleNotFoundError, RuntimeError, KeyError):
         return Path(tempfile.gettempdir()) / f"seqmnist_jax-{os.geteuid()}" / "native"
 
 

@@ -14,7 +14,7 @@ function comparisonSection(comparison) {
     }));
   const charts = ['accuracy', 'loss'].map((metric) => {
     const series = overlaid(metric);
-    return series.length ? h('figure', null, h('figcaption', null, `${METRICS[metric].title}, on validation images where there are any`),
+    return series.length ? h('figure', null, h('figcaption', null, `${METRICS[metric].title}, on validation images where there are any; the axis spans what is drawn, not from zero`),
       lineChart({ label: `${METRICS[metric].title} of each run`, series, xLabel: 'step', yFormat: METRICS[metric].format, axisFormat: METRICS[metric].axisFormat, height: 300 })) : null;
   });
   const accuracy = (value) => (value === null || value === undefined ? '-' : percent(value));

@@ -24,7 +24,7 @@ function themeButton() {
 }
 
 document.getElementById('top').append(
-  h('div', null, h('p', { class: 'eyebrow' }, 'seqmnist_jax report'), h('h1', null, comparison ? `${comparison.runs.length} runs compared` : run.name)),
+  h('div', null, h('p', { class: 'eyebrow' }, 'seqmnist_jax report'), h('h1', null, report.title)),
   themeButton());
 
 const shortName = (id) => (id[0].toUpperCase() + id.slice(1)).replace('-', ' ');

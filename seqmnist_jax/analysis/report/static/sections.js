@@ -37,7 +37,7 @@ function curvesSection(run) {
   if (!shown.length) return null;
   const marks = run.best_step ? [{ x: run.best_step, text: `selected: step ${thousands(run.best_step)}` }] : [];
   return section('curves', 'Learning curves',
-    h('p', { class: 'lead' }, 'Training values are means over the steps since the last report. Hover to read; drag to zoom.'),
+    h('p', { class: 'lead' }, 'Training values are means over the steps since the last report. Axes span what is drawn, not from zero. Hover to read; drag to zoom.'),
     h('div', { class: 'grid' }, shown.map((metric) => {
       const { title, format, axisFormat } = METRICS[metric];
       const splits = Object.entries(run.curves[metric]);
@@ -153,7 +153,7 @@ function confusionSection(run) {
     next.focus();
   } }, cells.map((row, t) => h('tr', null, h('th', { scope: 'row' }, String(t)), row,
     h('td', { class: 'rate' }, score.per_class[t].accuracy === null ? '-' : percent(score.per_class[t].accuracy, 1)))));
-  return section('confusion', 'What is taken for what',
+  return section('confusion', 'Confusion: what is taken for what',
     h('p', { class: 'lead' }, `Rows: the true class; columns: the predicted one; ${thousands(score.count)} ${run.split} images. `,
       'Mistakes are the darker the more frequent they are.'),
     h('div', { class: 'scroll' }, h('table', { class: `confusion ${classes > 12 ? 'many' : ''}` },
@@ -201,7 +201,7 @@ function calibrationSection(run) {
         ];
       }));
   });
-  return section('calibration', 'Does it know how sure it may be?',
+  return section('calibration', 'Calibration: does it know how sure it may be?',
     h('p', { class: 'lead' }, 'Images by the probability that the predicted class is given. Were the network calibrated, of those with 80 % four in five were right, and the bars ended on the diagonal. ',
       'The distance to it, averaged over all images, is the calibration error: ', h('b', null, percent(score.calibration_error)), '.'),
     h('figure', null, plot),
@@ -238,7 +238,7 @@ function soonSection(run) {
   const soon = run.reading?.soon;
   if (!soon) return null;
   const x = soon.accuracy.map((_, k) => k + 1);
-  return section('how-soon', 'How soon does it know?',
+  return section('how-soon', 'How soon it knows',
     h('p', { class: 'lead' }, `Over all ${run.split} images: how many are named right after so many steps, and of how many it has made up its mind: `,
       'from then on its answer stays. Half of all are decided by step ', h('b', null, `${thousands(soon.median)} of ${thousands(x.length)}`), '.'),
     h('figure', null, lineChart({
