@@ -7,6 +7,7 @@ introduction there, and OUT.svg where matplotlib is installed. Without runs the 
 """
 
 import importlib.util
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def page(rows: Sequence[Row], diverged: Sequence[table.Result], left_out: Sequen
     text = []
     for task in dict.fromkeys(row["task"] for row in rows):
         of_task = [row for row in rows if row["task"] == task]
-        text += [f"## {task[0].upper()}{task[1:]}", "", results_page.markdown(HEADER, map(_cells, of_task)), ""]
+        text += [f"## {re.sub('^mnist', 'MNIST', task)}", "", results_page.markdown(HEADER, map(_cells, of_task)), ""]
     if plot:
         text += [f"![Test accuracy against training time]({plot})", ""]
     text += [

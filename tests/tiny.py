@@ -41,7 +41,9 @@ get_options = compiler.get_compile_options
 
 
 def get_quick_options(*given, env_options_overrides=None, **options):
-    overrides = {**(env_options_overrides or {}), "xla_cpu_use_fusion_emitters": False}
+    # Other devices' compilers refuse an option that is not theirs.
+    own = {"xla_cpu_use_fusion_emitters": False} if jax.default_backend() == "cpu" else {}
+    overrides = {**(env_options_overrides or {}), **own}
     return get_options(*given, env_options_overrides=overrides, **options)
 
 

@@ -32,13 +32,15 @@ def model_title(flat: Mapping[str, Any]) -> str:
     if name == "linear":
         return "Linear classifier"
     if name == "deep":
-        stages = flat["model.stages"] or f"{size}x{layers}"
+        stages = flat.get("model.stages") or f"{size}x{layers}"
         return f"{cell_title(flat['model.cell'])} in a deep stack, {stages}"
-    layers = "" if flat["model.num_layers"] == 1 else f"{flat['model.num_layers']} x "
+    memory = f", memory of {flat['model.memory']}" if flat.get("model.memory") else ""
+    hidden = f", MLP {flat['model.head_layers']} x {size} behind it" if flat.get("model.head_layers") else ""
     both = " both ways" if flat["model.bidirectional"] else ""
     precision = flat.get("model.precision", "float32")
     exact = "" if precision in ("auto", "float32") else f", {precision}"
-    return f"{cell_title(flat['model.cell'])} {layers}{flat['model.hidden_size']}{both}{exact}"
+    shape = str(size) if layers == 1 else f"{layers} x {size}"
+    return f"{cell_title(flat['model.cell'])} {shape}{both}{memory}{hidden}{exact}"
 
 
 # The fields that only some models read.
