@@ -115,25 +115,40 @@ def draw(rows: Sequence[Row]) -> Any:
         ]
         bars = [list(side) for side in zip(*ranges, strict=True)]
         panel.errorbar(seconds, errors, bars, fmt="o", color=colour, label=device, capsize=2)
-        for place, row in enumerate(of_device):
-            where = (seconds[place], errors[place])
-            panel.annotate(row["model"], where, (5, 4), textcoords="offset points", color=INK, fontsize=8)
     panel.set_xscale("log")
     panel.set_yscale("log")
     panel.invert_yaxis()
     panel.set_yticks([1 - tick / 100 for tick in TICKS], [f"{tick:g}" for tick in TICKS])
+    ticks = [step * 10**power for power in range(-1, 6) for step in (1, 2, 5)]
+    panel.set_xticks(ticks, [f"{tick:,g}" for tick in ticks])
     panel.minorticks_off()
     worst, best = (pick(row["test_range"][side] for row in rows) for pick, side in ((min, 0), (max, 1)))
     panel.set_ylim(min(0.95, (1 - worst) * 1.15), max(1e-3, (1 - best) * 0.85))
-    panel.set_xlim(right=3 * max(row["train_seconds"] for row in rows))  # room for a name
+    seconds = [row["train_seconds"] for row in rows]
+    panel.set_xlim(0.8 * min(seconds), 3 * max(seconds))  # room for a name
     panel.set_xlabel("seconds of training, a run", color=INK)
     panel.set_ylabel("test accuracy, %", color=INK)
     panel.tick_params(colors=INK)
     for side, spine in panel.spines.items():
         spine.set_color(INK)
         spine.set_visible(side in ("left", "bottom"))
-    panel.legend(loc="lower left", frameon=False, labelcolor=INK, fontsize=8)
+    panel.legend(loc="lower right", frameon=False, labelcolor=INK, fontsize=8)
+    figure.draw_without_rendering()
+    _name(panel, {row["model"]: (row["train_seconds"], 1 - row["test_accuracy"]) for row in rows})
     return figure
+
+
+def _name(panel: Any, points: dict[str, tuple[float, float]]) -> None:
+    """Writes each name beside its point, lower where another's would be in its way."""
+    taken: list[tuple[float, float, float]] = []
+    per_pixel = 72 / panel.figure.dpi
+    for name, point in sorted(points.items(), key=lambda item: item[1][1]):
+        x, y = per_pixel * panel.transData.transform(point)
+        width, shift = 4.5 * len(name), 4.0
+        while any(abs(y + shift - other) < 10 and x < end and start < x + width for start, end, other in taken):
+            shift -= 1
+        taken.append((x, x + width, y + shift))
+        panel.annotate(name, point, (5, shift), textcoords="offset points", color=INK, fontsize=8)
 
 
 def write(results: Path, out: Path) -> None:
