@@ -46,8 +46,9 @@ class _Found(NamedTuple):
 class _Divider:
     """Goes through the equations of a step once; then `division` is known."""
 
-    def __init__(self, closed: Any, n_params: int, n_carry: int, inline: bool):
+    def __init__(self, closed: Any, n_params: int, n_carry: int, inline: bool, deep: bool):
         jaxpr = closed.jaxpr
+        self._deep = deep
         self._closed = closed
         self._params, self._x = jaxpr.invars[:n_params], jaxpr.invars[-1]
         self._carries = jaxpr.invars[n_params : n_params + n_carry]
@@ -151,7 +152,8 @@ class _Divider:
             kind, self._inside[e.outvars[0]] = "C", e.invars[1]
             weight, numbers = e.invars[1], blocks(e.outvars[0], self.hidden)
             self._read |= {Raw("p", Block(weight, b), row=f): None for f in range(self.features) for b in numbers}
-        elif kind == "C":
+        elif kind == "C" or (kind == "X" and self._deep and self._is_of_units(e, name, kinds)):
+            kind = "C"
             if name == "add" and self._is_sum(e):
                 self._sums |= dict.fromkeys(e.invars, e.outvars[0])
             elif name == "dot_general":
@@ -175,6 +177,17 @@ class _Divider:
             and tuple(e.params["dimension_numbers"][0][1]) == (0,)
             and e.outvars[0].aval.shape[1] % self.hidden == 0
         )
+
+    def _is_of_units(self, e: Any, name: str, kinds: list[str]) -> bool:
+        """Whether an equation on values of x treats every unit alike, as those on the state do."""
+        values = [*e.outvars, *(v for v, kind in zip(e.invars, kinds, strict=True) if kind == "X")]
+        if any(v.aval.ndim != 2 or v.aval.shape[0] != self._rows or v.aval.shape[1] % self.hidden for v in values):
+            return False
+        try:
+            self._check_layout(e, name)
+        except NotDivisibleError:
+            return False
+        return True
 
     def _is_sum(self, e: Any) -> bool:
         """Whether it adds two products of one round that nobody else reads: one sum, then, from the start."""
@@ -271,13 +284,17 @@ class _Divider:
         self._read |= {Raw(kind.lower(), Block(v, b)): None for b in numbers}
 
 
-def divide(step: Callable[..., Any], params: Any, carry: Any, x: Any, *, inline: bool = True) -> Division:
+def divide(
+    step: Callable[..., Any], params: Any, carry: Any, x: Any, *, inline: bool = True, deep: bool = False
+) -> Division:
     """Divides a step.
 
     Args:
       step: ``step(params, carry, x) -> (carry, y)``.
       params, carry, x: arrays or their shapes, as the step takes them.
       inline: whether a product of x of few features is made inside the stages.
+      deep: whether, in a step without products of the state, so is all that is element-wise in x: there memory alone
+        takes time, and a value that is made outside is written and read once more.
 
     Raises:
       NotDivisibleError: the step has something that a kernel can't be made of.
@@ -297,4 +314,5 @@ def divide(step: Callable[..., Any], params: Any, carry: Any, x: Any, *, inline:
     if any(isinstance(const, jax.core.Tracer) for const in closed.consts):
         raise NotDivisibleError("the step uses an array of a transformation around it, which is none of its parameters")
     n_params, n_carry = len(jax.tree.leaves(params)), len(jax.tree.leaves(carry))
-    return _Divider(closed, n_params, n_carry, inline).division()
+    division = _Divider(closed, n_params, n_carry, inline, False).division()
+    return _Divider(closed, n_params, n_carry, inline, True).division() if deep and not division.products else division
