@@ -124,7 +124,7 @@ def warn_once(why: str) -> None:
         return
     _not_said.clear()
     warnings.warn(
-        f"seqmnist_jax.rnn has no native kernel here and takes the slower 'fused' backend: {why}.",
+        f"seqmnist_jax.rnn has no native kernel for this cell and takes the slower 'fused' backend: {why}.",
         RuntimeWarning,
         stacklevel=2,
     )
