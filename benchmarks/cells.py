@@ -107,26 +107,26 @@ def program(way: str, case: Case) -> timing.Program:
     return lambda count: jax.block_until_ready(compiled(params, x, bars, np.int32(count)))
 
 
-def shapes(case: Case) -> recurrence.Given:
-    """The shapes of a case's arrays."""
+def shapes(case: Case) -> Any:
+    """Those of a case's arrays, as `recurrence.Given` has them."""
     cell = MEASURED[case.cell]
     params = jax.eval_shape(lambda: cell.init(jax.random.key(0), case.features, case.hidden))
     x = jax.ShapeDtypeStruct((case.batch, case.steps, case.features), jnp.float32)
     carry = jax.eval_shape(lambda: cell.zero_carry(jnp.zeros((case.batch, case.hidden))))
-    return recurrence.Given(params, x, carry, None)
+    return params, x, carry, None
 
 
 def products(case: Case) -> int:
     """How many [hidden, hidden] matrices a step multiplies the state with."""
     call, given = made_by(case, jax.default_backend()), shapes(case)
-    return len(recurrence.stages_of(call, given.params, given.x, given.carry).division.products)
+    return len(recurrence.stages_of(call, *given[:3]).division.products)
 
 
 def keeping(case: Case) -> timing.Program:
     """Writing and reading once what a cell keeps, and its input and output where it has a gradient of all."""
     given = shapes(case)
     count = recurrence.kept_bytes(made_by(case, jax.default_backend()), given) // 4
-    count += 2 * given.x.size if case.cell == DIAGONAL else 0
+    count += 2 * given[1].size if case.cell == DIAGONAL else 0
 
     @jax.jit
     def copies(array: Array, n: Array) -> Array:

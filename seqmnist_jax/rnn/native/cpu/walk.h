@@ -37,12 +37,15 @@ void clear(const Slice& s, const Arrays& a, std::ptrdiff_t row, float* array, st
   float* const from = array + ((s.first + row) * s.time + count) * size;
   std::fill(from, from + (s.time - count) * size, 0.0f);
 }
-// Calls walk(vectors, whole, j) for the vectors of units.
+// Calls walk(W, whole, j) for blocks of W vectors of units, then of half as many; the last one may have no whole vector.
 template <int W, class Walk>
-SEQMNIST_INLINE void for_units(const Slice& s, Walk&& walk) {
-  const std::ptrdiff_t whole = s.hidden / kLanes;
-  for_blocks<W>(whole, [&](auto width, std::ptrdiff_t j) { walk(width, std::true_type{}, j); });
-  if (s.hidden % kLanes) walk(Int<1>{}, std::false_type{}, whole);
+SEQMNIST_INLINE void for_units(const Slice& s, Walk&& walk, std::ptrdiff_t j = 0) {
+  for (; j + W <= (s.hidden + kLanes - 1) / kLanes; j += W)
+    if ((j + W) * kLanes <= s.hidden)
+      walk(Int<W>{}, std::true_type{}, j);
+    else
+      walk(Int<W>{}, std::false_type{}, j);
+  if constexpr (W > 1) for_units<W / 2>(s, walk, j);
 }
 
 // Some vectors of W vectors of units, from and to planes of all units.
@@ -182,7 +185,7 @@ struct Forward : Outside<Mode, true> {
   SEQMNIST_ONCE void walk(std::ptrdiff_t row, std::ptrdiff_t j, std::ptrdiff_t from, std::ptrdiff_t to) const {
     const Held<Cell::kVectors, W> params(vectors.get(), s.units, j);
     Held<Cell::kCarries, W> now(carry.get(), s.units, j);
-    const int lanes = kWhole ? kLanes : s.lanes(j);
+    const int last = kWhole ? kLanes : s.lanes(j + W - 1);
     const Way way(*this, row, from);
     Line inputs_next =
         way.behind(way.a.inputs, to, 1, Cell::kInputs * s.hidden, j * (to - from) * Cell::kInputs);
@@ -193,7 +196,7 @@ struct Forward : Outside<Mode, true> {
       inputs_next.template ask<Cell::kFront ? 0 : W * Cell::kInputs>();
       each<0, W>([&](auto number) {
         constexpr int w = decltype(number)::value;
-        Cell::forward(Int<0>{}, At{way.vector(*this, j + w, step, at, lanes, params.at[w]), now.at[w], to_kept, to_y});
+        Cell::forward(Int<0>{}, At{way.vector(*this, j + w, step, at, w == W - 1 ? last : kLanes, params.at[w]), now.at[w], to_kept, to_y});
       });
     }
     now.put(carry.get(), s.units, j);
@@ -273,7 +276,7 @@ struct Backward : Outside<Mode, Cell::kBackwardReadsX> {
     Held<Cell::kCarries, W> d_carry(bars.get(), s.units, j);
     Held<Cell::kAfter, W> later(after.get(), s.units, j);
     Held<Cell::kSums, W> total(share + place.sums, s.units, j);
-    const int lanes = kWhole ? kLanes : s.lanes(j);
+    const int last = kWhole ? kLanes : s.lanes(j + W - 1);
     const Way way(*this, row, from);
     const float* const zeros = nothing.get();
     const std::ptrdiff_t asked = j * (to - from);
@@ -288,7 +291,7 @@ struct Backward : Outside<Mode, Cell::kBackwardReadsX> {
       if (way.all) d_y_before.template ask<W * Cell::kOutputs>();
       each<0, W>([&](auto number) {
         constexpr int w = decltype(number)::value;
-        Cell::backward(Int<0>{}, At{way.vector(*this, j + w, step, at, lanes, params.at[w]),
+        Cell::backward(Int<0>{}, At{way.vector(*this, j + w, step, at, w == W - 1 ? last : kLanes, params.at[w]),
                                     way.a.d_inputs + at * Cell::kInputs * way.hidden,
                                     d_carry.at[w],
                                     later.at[w],
