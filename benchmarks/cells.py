@@ -6,7 +6,8 @@ Training steps of one layer, all in one process and in turns, many repetitions i
 'generated' is the kernel made of the step, 'derived' the same division in plain JAX, 'scan' `lax.scan` with JAX's own
 derivative; 'torch', 'torch_compiled' and 'nn_rnn' are PyTorch's (see `benchmarks.torch_steps`). The floor of a cell is
 its matrix products at the best rate of `jnp.dot` (see `benchmarks.floor`); that of a cell without any is the time of
-writing and reading once what it keeps.
+writing and reading once what it keeps. 'diagonal' is the state of the LRU alone: s' = lambda s + gamma u, which reads u
+[batch, time, 2 * hidden] and gives all s, with gradients of both; its floor counts these arrays too.
 """
 
 from collections.abc import Sequence
@@ -31,6 +32,28 @@ Row = dict[str, Any]
 WAYS = ("generated", "derived", "scan", *torch_steps.WAYS)
 
 
+def diagonal(params: Any, carry: Any, x: Array) -> Any:
+    """One step of a linear recurrence with a complex diagonal matrix; complex numbers are pairs of reals."""
+    re, im = carry
+    u_re, u_im = jnp.split(x, 2, axis=-1)
+    cos, sin, gamma = params["re"], params["im"], params["gamma"]
+    re, im = cos * re - sin * im + gamma * u_re, sin * re + cos * im + gamma * u_im
+    return (re, im), jnp.concatenate([re, im], axis=-1)
+
+
+def init_diagonal(key: Array, features: int, hidden_size: int) -> dict[str, Array]:
+    """lambda on a circle, and its gamma."""
+    del features
+    phase = jax.random.uniform(key, (hidden_size,), maxval=6.28)
+    return {"re": 0.99 * jnp.cos(phase), "im": 0.99 * jnp.sin(phase), "gamma": jnp.full((hidden_size,), 0.14)}
+
+
+DIAGONAL = "diagonal"
+MEASURED = {name: choice.cell for name, choice in CELLS.items()} | {
+    DIAGONAL: rnn.cell(diagonal, init_diagonal, lambda zero: (zero, zero))
+}
+
+
 class Case(NamedTuple):
     """A cell's name and sizes."""
 
@@ -42,12 +65,18 @@ class Case(NamedTuple):
     precision: str
 
 
-def last_output(way: str, case: Case, params: Any, x: Array) -> Array:
-    """A layer's last output [batch, hidden], made in one of the ways."""
-    cell = CELLS[case.cell].cell
-    platform = {"generated": jax.default_backend(), "derived": "derived", "scan": ""}[way]
-    call = recurrence.Call(cell.step, Options("last", False, case.precision), platform)
-    given = recurrence.Given(params, x, cell.zero_carry(jnp.zeros((case.batch, case.hidden))), None)
+def made_by(case: Case, platform: str) -> recurrence.Call:
+    """The case's layer on a platform, with its last output or, of a linear recurrence, all."""
+    return recurrence.Call(
+        MEASURED[case.cell].step, Options("all" if case.cell == DIAGONAL else "last", False, case.precision), platform
+    )
+
+
+def output(way: str, case: Case, params: Any, x: Array) -> Array:
+    """A layer's output, made in one of the ways."""
+    call = made_by(case, {"generated": jax.default_backend(), "derived": "derived", "scan": ""}[way])
+    carry = MEASURED[case.cell].zero_carry(jnp.zeros((case.batch, case.hidden)))
+    given = recurrence.Given(params, x, carry, None)
     outputs = (recurrence.plain if way == "scan" else recurrence.recurrence)(call, given)[1]
     assert outputs is not None
     return outputs
@@ -55,43 +84,49 @@ def last_output(way: str, case: Case, params: Any, x: Array) -> Array:
 
 def program(way: str, case: Case) -> timing.Program:
     """Training steps, all repetitions in one dispatch."""
-    params = CELLS[case.cell].cell.init(jax.random.key(0), case.features, case.hidden)
+    params = MEASURED[case.cell].init(jax.random.key(0), case.features, case.hidden)
     x = jax.random.uniform(jax.random.key(1), (case.batch, case.steps, case.features))
     if way in torch_steps.WAYS:
         return torch_steps.program(way, case.cell, params, x)
 
-    def loss(params: Any, x: Array) -> Array:
-        return jnp.sum(jnp.square(last_output(way, case, params, x)))
+    bars = jnp.ones_like(output(way, case, params, x))
+    wanted = (0, 1) if case.cell == DIAGONAL else 0
+
+    def loss(params: Any, x: Array, bars: Array) -> Array:
+        return jnp.vdot(output(way, case, params, x), bars)
 
     @jax.jit
-    def many(params: Any, x: Array, count: Array) -> Any:
+    def many(params: Any, x: Array, bars: Array, count: Array) -> Any:
         def step(_: Any, params: Any) -> Any:
-            return jax.tree.map(lambda p, g: p - FEEDBACK * g, params, jax.grad(loss)(params, x))
+            gradients = jax.grad(loss, wanted)(params, x, bars)
+            return jax.tree.map(lambda p, g: p - FEEDBACK * g, params, gradients[0] if wanted else gradients)
 
         return jax.lax.fori_loop(0, count, step, params)
 
-    compiled = many.lower(params, x, jnp.int32(1)).compile()
-    return lambda count: jax.block_until_ready(compiled(params, x, np.int32(count)))
+    compiled = many.lower(params, x, bars, jnp.int32(1)).compile()
+    return lambda count: jax.block_until_ready(compiled(params, x, bars, np.int32(count)))
+
+
+def shapes(case: Case) -> Any:
+    """Those of a case's arrays, as `recurrence.Given` has them."""
+    cell = MEASURED[case.cell]
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), case.features, case.hidden))
+    x = jax.ShapeDtypeStruct((case.batch, case.steps, case.features), jnp.float32)
+    carry = jax.eval_shape(lambda: cell.zero_carry(jnp.zeros((case.batch, case.hidden))))
+    return params, x, carry, None
 
 
 def products(case: Case) -> int:
     """How many [hidden, hidden] matrices a step multiplies the state with."""
-    cell = CELLS[case.cell].cell
-    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), case.features, case.hidden))
-    x = jax.ShapeDtypeStruct((case.batch, case.steps, case.features), jnp.float32)
-    carry = jax.eval_shape(lambda: cell.zero_carry(jnp.zeros((case.batch, case.hidden))))
-    call = recurrence.Call(cell.step, Options("last", False, case.precision), jax.default_backend())
-    return len(recurrence.stages_of(call, params, x, carry).division.products)
+    call, given = made_by(case, jax.default_backend()), shapes(case)
+    return len(recurrence.stages_of(call, *given[:3]).division.products)
 
 
 def keeping(case: Case) -> timing.Program:
-    """Writing and reading once what a cell keeps."""
-    cell = CELLS[case.cell].cell
-    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), case.features, case.hidden))
-    x = jax.ShapeDtypeStruct((case.batch, case.steps, case.features), jnp.float32)
-    carry = jax.eval_shape(lambda: cell.zero_carry(jnp.zeros((case.batch, case.hidden))))
-    call = recurrence.Call(cell.step, Options("last", False, case.precision), jax.default_backend())
-    count = recurrence.kept_bytes(call, (params, x, carry, None)) // 4
+    """Writing and reading once what a cell keeps, and its input and output where it has a gradient of all."""
+    given = shapes(case)
+    count = recurrence.kept_bytes(made_by(case, jax.default_backend()), given) // 4
+    count += 2 * given[1].size if case.cell == DIAGONAL else 0
 
     @jax.jit
     def copies(array: Array, n: Array) -> Array:
@@ -135,7 +170,7 @@ def table(rows: Sequence[Row]) -> str:
 
 def define_flags() -> None:
     """The flags of this module as a command."""
-    timing.define_names("cells", list(CELLS), "Which cells.")
+    timing.define_names("cells", list(MEASURED), "Which cells.")
     timing.define_names("ways", WAYS, "Which ways.", usual=("generated",))
     timing.define_names("precisions", rnn.PRECISIONS, "Which precisions.", usual=("float32",))
     flags.DEFINE_list("batch", ["128", "32"], "Batch sizes.")
@@ -154,7 +189,8 @@ def main(argv: list[str]) -> None:
     for precision in FLAGS.precisions:
         for cell in FLAGS.cells:
             for batch in map(int, FLAGS.batch):
-                case = Case(cell, batch, FLAGS.steps, FLAGS.features, FLAGS.hidden, precision)
+                features = 2 * FLAGS.hidden if cell == DIAGONAL else FLAGS.features
+                case = Case(cell, batch, FLAGS.steps, features, FLAGS.hidden, precision)
                 rows += measure(case, FLAGS.ways, rate, FLAGS.rounds, FLAGS.seconds)
                 timing.write_json(FLAGS.json, {"rows": rows, "floor": rate._asdict()})
     print(f"\n{timing.facts()['device']}. {floor.words(rate)}\n\n{table(rows)}")

@@ -15,8 +15,8 @@ PACKAGE = ROOT / "seqmnist_jax"
 # The order of the house: each module may import those before it, between packages and inside each.
 ORDER = """
 errors
-rnn        checks initializers cells per_device eager scan gaps remat jaxprs division divide readout stages derived \
-           native recurrence any_cell layers min_gru cell stack weights convert
+rnn        checks initializers cells min_gru per_device eager scan gaps remat jaxprs division divide readout stages \
+           derived native recurrence any_cell layers cell stack weights convert
 data       idx cache embedded registry sources references protocols views batches task
 devices    trees mesh memory processes profiling
 models     reading own_cell cells head legendre classifier deep tcn build

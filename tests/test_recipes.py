@@ -160,7 +160,6 @@ def test_parts_with_random_lengths_and_batch_norm_train():
         ({"model.name": "transformer"}, "model.name is 'transformer'; expected one of: rnn, tcn"),
         ({"model.name": "tcn", "model.kernel_size": 1}, "model.kernel_size is 1"),
         ({"model.name": "tcn", "model.dropout.state_keep": 0.5}, "a TCN only has output_keep"),
-        ({"model.cell": "min_gru", "runtime.backend": "native"}, "model.cell is 'min_gru'; expected 'auto'"),
         ({"model.cell_options": "{'dt': 1}"}, "has 'dt', but model.cell is 'lstm'; expected none, for it takes no"),
         ({"model.cell": "lem", "model.cell_options": "{'dtt': 1}"}, "expected one of: dt. Did you mean 'dt'?"),
         (

@@ -81,14 +81,8 @@ def _build_engine(config: ml_collections.ConfigDict, cell: rnn.Cell, sequence_le
     if backend not in cell.backends:
         expected = " or ".join(map(repr, cell.backends))
         raise UsageError(f"runtime.backend is {backend!r}, but model.cell is {model.cell!r}; expected {expected}.")
-    if backend in ("fused", "native"):
-        only_scan = {
-            "model.unroll is above 1": model.unroll > 1,
-            "model.dropout.state_keep is below 1": model.dropout.state_keep < 1.0,
-        }
-        for reason, holds in only_scan.items():
-            if holds:
-                raise UsageError(f"runtime.backend is {backend!r}, but {reason}; expected 'scan' or 'auto'.")
+    if backend in ("fused", "native") and model.unroll > 1:
+        raise UsageError(f"runtime.backend is {backend!r}, but model.unroll is above 1; expected 'scan' or 'auto'.")
     if backend == "native" and rnn.native_problem() is not None:
         raise UsageError(
             f"runtime.backend is 'native', but {rnn.native_problem()}; expected 'auto', 'fused' or 'scan'."

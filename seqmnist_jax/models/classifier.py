@@ -148,10 +148,7 @@ class SequenceClassifier(nn.Module):
           x: a batch [batch, time, features], or its shape.
           drops_state: whether training drops units of the state.
         """
-        if self.engine.unroll > 1 or drops_state:
-            return "scan: dropout of the state or unrolling works on single steps"
-        layer = params["rnn"]["layer_0"]["forward"]
-        return str(self.cell.explain(layer, x, backend=self.engine.backend, precision=self.engine.precision))
+        return rnn.explain_layer(self.cell, params["rnn"]["layer_0"]["forward"], x, self.engine, drops_state)
 
     @property
     def precision(self) -> str:

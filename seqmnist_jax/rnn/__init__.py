@@ -35,8 +35,8 @@ from seqmnist_jax.rnn.cell import GRU, GRU_RESET_BEFORE, LSTM, MIN_GRU, Cell, ce
 from seqmnist_jax.rnn.cells import gru_step, init_gru, init_lstm, lstm_step, product
 from seqmnist_jax.rnn.convert import from_flax, from_keras, from_torch, to_flax, to_keras, to_torch
 from seqmnist_jax.rnn.initializers import KERNELS, TIME_SCALES, keeping_bias, log_uniform_time_scales
-from seqmnist_jax.rnn.layers import BACKENDS, PRECISIONS, Explanation, explain, gru, lstm
-from seqmnist_jax.rnn.min_gru import init_min_gru, min_gru, min_gru_step
+from seqmnist_jax.rnn.layers import BACKENDS, PRECISIONS, Explanation, explain, gru, lstm, min_gru
+from seqmnist_jax.rnn.min_gru import init_min_gru, min_gru_step
 from seqmnist_jax.rnn.native.cpu import problem as native_problem
 from seqmnist_jax.rnn.remat import remat
 from seqmnist_jax.rnn.stack import (
@@ -45,6 +45,7 @@ from seqmnist_jax.rnn.stack import (
     Layers,
     Masks,
     draw_masks,
+    explain_layer,
     init_stack,
     stack,
 )
@@ -67,6 +68,7 @@ __all__ = [
     "cell",
     "draw_masks",
     "explain",
+    "explain_layer",
     "explain_step",
     "from_flax",
     "from_keras",

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from seqmnist_jax.rnn import any_cell, cells, layers, recurrence
 from seqmnist_jax.rnn.checks import as_array, check_x, choice
-from seqmnist_jax.rnn.min_gru import init_min_gru, min_gru, min_gru_step
+from seqmnist_jax.rnn.min_gru import init_min_gru, min_gru_step
 from seqmnist_jax.rnn.recurrence import Given, Options
 
 Array = jax.Array
@@ -180,4 +180,4 @@ GRU_RESET_BEFORE = Cell(
     backends=layers.BACKENDS,
     explain=functools.partial(layers.explain, reset_after=False),
 )
-MIN_GRU = Cell(min_gru, min_gru_step, init_min_gru)
+MIN_GRU = Cell(layers.min_gru, min_gru_step, init_min_gru, backends=layers.BACKENDS, explain=layers.explain)

@@ -46,8 +46,9 @@ class _Found(NamedTuple):
 class _Divider:
     """Goes through the equations of a step once; then `division` is known."""
 
-    def __init__(self, closed: Any, n_params: int, n_carry: int, inline: bool):
+    def __init__(self, closed: Any, n_params: int, n_carry: int, inline: bool, deep: bool):
         jaxpr = closed.jaxpr
+        self._deep = deep
         self._closed = closed
         self._params, self._x = jaxpr.invars[:n_params], jaxpr.invars[-1]
         self._carries = jaxpr.invars[n_params : n_params + n_carry]
@@ -151,7 +152,8 @@ class _Divider:
             kind, self._inside[e.outvars[0]] = "C", e.invars[1]
             weight, numbers = e.invars[1], blocks(e.outvars[0], self.hidden)
             self._read |= {Raw("p", Block(weight, b), row=f): None for f in range(self.features) for b in numbers}
-        elif kind == "C":
+        elif kind == "C" or (kind == "X" and self._deep and self._is_of_units(e, name, kinds)):
+            kind = "C"
             if name == "add" and self._is_sum(e):
                 self._sums |= dict.fromkeys(e.invars, e.outvars[0])
             elif name == "dot_general":
@@ -175,6 +177,17 @@ class _Divider:
             and tuple(e.params["dimension_numbers"][0][1]) == (0,)
             and e.outvars[0].aval.shape[1] % self.hidden == 0
         )
+
+    def _is_of_units(self, e: Any, name: str, kinds: list[str]) -> bool:
+        """Whether an equation on values of x treats every unit alike, as those on the state do."""
+        values = [*e.outvars, *(v for v, kind in zip(e.invars, kinds, strict=True) if kind == "X")]
+        if any(v.aval.ndim != 2 or v.aval.shape[0] != self._rows or v.aval.shape[1] % self.hidden for v in values):
+            return False
+        try:
+            self._check_layout(e, name)
+        except NotDivisibleError:
+            return False
+        return True
 
     def _is_sum(self, e: Any) -> bool:
         """Whether it adds two products of one round that nobody else reads: one sum, then, from the start."""
@@ -298,7 +311,14 @@ def laid_flat(step: Callable[..., Any], params: Any, carry: Any, x: Any, precisi
 
 
 def divide(
-    step: Callable[..., Any], params: Any, carry: Any, x: Any, *, inline: bool = True, precision: str = "float32"
+    step: Callable[..., Any],
+    params: Any,
+    carry: Any,
+    x: Any,
+    *,
+    inline: bool = True,
+    deep: bool = False,
+    precision: str = "float32",
 ) -> Division:
     """Divides a step.
 
@@ -306,6 +326,8 @@ def divide(
       step: ``step(params, carry, x) -> (carry, y)``.
       params, carry, x: arrays or their shapes, as the step takes them.
       inline: whether a product of x of few features is made inside the stages.
+      deep: whether, in a step without products of the state, so is all that is element-wise in x: there memory alone
+        takes time, and a value that is made outside is written and read once more.
       precision: of products of x outside the loop that say nothing of theirs.
 
     Raises:
@@ -313,4 +335,5 @@ def divide(
     """
     closed = laid_flat(step, params, carry, x, precision)
     n_params, n_carry = len(jax.tree.leaves(params)), len(jax.tree.leaves(carry))
-    return _Divider(closed, n_params, n_carry, inline).division()
+    division = _Divider(closed, n_params, n_carry, inline, False).division()
+    return _Divider(closed, n_params, n_carry, inline, True).division() if deep and not division.products else division

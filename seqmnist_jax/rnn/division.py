@@ -232,7 +232,10 @@ class Division:
             follow([e for e in self.equations if all(self.kinds[v] == "X" for v in e.outvars)], now)
             return [self._cut(now[raw.block.var], raw.block.number, x.shape[0]) for raw in self.raws if raw.kind == "x"]
 
-        inputs = jax.vmap(of_step, in_axes=1, out_axes=1)(x) if self.count("x") else []
+        read = [raw.block for raw in self.raws if raw.kind == "x"]
+        if read and read == [Block(self.x, b) for b in blocks(self.x, self.hidden)]:
+            return self._hoisted(values, [], x.reshape(*x.shape[:2], len(read), self.hidden))
+        inputs = jax.vmap(of_step, in_axes=1, out_axes=1)(x) if read else []
         empty = jnp.zeros((*x.shape[:2], 0, self.hidden), x.dtype)
         return self._hoisted(values, [], jnp.stack(inputs, axis=2) if inputs else empty)
 

@@ -1,4 +1,4 @@
-"""LSTM and GRU layers: one pure function each, over the same engine as any other cell (`recurrence`)."""
+"""LSTM, GRU and minGRU layers: one pure function each, over the same engine as any other cell (`recurrence`)."""
 
 import functools
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from seqmnist_jax.rnn import cells, checks, recurrence
 from seqmnist_jax.rnn.checks import choice, flag
 from seqmnist_jax.rnn.eager import compiled
 from seqmnist_jax.rnn.gaps import pressed, spread, with_resets
+from seqmnist_jax.rnn.min_gru import GATES, min_gru_recurrence, min_gru_step
 from seqmnist_jax.rnn.recurrence import Given, Options
 from seqmnist_jax.rnn.scan import loop, without_padding
 
@@ -36,6 +37,7 @@ _KINDS = {
     "lstm": _Kind(_NAMES, cells.LSTM_GATES, 2, cells.lstm_recurrence, cells.lstm_step),
     "gru": _Kind((*_NAMES, "recurrent_bias"), cells.GRU_GATES, 1, cells.gru_recurrence, cells.gru_step),
     "gru_reset_before": _Kind(_NAMES, cells.GRU_GATES, 1, cells.gru_reset_before_recurrence, cells.gru_step),
+    "min_gru": _Kind(("kernel", "bias"), GATES, 1, min_gru_recurrence, min_gru_step),
 }
 
 
@@ -202,6 +204,38 @@ def gru(
     return _layer(cell, params, x, carry, *steps, precision, backend)
 
 
+def min_gru(
+    params: cells.Params,
+    x: Array,
+    carry: Array | None = None,
+    *,
+    lengths: Array | None = None,
+    mask: Array | None = None,
+    resets: Array | None = None,
+    reverse: bool = False,
+    return_sequences: bool = True,
+    zero_output_for_mask: bool = False,
+    precision: str = "float32",
+    backend: str = "auto",
+) -> tuple[Array, Array]:
+    """A minGRU layer over a whole sequence.
+
+    Args:
+      params: as `init_min_gru` makes them.
+      x: [batch, time, features].
+      carry: h [batch, hidden]; zeros where None.
+      lengths, mask, resets, reverse, return_sequences, zero_output_for_mask, precision, backend: as in `lstm`.
+
+    Returns:
+      (h, outputs): outputs [batch, time, hidden], or the last one [batch, hidden].
+
+    Raises:
+      ValueError: as in `lstm`.
+    """
+    steps = lengths, mask, resets, reverse, return_sequences, zero_output_for_mask
+    return _layer("min_gru", params, x, carry, *steps, precision, backend)
+
+
 class Explanation(NamedTuple):
     """What would run, why, and the bytes (of one replica) that the forward pass would keep for the backward pass."""
 
@@ -225,7 +259,7 @@ def explain(
     precision: str = "float32",
     platform: str | None = None,
 ) -> Explanation:
-    """Which backend `lstm` or `gru` would take, and why.
+    """Which backend `lstm`, `gru` or `min_gru` would take, and why.
 
     Args:
       params: a layer's parameters, or their shapes (`jax.ShapeDtypeStruct`).
@@ -245,9 +279,11 @@ def explain(
     shape = checks.as_array("params['recurrent_kernel']", recurrent_kernel).shape
     is_lstm = len(shape) == 2 and shape[1] == cells.LSTM_GATES * shape[0] and "recurrent_bias" not in params
     cell = "lstm" if is_lstm else "gru" if reset_after else "gru_reset_before"
+    if hasattr(params, "keys") and set(params) == set(_KINDS["min_gru"].names):
+        cell = "min_gru"
     params, carry, dtype = _checked(cell, params, x, carry, precision, backend, jax.ShapeDtypeStruct)
-    if shape[0] < 1:
-        raise ValueError(f"params['recurrent_kernel'] has shape {shape}; expected hidden units")
+    if jax.tree.leaves(carry)[0].shape[1] < 1:
+        raise ValueError(f"params['kernel'] has shape {params['kernel'].shape}; expected hidden units")
     given = Given(*jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, dtype), [params, x, carry, None]))
     options = Options("all", False, precision)
     found, call, why = recurrence.choose(_KINDS[cell].step, options, given, backend, platform)

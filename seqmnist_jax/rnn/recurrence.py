@@ -30,7 +30,8 @@ Array = jax.Array
 # A kernel, by the platform that XLA knows; 'derived' is the same in plain JAX. Each has
 # - ``problem() -> str | None``, why this process has none, and ``describe()`` where it has;
 # - ``unfit(stages, options) -> str | None``, why it can't run a cell, and ``text(stages, precision)``, its source;
-# - ``MULTIPLIES_X``, whether it makes what is linear in x itself (`Stages.front`);
+# - ``MULTIPLIES_X``, whether it makes what is linear in x itself (`Stages.front`), and without products of the state
+#   all that is element-wise in x;
 # - ``forward(stages, options, operands, save) -> (carry, outputs, kept)`` and
 #   ``backward(stages, options, operands, kept, d_carry, d_outputs, wants_dx) -> Operands``, the gradients, that of x
 #   where it multiplies x and it is wanted, else zero.
@@ -65,9 +66,9 @@ class Given(NamedTuple):
 
 
 @functools.lru_cache(maxsize=256)
-def _divided(step: Step[Any], tree: Any, shapes: tuple[Any, ...], inline: bool, precision: str) -> Division:
+def _divided(step: Step[Any], tree: Any, shapes: tuple[Any, ...], inline: bool, deep: bool, precision: str) -> Division:
     params, carry, x = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(s, d) for s, d in shapes])
-    return divide(step, params, carry, x, inline=inline, precision=precision)
+    return divide(step, params, carry, x, inline=inline, deep=deep, precision=precision)
 
 
 @functools.lru_cache(maxsize=256)
@@ -88,8 +89,9 @@ def stages_of(call: Call, params: Any, x: Any, carry: Any, inline: bool = True) 
     frame = jax.ShapeDtypeStruct((x.shape[0], x.shape[2]), x.dtype)
     leaves, tree = jax.tree.flatten((params, carry, frame))
     leaf_shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
-    division = _divided(call.step, tree, leaf_shapes, inline, call.options.precision)
-    return _stages(division, KERNELS[call.platform].MULTIPLIES_X and division.multiplies_x())
+    multiplies = KERNELS[call.platform].MULTIPLIES_X
+    division = _divided(call.step, tree, leaf_shapes, inline, multiplies, call.options.precision)
+    return _stages(division, multiplies and division.multiplies_x())
 
 
 def shapes(tree: Any) -> Any:
@@ -156,8 +158,8 @@ def choose(step: Step[Any], options: Options, given: Given, backend: str, platfo
     fused = Call(step, options, "derived")
     trouble = problem(fused, given)
     if trouble is None:
-        if backend == "auto" and platform == "cpu" and cpu.problem() is not None:
-            cpu.warn_once()
+        if backend == "auto" and platform == "cpu":
+            cpu.warn_once(why)
         return "fused", fused, why
     if backend == "fused" and trouble != NOTHING:
         raise ValueError(f"backend is 'fused', but {trouble}; expected 'auto' or 'scan'")

@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seqmnist_jax.rnn.any_cell import scan
-from seqmnist_jax.rnn.cell import Cell, at_precision, hidden_size, zeros
+from seqmnist_jax.rnn.cell import Cell, at_precision, cell, hidden_size
 from seqmnist_jax.rnn.cells import PRECISIONS
 from seqmnist_jax.rnn.checks import as_array, check_inputs, check_marks, choice, flag, is_known, is_real, whole
 from seqmnist_jax.rnn.eager import compiled
@@ -77,7 +76,7 @@ class Engine(NamedTuple):
       backend: as in `lstm`.
       precision: as in `lstm`.
       remat: 0, or how many steps stand between two remembered carries, as in `rnn.remat`.
-      unroll: as in `rnn.scan`; other than 1, as dropout of the state, it means the 'scan' backend.
+      unroll: as in `rnn.scan`; other than 1 it means the 'scan' backend.
     """
 
     backend: str = "auto"
@@ -86,26 +85,25 @@ class Engine(NamedTuple):
     unroll: int = 1
 
 
-def _direction(cell: Cell, params: Any, x: Array, masks: Masks, engine: Engine, **options: Any) -> Array:
+def _direction(kind: Cell, params: Any, x: Array, masks: Masks, engine: Engine, **options: Any) -> Array:
     """The outputs of one layer in one direction, dropout included."""
     steps = masks.state is not None or engine.unroll != 1
     if steps or any(mask is not None for mask in masks):
-        # What the layer refuses is refused first, though its own loop has no place for single steps.
-        jax.eval_shape(lambda x: cell.layer(params, x, precision=engine.precision, backend=engine.backend), x)
+        # What the layer refuses is refused first, though its own loop has no place for a mask.
+        jax.eval_shape(lambda x: kind.layer(params, x, precision=engine.precision, backend=engine.backend), x)
     for name, mask in masks._asdict().items():
         if mask is not None:
-            expected = (x.shape[0], x.shape[2] if name == "inputs" else hidden_size(cell, params, x.shape[2]))
+            expected = (x.shape[0], x.shape[2] if name == "inputs" else hidden_size(kind, params, x.shape[2]))
             # One row for the whole batch is TF1's way.
             if mask.shape not in (expected, (1, expected[1])):
                 raise ValueError(f"masks.{name} has shape {mask.shape}; expected {expected}")
     if masks.inputs is not None:
         x = x * masks.inputs[:, None, :]
-    layer, given = cell.layer, params
+    layer, given = kind.layer, params
     if steps:
-        if engine.backend not in ("auto", "scan"):
-            why = f"backend is {engine.backend!r}, but dropout of the state and unroll need single steps"
-            raise ValueError(f"{why}; expected 'scan' or 'auto'")
-        layer, given = functools.partial(_in_steps, cell, engine), (params, masks.state)
+        stepped = _by_steps(kind, masks.state is not None)
+        layer = functools.partial(stepped.layer, unroll=engine.unroll)
+        given = params if masks.state is None else (params, masks.state)
     if engine.remat:
         layer = remat(layer, engine.remat)
     _, y = layer(given, x, precision=engine.precision, backend=engine.backend, **options)
@@ -114,20 +112,41 @@ def _direction(cell: Cell, params: Any, x: Array, masks: Masks, engine: Engine, 
     return y
 
 
-def _in_steps(
-    cell: Cell, engine: Engine, given: Any, x: Array, carry: Any = None, *, precision: str, backend: str, **options: Any
-) -> tuple[Any, Array]:
-    """A layer that scans the cell's single step; params and the state's mask, or None, are given together."""
-    del backend
-    take = at_precision(cell.step, precision)
+@functools.lru_cache(maxsize=256)
+def _by_steps(kind: Cell, drops: bool) -> Cell:
+    """The layer of a cell's step; where it drops units of the state, parameters and their mask are given together."""
+    if not drops:
+        return cell(kind.step, kind.init, kind.zero_carry)
 
-    def step(given: Any, carry: Any, x_t: Array) -> tuple[Any, Array]:
+    def step(given: Any, carry: Any, x_t: Array, precision: str = "float32") -> tuple[Any, Array]:
         params, state = given
-        carry, y = take(params, carry, x_t)
-        return carry if state is None else _masked(carry, y, state), y
+        carry, y = at_precision(kind.step, precision)(params, carry, x_t)
+        return _masked(carry, y, state), y
 
-    carry = zeros(cell, given[0], x) if carry is None else carry
-    return scan(step, given, x, carry, unroll=engine.unroll, backend="scan", **options)
+    def init(key: Array, features: int, hidden_size: int) -> Any:
+        return kind.init(key, features, hidden_size), jnp.ones((1, hidden_size))
+
+    return cell(step, init, kind.zero_carry)
+
+
+def explain_layer(kind: Cell, params: Any, x: Any, engine: Engine, drops_state: bool) -> str:
+    """What would run a layer of a stack, and why.
+
+    Args:
+      kind, engine: as in `stack`.
+      params: one layer's, of one direction, or their shapes.
+      x: what it reads, [batch, time, features], or its shape.
+      drops_state: whether there is a mask of the state.
+
+    Raises:
+      ValueError: as in the cell's layer.
+    """
+    if engine.unroll > 1:
+        return "scan: steps are unrolled"
+    if drops_state:
+        params = params, jax.ShapeDtypeStruct((x.shape[0], hidden_size(kind, params, x.shape[2])), x.dtype)
+        kind = _by_steps(kind, True)
+    return str(kind.explain(params, x, backend=engine.backend, precision=engine.precision))
 
 
 def _masked(carry: Any, y: Array, state: Array) -> Any:

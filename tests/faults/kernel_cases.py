@@ -67,6 +67,7 @@ STEPS = {
     "gru_reset_before": (_layer(cells.gru_step, 3, 1), True),
     "lem": (any_cells.lem, True),
     "ind_rnn": (any_cells.ind_rnn, True),
+    "diagonal": (any_cells.diagonal, True),
     "concatenating": (any_cells.concatenating, False),
     "three_rounds": (any_cells.three_rounds, False),
 }
@@ -82,6 +83,7 @@ NAMED = (
     ("three_rounds", 6, False, "bfloat16"),
     ("lstm", 28, False, "float32"),
     ("ind_rnn", 2, True, "float32"),
+    ("diagonal", 6, False, "bfloat16"),
     ("lstm", 4, True, "bfloat16"),
     ("lem", 6, False, "float32"),
     ("gru", 28, False, "bfloat16"),

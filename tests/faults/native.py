@@ -194,7 +194,7 @@ def _mount(scene: Scene, options: str) -> None:
 BUILT = r"^Building the recurrence kernel with "
 ALONE = r"^The recurrence kernel is built for this process alone: "
 ANEW = r"^The recurrence kernel .* is damaged, and is built anew\.$"
-NO_KERNEL = "has no native kernel here and takes the slower 'fused' backend: .*"
+NO_KERNEL = "has no native kernel for this cell and takes the slower 'fused' backend: .*"
 
 
 def _fails(scene: Scene) -> None:

@@ -107,6 +107,20 @@ def rotation(hidden, features):
     return step, _draw(12, W=(features, 2 * hidden), nu=(hidden,), theta=(hidden,)), 2
 
 
+def diagonal(hidden, features):
+    """A linear recurrence of pairs, with a gate made of x; where x has as many columns they are read as they are."""
+
+    def step(p, carry, x):
+        (re, im), cos, sin = carry, 0.9 * jnp.cos(p["w"]), 0.9 * jnp.sin(p["w"])
+        u, gate = jnp.split(x if "B" not in p else x @ p["B"], 2, axis=1)
+        gate = jax.nn.sigmoid(gate + p["b"])
+        re, im = cos * re - sin * im + gate * u, sin * re + cos * im + (1 - gate) * u
+        return (re, im), jnp.concatenate([re, im], axis=1)
+
+    matrix = {} if features == 2 * hidden else {"B": (features, 2 * hidden)}
+    return step, _draw(12, w=(hidden,), b=(hidden,), **matrix), 2
+
+
 def three_rounds(hidden, features):
     """Three products one after the other, two more beside them, one matrix transposed, two states."""
 
@@ -131,7 +145,7 @@ def known(name, hidden, features):
 
 CELLS = {
     **{name: functools.partial(known, name) for name in ("elman", "peephole_lstm", "ur_lstm", "cornn")},
-    **{f.__name__: f for f in (gru, gru_reset_before, lstm, lem, concatenating, ind_rnn, three_rounds)},
+    **{f.__name__: f for f in (gru, gru_reset_before, lstm, lem, concatenating, ind_rnn, diagonal, three_rounds)},
 }
 
 

@@ -120,13 +120,20 @@ def test_cell(kernel, name):
 
 
 @BOTH
-@pytest.mark.parametrize("name", ["gru", "lem", "concatenating", "ind_rnn"])
+@pytest.mark.parametrize("name", ["gru", "lem", "concatenating", "ind_rnn", "diagonal"])
 def test_many_features_with_the_gradient_of_x(kernel, name):
     check(kernel, *options_and(CELLS[name], features=6, ragged=True, batch=3), inline=False)
 
 
+@pytest.mark.parametrize(("outputs", "reverse"), [("all", True), ("last", False), ("none", True)])
+def test_x_that_is_read_as_it_is(outputs, reverse):
+    """And sequences of more steps than the kernel takes in a row."""
+    cell = options_and(CELLS["diagonal"], outputs, reverse, hidden=20, features=40, batch=3, time=150, ragged=True)
+    check(CPU, *cell, inline=False)
+
+
 @BOTH
-@pytest.mark.parametrize("name", ["lstm", "gru_reset_before"])
+@pytest.mark.parametrize("name", ["lstm", "gru_reset_before", "diagonal"])
 @pytest.mark.parametrize("outputs", ["all", "last", "none"])
 @pytest.mark.parametrize("reverse", [False, True])
 def test_lengths_and_outputs(kernel, name, outputs, reverse):
@@ -137,7 +144,7 @@ def test_lengths_and_outputs(kernel, name, outputs, reverse):
 SIZES = [(1, 1, 3), (17, 2, 9), (96, 37, 4), (128, 9, 30), (200, 1, 2), (16, 130, 6)]
 
 
-@pytest.mark.parametrize("name", ["gru", "lstm", "lem", "cornn", "ind_rnn"])
+@pytest.mark.parametrize("name", ["gru", "lstm", "lem", "cornn", "ind_rnn", "diagonal"])
 @pytest.mark.parametrize(("hidden", "batch", "time"), SIZES)
 def test_sizes(name, hidden, batch, time):
     ragged = batch > 1

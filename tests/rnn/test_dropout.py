@@ -146,7 +146,7 @@ def test_masks_act_where_they_should(cell, num_layers, bidirectional, lengths, s
             x,
             lengths=ends,
             masks=masks,
-            engine=rnn.Engine(unroll=unroll),
+            engine=rnn.Engine("fused" if unroll == 1 else "scan", unroll=unroll),
             return_sequences=sequences,
         )
 
@@ -158,12 +158,15 @@ def test_masks_act_where_they_should(cell, num_layers, bidirectional, lengths, s
     assert np.abs(np.asarray(found) - np.asarray(plain)).max() > 1e-2, "the masks did something"
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
-def test_gradients_go_through_the_masks(cell):
+@pytest.mark.parametrize(
+    ("cell", "backend"), [("lstm", "native"), ("gru", "native"), ("gru", "fused"), ("lstm", "scan")]
+)
+def test_gradients_go_through_the_masks(need_native, cell, backend):
+    need_native(backend)
     params, x, masks = stack_case(cell, 1, True, ONE["all"])
 
     def of_stack(params, x):
-        return jnp.sum(jnp.sin(rnn.stack(CELLS[cell], params, x, masks=masks)))
+        return jnp.sum(jnp.sin(rnn.stack(CELLS[cell], params, x, masks=masks, engine=rnn.Engine(backend))))
 
     def of_loop(params, x):
         return jnp.sum(jnp.sin(by_hand(cell, params, x, masks, None, False)))

@@ -65,8 +65,8 @@ WAYS = pytest.mark.parametrize(
         ("lstm", "native", False),
         ("gru", "native", True),
         ("gru", "fused", False),
-        ("min_gru", "auto", True),
-        ("min_gru", "auto", False),
+        ("min_gru", "native", True),
+        ("min_gru", "fused", False),
     ],
 )
 

@@ -50,13 +50,21 @@ SEQMNIST_INLINE void store(float* to, Vec v) { *reinterpret_cast<UnalignedVec*>(
 // The first `lanes` of a vector; the others are read as zero and never written.
 SEQMNIST_INLINE Vec load_some(const float* from, int lanes) {
   if (lanes == kLanes) return load(from);
+#if defined(__AVX512F__)
+  return (Vec)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << lanes) - 1), from);
+#else
   Vec v{};
   std::memcpy(&v, from, sizeof(float) * lanes);
   return v;
+#endif
 }
 SEQMNIST_INLINE void store_some(float* to, Vec v, int lanes) {
   if (lanes == kLanes) return store(to, v);
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << lanes) - 1), (__m512)v);
+#else
   std::memcpy(to, &v, sizeof(float) * lanes);
+#endif
 }
 
 // The same of a vector; the others become zero: what is computed there may be inf * 0.

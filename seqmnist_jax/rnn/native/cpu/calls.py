@@ -78,14 +78,22 @@ def text(stages: Stages, precision: str) -> str:
     return source(remaking(stages), "bfloat16" if precision == "bfloat16" else "float32")
 
 
+# What went wrong with the compiler, not with a step.
+_unbuilt: set[str] = set()
+
+
 def _trouble(make: Callable[[], Any]) -> str | None:
     try:
         make()
-    except (CannotBuildError, NotDivisibleError) as error:
+        return None
+    except NotDivisibleError as error:
         return str(error)
+    except CannotBuildError as error:
+        why = str(error)
     except Exception as error:  # Whatever it is, there is another backend.
-        return f"the kernel can't be built here: {error}"
-    return None
+        why = f"the kernel can't be built here: {error}"
+    _unbuilt.add(why)
+    return why
 
 
 @build.once
@@ -110,13 +118,13 @@ def describe() -> str:
 _not_said = ["that there is no kernel"]
 
 
-def warn_once() -> None:
-    """Says, once in a process (also where warnings are errors), that there is no kernel and why."""
-    if not _not_said:
+def warn_once(why: str) -> None:
+    """Says, once in a process (also where warnings are errors), that a kernel could not be built and why."""
+    if why not in _unbuilt or not _not_said:
         return
     _not_said.clear()
     warnings.warn(
-        f"seqmnist_jax.rnn has no native kernel here and takes the slower 'fused' backend: {problem()}.",
+        f"seqmnist_jax.rnn has no native kernel for this cell and takes the slower 'fused' backend: {why}.",
         RuntimeWarning,
         stacklevel=2,
     )

@@ -1,107 +1,10 @@
-// The rest of recurrence.h, below the cell.
+// Below common.h: a cell whose units meet in products.
 
 namespace seqmnist {
 namespace {
 
-// Compiled once for tiles of all sizes: of a sum of products a compiler rounds which it likes, and what becomes of a
-// sequence must not depend on how many others are in its batch.
-#define SEQMNIST_ONCE __attribute__((noinline, noclone))
-
-constexpr int at_least_one(int n) { return n > 0 ? n : 1; }
-constexpr int kRounds = Cell::kRounds, kForwardPasses = Cell::kRounds > 0 ? int(std::size(Cell::forward_passes)) : 0,
-              kBackwardPasses = Cell::kRounds > 0 ? int(std::size(Cell::backward_passes)) : 0,
-              kOuters = Cell::kRounds > 0 || Cell::kFront ? int(std::size(Cell::outers)) : 0,
-              kFrontPasses = Cell::kFront ? int(std::size(Cell::front_passes)) : 0;
-
-// Scratch memory that begins at a cache line.
-class Scratch {
- public:
-  explicit Scratch(std::ptrdiff_t floats, bool zero = false)
-      : data_(static_cast<float*>(std::aligned_alloc(64, (sizeof(float) * floats + 127) / 64 * 64))) {
-    if (data_ == nullptr) throw std::bad_alloc();
-    if (zero) std::memset(data_.get(), 0, sizeof(float) * floats);
-  }
-  float* get() const { return data_.get(); }
-
- private:
-  struct Free {
-    void operator()(float* data) const { std::free(data); }
-  };
-  std::unique_ptr<float, Free> data_;
-};
-
-// Where an axis has size zero its arrays are null, which memcpy must not be given.
-inline void copy(float* to, const float* from, std::ptrdiff_t n) {
-  if (n > 0) std::memcpy(to, from, sizeof(float) * n);
-}
-
-// Calls work(size, row) for tiles of rows; rows is even, sizes are 8 (or 4) and then 4 and 2.
-template <class Work>
-SEQMNIST_INLINE void for_tiles(std::ptrdiff_t rows, Work&& work) {
-  std::ptrdiff_t row = 0;
-  for (; row + kTileRows <= rows; row += kTileRows) work(Int<kTileRows>{}, row);
-  if (kTileRows > 4 && row + 4 <= rows) {
-    work(Int<4>{}, row);
-    row += 4;
-  }
-  if (row < rows) work(Int<2>{}, row);
-}
-
-// Calls work(vectors, j) for blocks of W vectors of units, the last one of what is left.
-template <int W, class Work>
-SEQMNIST_INLINE void for_blocks(std::ptrdiff_t vectors, Work&& work) {
-  std::ptrdiff_t j = 0;
-  for (; j + W <= vectors; j += W) work(Int<W>{}, j);
-  if constexpr (W > 1)
-    if (j < vectors) work(Int<1>{}, j);
-}
-
-// A slice's sizes. Features are padded to whole groups.
-struct Slice : Sizes {
-  std::ptrdiff_t first, count, rows, units, vectors, plane, feature_units, feature_vectors;
-
-  Slice(const Sizes& s, std::ptrdiff_t first, std::ptrdiff_t count) : Sizes(s), first(first), count(count) {
-    rows = (count + 1) / 2 * 2;
-    units = (hidden + kPadding - 1) / kPadding * kPadding;
-    vectors = units / kLanes;
-    plane = rows * units;
-    feature_units = (features + kUnit - 1) / kUnit * kUnit;
-    feature_vectors = (features + kLanes - 1) / kLanes;
-  }
-  std::ptrdiff_t when(std::ptrdiff_t step) const { return reverse ? time - 1 - step : step; }
-  // How many of vector j's lanes are units.
-  int lanes(std::ptrdiff_t j) const {
-    return static_cast<int>(std::clamp<std::ptrdiff_t>(hidden - j * kLanes, 0, kLanes));
-  }
-  // What is kept stands in groups, those of a stage together; within a step and a group, tiles of sequences are contiguous,
-  // so that both directions of the loop over time stream: for each vector of units, each sequence, the group's vectors.
-  std::ptrdiff_t kept(int group, std::ptrdiff_t t) const {
-    return (t * Cell::kKept + Cell::kept_before[group]) * batch * units;
-  }
-  std::ptrdiff_t tile_rows(std::ptrdiff_t row) const {
-    return std::min<std::ptrdiff_t>(kTileRows, batch - first - row / kTileRows * kTileRows);
-  }
-  std::ptrdiff_t kept(int group, std::ptrdiff_t t, std::ptrdiff_t row, std::ptrdiff_t j) const {
-    const std::ptrdiff_t tile = row / kTileRows * kTileRows;
-    const std::ptrdiff_t vector = ((first + tile) * vectors + j * tile_rows(row) + row - tile) * kLanes;
-    return kept(group, t) + vector * Cell::kept_count[group];
-  }
-  // Whether what is kept will have left the caches before it is read.
-  bool is_large() const { return time * batch * units * at_least_one(Cell::kKept) > (8 << 20); }
-};
-
-// How many steps a sequence runs; none for the rows that fill up the last pair.
-std::vector<std::ptrdiff_t> running_steps(const Slice& s, const Arrays& a) {
-  std::vector<std::ptrdiff_t> steps(s.rows, 0);
-  for (std::ptrdiff_t row = 0; row < s.count; ++row)
-    steps[row] = std::clamp<std::ptrdiff_t>(a.lengths[s.first + row], 0, s.time);
-  return steps;
-}
-
-// Vectors [number, hidden] padded to units.
-void pad_vectors(const Slice& s, const float* vectors, float* to) {
-  for (int i = 0; i < Cell::kVectors; ++i) copy(to + i * s.units, vectors + i * s.hidden, s.hidden);
-}
+constexpr int kRounds = Cell::kRounds, kForwardPasses = std::size(Cell::forward_passes),
+              kBackwardPasses = std::size(Cell::backward_passes), kSliceRows = kTileRows;
 
 // The matrices from one source to one result, of which there is at least one: their sum is what multiplies.
 struct Matrices {
@@ -169,73 +72,6 @@ class Panels {
   std::ptrdiff_t row;  // of one vector of units
   Scratch data;
 };
-
-// The values of x that stages read, made of a step's x: one plane for each. The matrix is packed as `Panels` has it.
-template <class Mode>
-class Front {
- public:
-  Front(const Slice& s, const Arrays& a, const float* biases)
-      : s(s),
-        a(a),
-        biases(biases),
-        depth(words<Mode>(s.features)),
-        panel(depth * Cell::kInputs * kLanes),
-        panels(s.vectors * panel, true),
-        x(s.rows * depth, true),
-        values(Cell::kInputs * s.plane) {
-    for (std::ptrdiff_t j = 0; j < s.vectors; ++j)
-      for (const FrontPass& pass : Cell::front_passes)
-        for (std::ptrdiff_t f = 0; f < s.features; ++f)
-          for (int c = 0; c < pass.width; ++c)
-            for (int lane = 0; lane < s.lanes(j); ++lane)
-              Mode::put(panels.get() + j * panel + (pass.first * depth + f / Mode::kPack * pass.width + c) * kLanes,
-                        static_cast<int>(lane * Mode::kPack + f % Mode::kPack),
-                        a.inputs[(f * Cell::kInputs + pass.first + c) * s.hidden + j * kLanes + lane]);
-  }
-
-  void make(std::ptrdiff_t t) {
-    for (std::ptrdiff_t row = 0; row < s.count; ++row)
-      for (std::ptrdiff_t f = 0; f < s.features; ++f)
-        Mode::put(x.get() + row * depth, static_cast<int>(f), a.x[((s.first + row) * s.time + t) * s.features + f]);
-    for (std::ptrdiff_t j = 0; j < s.vectors; ++j)
-      for_tiles(s.rows, [&](auto size, std::ptrdiff_t row) {
-        each<0, kFrontPasses>([&](auto pass) { multiply<decltype(pass)::value, decltype(size)::value>(j, row); });
-      });
-  }
-  SEQMNIST_INLINE Vec operator()(int i, std::ptrdiff_t at) const { return load(values.get() + i * s.plane + at); }
-
- private:
-  template <int kPass, int R>
-  SEQMNIST_INLINE void multiply(std::ptrdiff_t j, std::ptrdiff_t row) {
-    constexpr FrontPass pass = Cell::front_passes[kPass];
-    constexpr int V = pass.width;
-    Vec sums[R][V];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) sums[r][v] = load(biases + (pass.first + v) * s.units + j * kLanes);
-    accumulate<Mode, R, V, false>(sums, x.get() + row * depth, depth,
-                                  panels.get() + j * panel + pass.first * depth * kLanes, V * kLanes, depth);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-      for (int v = 0; v < V; ++v)
-        store(values.get() + (pass.first + v) * s.plane + (row + r) * s.units + j * kLanes, sums[r][v]);
-  }
-
-  const Slice& s;
-  const Arrays& a;
-  const float* biases;
-  const std::ptrdiff_t depth, panel;
-  Scratch panels, x, values;
-};
-struct NoFront {
-  NoFront(const Slice&, const Arrays&, const float*) {}
-  void make(std::ptrdiff_t) {}
-  Vec operator()(int, std::ptrdiff_t) const { return Vec{}; }
-};
-template <class Mode, bool kHas>
-using FrontIf = std::conditional_t<Cell::kFront && kHas, Front<Mode>, NoFront>;
 
 // ---- Forward -----------------------------------------------------------------------------
 
@@ -316,7 +152,7 @@ struct Forward {
         vectors(Cell::kVectors * s.units, true),
         tile(2 * kTileRows * at_least_one(Cell::kResults) * kLanes),
         gathered(2 * kTileRows * at_least_one(Cell::kKept) * kLanes),
-        front(s, a, vectors.get() + (Cell::kVectors - Cell::kInputs) * s.units),
+        front(s, a, s.rows, vectors.get() + (Cell::kVectors - Cell::kInputs) * s.units),
         steps(running_steps(s, a)) {
     now = state.get(), next = now + Cell::kCarries * s.plane;
     now_words = kSame ? now : state_words.get();
@@ -411,13 +247,15 @@ struct Forward {
     if (gathers) stream = Stream(kept, a.kept + s.kept(kGroup, t, row0, j), W * vector);
   }
 
+  void run() { steps_of(std::make_integer_sequence<int, kForwardPasses>{}); }
+
   template <int... kPasses>
   void steps_of(std::integer_sequence<int, kPasses...>) {
     const std::tuple<Panels<Mode, kPasses, false>...> panels{Panels<Mode, kPasses, false>(s, a)...};
     const std::ptrdiff_t parts = (words<Mode>(s.hidden) + kPart - 1) / kPart;
     for (std::ptrdiff_t step = 0; step < s.time; ++step) {
       const std::ptrdiff_t t = s.when(step);
-      front.make(t);
+      front.make(s.count, [&](std::ptrdiff_t row) { return s.x(a.x, row, t); });
       if constexpr (Cell::kHasStart)
         for (std::ptrdiff_t row = 0; row < s.rows; row += kTileRows)
           for (std::ptrdiff_t j = 0; j < s.vectors; ++j)
@@ -463,76 +301,6 @@ struct Forward {
 
 // ---- Backward ----------------------------------------------------------------------------
 
-// How many units a source has; behind the last one stands x.
-inline std::ptrdiff_t units_of(const Slice& s, int source) {
-  return source == Cell::kSources ? s.feature_units : s.units;
-}
-
-// Where a slice's share of the sums stands: of each `Outer`, for each block of vectors of units, each unit of the source,
-// the vectors; behind them the sums of vectors.
-struct Share {
-  explicit Share(const Slice& s) {
-    for (int i = 0; i < kOuters; ++i) {
-      at[i] = floats;
-      floats += s.vectors * units_of(s, Cell::outers[i].source) * Cell::outers[i].width * kLanes;
-    }
-    sums = floats;
-    floats += Cell::kSums * s.units;
-  }
-  std::ptrdiff_t at[at_least_one(kOuters)], sums, floats = 0;
-};
-constexpr int outer_vectors(int i) { return Cell::outers[i].width == 1 ? 2 : 1; }
-
-// The matrix from the columns of the gradients to features of x, packed as `Panels` has it.
-template <class Mode>
-class FrontTransposed {
- public:
-  explicit FrontTransposed(const Slice& s, const Arrays& a) : panel(depth(s) * kLanes) {
-    if (!a.d_x) return;
-    data = std::make_unique<Scratch>(s.feature_vectors * panel, true);
-    for_blocks<2>(s.feature_vectors, [&](auto width, std::ptrdiff_t at) {
-      constexpr int W = decltype(width)::value;
-      for (int w = 0; w < W; ++w) {
-        float* to = data->get() + at * panel + w * kLanes;
-        for (const Term& term : Cell::front_terms) {
-          const std::ptrdiff_t word = words<Mode>(term.count * kLanes);
-          for (int i = 0; i < Cell::kInputs; ++i) {
-            const int n = Cell::input_column[i] - term.first;
-            if (n >= 0 && n < term.count) put(s, a, at + w, i, n, W, word, to);
-          }
-          to += s.vectors * word * W * kLanes;
-        }
-      }
-    });
-  }
-  const float* at(std::ptrdiff_t j) const { return data->get() + j * panel; }
-
- private:
-  static std::ptrdiff_t depth(const Slice& s) {
-    std::ptrdiff_t sum = 0;
-    for (const Term& term : Cell::front_terms) sum += s.vectors * words<Mode>(term.count * kLanes);
-    return sum;
-  }
-  // Features of vector j, from the units of column n of a term; columns that serve several values take their sum.
-  static void put(const Slice& s, const Arrays& a, std::ptrdiff_t j, int i, int n, int W, std::ptrdiff_t word,
-                  float* to) {
-    for (int other = 0; other < i; ++other)
-      if (Cell::input_column[other] == Cell::input_column[i]) return;
-    for (std::ptrdiff_t f = j * kLanes; f < std::min(s.features, (j + 1) * kLanes); ++f)
-      for (std::ptrdiff_t unit = 0; unit < s.hidden; ++unit) {
-        float sum = 0;
-        for (int other = i; other < Cell::kInputs; ++other)
-          if (Cell::input_column[other] == Cell::input_column[i])
-            sum += a.inputs[(f * Cell::kInputs + other) * s.hidden + unit];
-        const std::ptrdiff_t k = unit / kLanes * word * Mode::kPack + n * kLanes + unit % kLanes;
-        Mode::put(to + k / Mode::kPack * W * kLanes, static_cast<int>(f % kLanes * Mode::kPack + k % Mode::kPack), sum);
-      }
-  }
-
-  std::ptrdiff_t panel;
-  std::unique_ptr<Scratch> data;
-};
-
 // What is asked of the memory some microseconds before it is needed, a little at a time.
 class Aheads {
  public:
@@ -556,8 +324,7 @@ class Aheads {
 
 template <class Mode>
 struct Backward {
-  static constexpr bool kSame = std::is_same_v<Mode, Float32>;
-  static constexpr std::ptrdiff_t by_row = words<Mode>(at_least_one(Cell::kColumns) * kLanes);
+  static constexpr bool kSame = Gradients<Mode>::kSame;
 
   struct At {
     const Backward& b;
@@ -598,13 +365,13 @@ struct Backward {
     SEQMNIST_INLINE void dm(int i, Vec v) const {
       v = only(v, lanes);
       if (kSame)
-        store(b.gradients(j, b.slot0 + row) + i * kLanes, v);
+        store(b.gradients.at(j, b.gradients.slot0 + row) + i * kLanes, v);
       else
         dms[i] = v;
     }
     SEQMNIST_INLINE void remade(int i, Vec v) const {
       if (kSame)
-        store(b.group(i, j, b.slot0 + row), v);
+        store(b.gradients.group(i, j, b.gradients.slot0 + row), v);
       else
         remades[i] = v;
     }
@@ -614,20 +381,15 @@ struct Backward {
       : s(sizes, first, count),
         a(arrays),
         block(std::max<std::ptrdiff_t>(1, 256 / s.rows)),
-        // One more than are filled: panels a power of two apart would share their cache lines' places.
-        slots(words<Mode>(block * s.rows) + 1),
         place(s),
         share(share),
         vectors(Cell::kVectors * s.units, true),
         bars(Cell::kCarries * s.plane, true),
         after(Cell::kAfter * s.plane, true),
         cross(Cell::kCrossBack * s.plane),
-        all_gradients(s.vectors * slots * Cell::kColumns * kLanes, true),
-        gradient_rows(kSame ? 0 : s.vectors * s.rows * by_row, true),
-        groups((Cell::kSources * s.units + (Cell::kFront ? s.feature_units : 0)) * slots, true),
         tile(2 * kTileRows * at_least_one(Cell::kSources) * kLanes),
-        front(s, a, vectors.get() + (Cell::kVectors - Cell::kInputs) * s.units),
-        front_transposed(s, a),
+        gradients(s, a, block * s.rows, s.rows),
+        front(s, a, s.rows, vectors.get() + (Cell::kVectors - Cell::kInputs) * s.units),
         steps(running_steps(s, a)) {
     pad_vectors(s, a.vectors, vectors.get());
     for (std::ptrdiff_t row = 0; row < s.count; ++row) {
@@ -637,17 +399,6 @@ struct Backward {
         copy(after.get() + i * s.plane + row * s.units,
              a.carry + (Cell::after_carry[i] * s.batch + first + row) * s.hidden, s.hidden);
     }
-  }
-
-  // Cotangents of the products' results, and of what x's matrix makes where those are others, of vector j in a slot:
-  // interleaved words of rows, [columns] vectors.
-  SEQMNIST_INLINE float* gradients(std::ptrdiff_t j, std::ptrdiff_t slot) const {
-    return all_gradients.get() + (j * slots + slot) * Cell::kColumns * kLanes;
-  }
-  // A source's vector j in a slot; it stands in groups of kUnit units.
-  SEQMNIST_INLINE float* group(int source, std::ptrdiff_t j, std::ptrdiff_t slot) const {
-    const std::ptrdiff_t unit = source * s.units + j * kLanes;
-    return groups.get() + (unit / kUnit * slots + slot) * kUnit + unit % kUnit;
   }
 
   // A stage on R rows and W vectors of units.
@@ -692,21 +443,15 @@ struct Backward {
 
   template <int kStage, int N, int M>
   SEQMNIST_INLINE void flush(std::ptrdiff_t j, std::ptrdiff_t row, const Vec (&dms)[2][N], const Vec (&remades)[2][M]) {
-    const std::ptrdiff_t slot = (slot0 + row) / Mode::kPack;
-    Vec pair[2];
 #pragma GCC unroll 16
-    for (int i = 0; i < Cell::kColumns; ++i) {
-      if (Cell::column_stage[i] != kStage) continue;
-      const int n = Mode::interleave(dms[0][i], dms[1][i], pair);
-      for (int w = 0; w < n; ++w) store(gradients(j, slot + w) + i * kLanes, pair[w]);
-      for (int r = 0; r < 2; ++r)
-        Mode::put_row(gradient_rows.get() + (j * s.rows + row + r) * by_row, i * kLanes, dms[r][i]);
-    }
+    for (int i = 0; i < Cell::kColumns; ++i)
+      if (Cell::column_stage[i] == kStage) gradients.put(i, j, row, dms[0][i], dms[1][i]);
 #pragma GCC unroll 16
     for (int i = 0; i < Cell::kSources; ++i) {
       if (Cell::source_stage[i] != kStage) continue;
+      Vec pair[2];
       const int n = Mode::interleave(remades[0][i], remades[1][i], pair);
-      for (int w = 0; w < n; ++w) store(group(i, j, slot + w), pair[w]);
+      for (int w = 0; w < n; ++w) store(gradients.group(i, j, (gradients.slot0 + row) / Mode::kPack + w), pair[w]);
     }
   }
 
@@ -717,14 +462,13 @@ struct Backward {
     constexpr Pass pass = Panels<Mode, kPass, true>::pass;
     constexpr int V = W * pass.width;
     const float* panel = panels.at(j);
-    const float* rows = kSame ? gradients(0, slot0 + row) : gradient_rows.get() + row * by_row;
-    const std::ptrdiff_t step = (kSame ? slots : s.rows) * by_row;
+    const float* rows = gradients.words_of(row);
     Vec sums[R][V] = {};
     for (int i = 0; i < pass.terms; ++i) {
       const std::ptrdiff_t depth = words<Mode>(pass.term[i].count * kLanes);
       const float* from = rows + words<Mode>(pass.term[i].first * kLanes);
       for (std::ptrdiff_t block = 0; block < s.vectors; ++block) {
-        accumulate<Mode, R, V, false>(sums, from + block * step, by_row, panel, V * kLanes, depth);
+        accumulate<Mode, R, V, false>(sums, from + block * gradients.row_step(), gradients.by_row, panel, V * kLanes, depth);
         panel += depth * V * kLanes;
         aheads.ask(part);
       }
@@ -737,67 +481,7 @@ struct Backward {
               sums[r][v]);
   }
 
-  // The block's share of a matrix' gradient, of W vectors of units.
-  template <int kOuter, int W>
-  SEQMNIST_INLINE void add_outer(std::ptrdiff_t j, std::ptrdiff_t depth) {
-    constexpr Outer outer = Cell::outers[kOuter];
-    constexpr int V = W * outer.width;
-    const float* from = gradients(j, 0) + outer.first * kLanes;
-    const std::ptrdiff_t column = outer.width == 1 ? slots * Cell::kColumns * kLanes : kLanes;
-    const std::ptrdiff_t units = units_of(s, outer.source);
-    float* to = share + place.at[kOuter] + j * units * outer.width * kLanes;
-    for (std::ptrdiff_t i = 0; i < units; i += kTileRows, to += kTileRows * V * kLanes) {
-      const std::ptrdiff_t unit = outer.source * s.units + i;
-      Vec sums[kTileRows][V];
-#pragma GCC unroll 8
-      for (int r = 0; r < kTileRows; ++r)
-#pragma GCC unroll 8
-        for (int v = 0; v < V; ++v) sums[r][v] = load(to + (r * V + v) * kLanes);
-      accumulate<Mode, kTileRows, V, true>(sums, groups.get() + unit / kUnit * slots * kUnit + unit % kUnit, 0, from,
-                                           Cell::kColumns * kLanes, depth, column);
-#pragma GCC unroll 8
-      for (int r = 0; r < kTileRows; ++r)
-#pragma GCC unroll 8
-        for (int v = 0; v < V; ++v) store(to + (r * V + v) * kLanes, sums[r][v]);
-    }
-  }
-
-  // A step's x, where the block's share of its matrix' gradient will read it.
-  void take_x(std::ptrdiff_t t) {
-    for (std::ptrdiff_t row = 0; row < s.count; ++row) {
-      const std::ptrdiff_t slot = slot0 + row;
-      const float* from = a.x + ((s.first + row) * s.time + t) * s.features;
-      for (std::ptrdiff_t f = 0; f < s.features; ++f) {
-        const std::ptrdiff_t unit = Cell::kSources * s.units + f;
-        Mode::put(groups.get() + (unit / kUnit * slots + slot / Mode::kPack) * kUnit + unit % kUnit,
-                  static_cast<int>(slot % Mode::kPack), from[f]);
-      }
-    }
-  }
-
-  // The cotangent of a step's x, of W vectors of features.
-  template <int W, int R>
-  SEQMNIST_INLINE void give_x(std::ptrdiff_t t, std::ptrdiff_t j, std::ptrdiff_t row) {
-    const float* panel = front_transposed.at(j);
-    const float* rows = kSame ? gradients(0, slot0 + row) : gradient_rows.get() + row * by_row;
-    const std::ptrdiff_t step = (kSame ? slots : s.rows) * by_row;
-    Vec sums[R][W] = {};
-    for (const Term& term : Cell::front_terms) {
-      const std::ptrdiff_t depth = words<Mode>(term.count * kLanes);
-      for (std::ptrdiff_t block = 0; block < s.vectors; ++block, panel += depth * W * kLanes)
-        accumulate<Mode, R, W, false>(sums, rows + words<Mode>(term.first * kLanes) + block * step, by_row, panel,
-                                      W * kLanes, depth);
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-      for (int w = 0; w < W; ++w) {
-        const std::ptrdiff_t f = (j + w) * kLanes;
-        if (row + r < s.count)
-          store_some(a.d_x + ((s.first + row + r) * s.time + t) * s.features + f, sums[r][w],
-                     static_cast<int>(std::min<std::ptrdiff_t>(kLanes, s.features - f)));
-      }
-  }
+  void run() { steps_of(std::make_integer_sequence<int, kBackwardPasses>{}); }
 
   template <int... kPasses>
   void steps_of(std::integer_sequence<int, kPasses...>) {
@@ -806,9 +490,10 @@ struct Backward {
     std::ptrdiff_t filled = 0;  // steps in the block
     for (std::ptrdiff_t step = s.time - 1; step >= 0; --step) {
       const std::ptrdiff_t t = s.when(step);
-      slot0 = filled * s.rows;
-      front.make(t);
-      if constexpr (Cell::kFront) take_x(t);
+      gradients.slot0 = filled * s.rows;
+      const auto x_of = [&](std::ptrdiff_t row) { return s.x(a.x, row, t); };
+      front.make(s.count, x_of);
+      if constexpr (Cell::kFront) gradients.take_x(s.count, x_of);
       for (std::ptrdiff_t row = 0; row < s.rows; row += kTileRows) {
         const std::ptrdiff_t end = std::min<std::ptrdiff_t>(s.rows, row + kTileRows);
         for (std::ptrdiff_t b = s.first + row; step > 1 && b < s.first + std::min(s.count, end); ++b) {
@@ -844,19 +529,9 @@ struct Backward {
         });
       });
       if constexpr (Cell::kFront)
-        if (a.d_x)
-          for_blocks<2>(s.feature_vectors, [&](auto width, std::ptrdiff_t j) {
-            for_tiles(s.rows, [&](auto size, std::ptrdiff_t row) {
-              give_x<decltype(width)::value, decltype(size)::value>(t, j, row);
-            });
-          });
+        if (a.d_x) gradients.give_x(s.count, [&](std::ptrdiff_t row) { return s.x(a.d_x, row, t); });
       if (++filled == block || step == 0) {
-        each<0, kOuters>([&](auto outer) {
-          constexpr int kOuter = decltype(outer)::value;
-          for_blocks<outer_vectors(kOuter)>(s.vectors, [&](auto width, std::ptrdiff_t j) {
-            add_outer<kOuter, decltype(width)::value>(j, words<Mode>(filled * s.rows));
-          });
-        });
+        gradients.add_to(share, place, filled * s.rows);
         filled = 0;
       }
     }
@@ -867,71 +542,14 @@ struct Backward {
 
   const Slice s;
   const Arrays& a;
-  const std::ptrdiff_t block, slots;
+  const std::ptrdiff_t block;
   const Share place;
   float* const share;
-  Scratch vectors, bars, after, cross, all_gradients, gradient_rows, groups, tile;
+  Scratch vectors, bars, after, cross, tile;
+  Gradients<Mode> gradients;
   FrontIf<Mode, Cell::kBackwardReadsX> front;
-  const FrontTransposed<Mode> front_transposed;
   const std::vector<std::ptrdiff_t> steps;
-  std::ptrdiff_t slot0 = 0;
 };
-
-// ---- The library -------------------------------------------------------------------------
-
-void forward(const Sizes& sizes, const Arrays& arrays, std::ptrdiff_t first, std::ptrdiff_t count) {
-  Forward<Precision>(sizes, arrays, first, count).steps_of(std::make_integer_sequence<int, kForwardPasses>{});
-}
-
-void backward(const Sizes& sizes, const Arrays& arrays, std::ptrdiff_t first, std::ptrdiff_t count, float* share) {
-  Backward<Precision>(sizes, arrays, first, count, share)
-      .steps_of(std::make_integer_sequence<int, kBackwardPasses>{});
-}
-
-std::ptrdiff_t share(const Sizes& sizes) { return Share(Slice(sizes, 0, 1)).floats; }
-
-// The sums of a replica's slices, in their order, into the gradients' own layout.
-void finish(const Sizes& sizes, const Arrays& a, const float* const* shares, std::ptrdiff_t count) {
-  const Slice s(sizes, 0, 1);
-  const Share place(s);
-  auto add_up = [&](std::ptrdiff_t at, float* to, std::ptrdiff_t j) {
-    Vec sum{};
-    for (std::ptrdiff_t i = 0; i < count; ++i) sum += load(shares[i] + at);
-    store_some(to + j * kLanes, sum, s.lanes(j));
-  };
-  // A matrix, from a source of so many rows, that is between two rows' beginnings `stride` apart.
-  auto finish_matrix = [&](int source, int column, std::ptrdiff_t rows, float* to, std::ptrdiff_t stride) {
-    for (int o = 0; o < kOuters; ++o) {
-      const Outer outer = Cell::outers[o];
-      const int c = column - outer.first;
-      if (outer.source != source || c < 0 || c >= outer.width) continue;
-      const std::ptrdiff_t W = outer_vectors(o);
-      for (std::ptrdiff_t j = 0; j < s.vectors; ++j) {
-        const std::ptrdiff_t first = j / W * W, width = std::min(W, s.vectors - first) * outer.width;
-        const std::ptrdiff_t panel = place.at[o] + first * units_of(s, source) * outer.width * kLanes;
-        for (std::ptrdiff_t i = 0; i < rows; ++i)
-          add_up(panel + (i * width + (j - first) * outer.width + c) * kLanes, to + i * stride, j);
-      }
-    }
-  };
-  for (int q = 0; q < Cell::kProducts; ++q)
-    finish_matrix(Cell::product_source[q], Cell::product_result[q], s.hidden, a.d_weights + q * s.hidden * s.hidden,
-                  s.hidden);
-  for (int i = 0; Cell::kFront && i < Cell::kInputs; ++i)
-    finish_matrix(Cell::kSources, Cell::input_column[i], s.features, a.d_inputs + i * s.hidden,
-                  Cell::kInputs * s.hidden);
-  for (int i = 0; i < Cell::kSums; ++i)
-    for (std::ptrdiff_t j = 0; j < s.vectors; ++j)
-      add_up(place.sums + i * s.units + j * kLanes, a.sums + i * s.hidden, j);
-}
 
 }  // namespace
 }  // namespace seqmnist
-
-extern "C" const seqmnist::Kernel* seqmnist_kernel() {
-  using namespace seqmnist;
-  static const Kernel kernel = {Cell::kProducts, Cell::kVectors, Cell::kInputs, Cell::kFeatures, Cell::kCarries,
-                                Cell::kOutputs,  Cell::kKept,    Cell::kSums,   kTileRows,       Cell::kFront,
-                                forward,         backward,       share,         finish};
-  return &kernel;
-}

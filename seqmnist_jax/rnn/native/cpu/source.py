@@ -1,4 +1,4 @@
-"""The kernel's source for one cell: the struct `Cell` that the skeleton (`recurrence.h`, `kernel.h`) takes."""
+"""The kernel's source for one cell: the struct `Cell`, between the skeleton's headers."""
 
 import dataclasses
 import functools
@@ -319,11 +319,11 @@ def _file(path: Path) -> str:
 
 def source(stages: Stages, precision: str) -> str:
     """All of a kernel's source, which includes the standard library alone."""
+    above = (FOLDER.parent / "products.h", *(FOLDER / f"{name}.h" for name in ("call", "stages", "recurrence")))
+    below = (FOLDER / f"{name}.h" for name in ("common", "kernel" if stages.division.rounds else "walk", "library"))
     return "\n".join(
         [
-            *map(
-                _file, (FOLDER.parent / "products.h", FOLDER / "call.h", FOLDER / "stages.h", FOLDER / "recurrence.h")
-            ),
+            *map(_file, above),
             "",
             "namespace seqmnist {",
             "namespace {",
@@ -335,7 +335,7 @@ def source(stages: Stages, precision: str) -> str:
             "}  // namespace",
             "}  // namespace seqmnist",
             "",
-            _file(FOLDER / "kernel.h"),
+            *map(_file, below),
             "",
         ]
     )

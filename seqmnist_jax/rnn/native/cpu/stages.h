@@ -57,10 +57,11 @@ SEQMNIST_INLINE Vec tanh_(Vec x) {
 // As JAX has them: NaN in either one is NaN.
 SEQMNIST_INLINE Vec max_(Vec a, Vec b) { return a != a ? a : larger(a, b); }
 SEQMNIST_INLINE Vec min_(Vec a, Vec b) { return a != a ? a : smaller(a, b); }
-SEQMNIST_INLINE Vec max_(Vec a, float b) { return max_(a, vec(b)); }
-SEQMNIST_INLINE Vec max_(float a, Vec b) { return max_(vec(a), b); }
-SEQMNIST_INLINE Vec min_(Vec a, float b) { return min_(a, vec(b)); }
-SEQMNIST_INLINE Vec min_(float a, Vec b) { return min_(vec(a), b); }
+// A number of the source is none.
+SEQMNIST_INLINE Vec max_(Vec a, float b) { return larger(vec(b), a); }
+SEQMNIST_INLINE Vec max_(float a, Vec b) { return larger(vec(a), b); }
+SEQMNIST_INLINE Vec min_(Vec a, float b) { return smaller(vec(b), a); }
+SEQMNIST_INLINE Vec min_(float a, Vec b) { return smaller(vec(a), b); }
 SEQMNIST_INLINE Vec abs_(Vec x) { return (Vec)((BitsVec)x & 0x7fffffffu); }
 SEQMNIST_INLINE Vec sign_(Vec x) { return x > 0.0f ? vec(1.0f) : x < 0.0f ? vec(-1.0f) : x; }
 
