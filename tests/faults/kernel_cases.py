@@ -75,6 +75,8 @@ STEPS = {
 NAMED = (
     ("lstm", 1, True, "float32"),
     ("gru", 28, False, "float32"),
+    ("ind_rnn", 2, True, "float32"),
+    ("diagonal", 6, False, "bfloat16"),
     ("gru_reset_before", 3, True, "bfloat16"),
     ("lstm", 28, False, "bfloat16"),
     ("concatenating", 6, False, "float32"),
@@ -82,15 +84,13 @@ NAMED = (
     ("gru_reset_before", 28, False, "float32"),
     ("three_rounds", 6, False, "bfloat16"),
     ("lstm", 28, False, "float32"),
-    ("ind_rnn", 2, True, "float32"),
-    ("diagonal", 6, False, "bfloat16"),
     ("lstm", 4, True, "bfloat16"),
     ("lem", 6, False, "float32"),
     ("gru", 28, False, "bfloat16"),
 )
 
 
-def _stages(cell: Any, hidden: int, features: int, inline: bool, platform: str, dtype: Any) -> Stages:
+def _stages(cell: Any, hidden: int, features: int, inline: bool, dtype: Any) -> Stages:
     step, params, carries = cell(hidden, features)
 
     def shape(*sizes: int) -> jax.ShapeDtypeStruct:
@@ -98,16 +98,16 @@ def _stages(cell: Any, hidden: int, features: int, inline: bool, platform: str, 
 
     carry = (shape(3, hidden),) * carries
     params = jax.tree.map(lambda array: shape(*np.shape(array)), params)
-    call = recurrence.Call(step, Options("all", False, "float32"), platform)
+    call = recurrence.Call(step, Options("all", False, "float32"), "cpu")
     return recurrence.stages_of(call, params, shape(3, 2, features), carry if carries > 1 else carry[0], inline)
 
 
 def _cell(name: str, step: Any, is_smooth: bool, features: int, inline: bool, precision: str) -> Cell:
-    stages = _stages(step, 16, features, inline, "cpu", jnp.float32)
+    stages = _stages(step, 16, features, inline, jnp.float32)
     reference = None
     if is_smooth:
         with jax.enable_x64(True):
-            reference = _stages(step, MOST[3], features, inline, "derived", jnp.float64)
+            reference = Stages(_stages(step, MOST[3], features, inline, jnp.float64).division)
     few = stages.division.count("s") or None
     kind = "x multiplied inside" if stages.front else f"{few} features" if few else "x multiplied outside"
     return Cell(f"{name}, {kind}, {precision}", precision, few, stages, reference)

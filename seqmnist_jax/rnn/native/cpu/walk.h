@@ -5,11 +5,13 @@ namespace seqmnist {
 namespace {
 
 constexpr int kSliceRows = 1;
+// Values of x that were made outside.
+constexpr int kInputs = Cell::kFront ? 0 : Cell::kInputs;
 // What a step reads and writes: numbers for each unit.
 constexpr int kTraffic = Cell::kKept + Cell::kOutputs + Cell::kInputs;
 // Steps of one walk: what they read and write stays in the nearer caches until all units have passed.
 std::ptrdiff_t most_steps(const Slice& s) {
-  return std::clamp<std::ptrdiff_t>((32 << 10) / (s.units * kTraffic) / 2 * 2, 16, 128);
+  return std::clamp<std::ptrdiff_t>((32 << 10) / std::max<std::ptrdiff_t>(1, s.units * kTraffic) / 2 * 2, 16, 128);
 }
 // Vectors of units in a walk: enough to hide how long a step waits for the one before, as far as registers reach.
 constexpr int wide(int registers) {
@@ -67,16 +69,20 @@ struct Held {
   }
 };
 
-// Memory of the next chunk, asked for in this one: in a row, while the walks themselves go to and fro.
+// Memory of the next chunk, asked for in this one: in a row, while the walks themselves go to and fro. A number, since
+// before an array's begin there is no pointer.
 struct Line {
-  const float* from;
+  std::uintptr_t from;
   const std::ptrdiff_t direction;
 
   template <int N>
   SEQMNIST_INLINE void ask() {
-    each<0, N>([&](auto i) { __builtin_prefetch(from + direction * decltype(i)::value * kLanes, 0, 2); });
-    from += direction * N * kLanes;
+    each<0, N>([&](auto i) {
+      __builtin_prefetch(reinterpret_cast<const void*>(from + direction * decltype(i)::value * kBytes), 0, 2);
+    });
+    from += direction * N * kBytes;
   }
+  static constexpr std::ptrdiff_t kBytes = sizeof(Vec);
 };
 
 // What both directions read.
@@ -147,11 +153,12 @@ struct Outside {
     SEQMNIST_INLINE Line behind(const float* array, std::ptrdiff_t end, int forwards, std::ptrdiff_t size,
                                   std::ptrdiff_t vectors) const {
       const std::ptrdiff_t way = direction * forwards;
-      return {array + at(end) * size + (way < 0 ? size - kLanes : 0) + way * vectors * kLanes, way};
+      const std::ptrdiff_t floats = at(end) * size + (way < 0 ? size - kLanes : 0) + way * vectors * kLanes;
+      return {reinterpret_cast<std::uintptr_t>(array) + floats * sizeof(float), way};
     }
     SEQMNIST_INLINE At vector(const Outside& o, std::ptrdiff_t j, std::ptrdiff_t step, std::ptrdiff_t at, int lanes,
                               const Vec* params) const {
-      return {o, a.inputs + at * Cell::kInputs * hidden, a.x + at * Cell::kFeatures, hidden, j, step - from, lanes, far,
+      return {o, a.inputs + at * kInputs * hidden, a.x + at * Cell::kFeatures, hidden, j, step - from, lanes, far,
               params};
     }
   };
@@ -188,12 +195,12 @@ struct Forward : Outside<Mode, true> {
     const int last = kWhole ? kLanes : s.lanes(j + W - 1);
     const Way way(*this, row, from);
     Line inputs_next =
-        way.behind(way.a.inputs, to, 1, Cell::kInputs * s.hidden, j * (to - from) * Cell::kInputs);
+        way.behind(way.a.inputs, to, 1, kInputs * s.hidden, j * (to - from) * kInputs);
     for (std::ptrdiff_t step = from; step < to; ++step) {
       const std::ptrdiff_t at = way.at(step);
       float* const to_kept = way.kept ? way.kept + at * way.kept_size : nullptr;
       float* const to_y = way.y(way.a.outputs, step, at, static_cast<float*>(nullptr));
-      inputs_next.template ask<Cell::kFront ? 0 : W * Cell::kInputs>();
+      inputs_next.template ask<W * kInputs>();
       each<0, W>([&](auto number) {
         constexpr int w = decltype(number)::value;
         Cell::forward(Int<0>{}, At{way.vector(*this, j + w, step, at, w == W - 1 ? last : kLanes, params.at[w]), now.at[w], to_kept, to_y});
@@ -281,18 +288,18 @@ struct Backward : Outside<Mode, Cell::kBackwardReadsX> {
     const float* const zeros = nothing.get();
     const std::ptrdiff_t asked = j * (to - from);
     Line kept_before = way.behind(way.kept, from - 1, -1, way.kept_size, asked * Cell::kKept),
-           inputs_before = way.behind(way.a.inputs, from - 1, -1, Cell::kInputs * s.hidden, asked * Cell::kInputs),
+           inputs_before = way.behind(way.a.inputs, from - 1, -1, kInputs * s.hidden, asked * kInputs),
            d_y_before = way.behind(way.a.d_outputs, from - 1, -1, Cell::kOutputs * s.hidden, asked * Cell::kOutputs);
     for (std::ptrdiff_t step = to - 1; step >= from; --step) {
       const std::ptrdiff_t at = way.at(step);
       const float* const d_y = way.y(way.a.d_outputs, step, at, zeros);
       kept_before.template ask<W * Cell::kKept>();
-      inputs_before.template ask<Cell::kFront ? 0 : W * Cell::kInputs>();
+      inputs_before.template ask<W * kInputs>();
       if (way.all) d_y_before.template ask<W * Cell::kOutputs>();
       each<0, W>([&](auto number) {
         constexpr int w = decltype(number)::value;
         Cell::backward(Int<0>{}, At{way.vector(*this, j + w, step, at, w == W - 1 ? last : kLanes, params.at[w]),
-                                    way.a.d_inputs + at * Cell::kInputs * way.hidden,
+                                    way.a.d_inputs + at * kInputs * way.hidden,
                                     d_carry.at[w],
                                     later.at[w],
                                     total.at[w],
@@ -325,7 +332,7 @@ struct Backward : Outside<Mode, Cell::kBackwardReadsX> {
         if constexpr (Cell::kFront) give(row, from, to - from, x_of);
       }
       if (Cell::kFront && a.d_x) clear(s, a, row, a.d_x, s.features);
-      if (!Cell::kFront && Cell::kInputs) clear(s, a, row, a.d_inputs, Cell::kInputs * s.hidden);
+      if (kInputs) clear(s, a, row, a.d_inputs, kInputs * s.hidden);
       for (int i = 0; i < Cell::kCarries; ++i)
         copy(a.d_carry + (i * s.batch + s.first + row) * s.hidden, bars.get() + i * s.units, s.hidden);
     }
