@@ -256,7 +256,7 @@ def test_bfloat16_precision_is_for_float32_arrays(layer, draw):
     [
         {"recurrent_kernel": np.zeros(())},
         {"recurrent_kernel": np.zeros((0, 0))},
-        {"recurrent_kernel": None},
+        {"bias": None},
         {"bias": np.zeros(3)},
     ],
     ids=["a number", "no units", "missing", "short bias"],
