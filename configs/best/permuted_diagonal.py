@@ -22,7 +22,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.dropout.input_keep = 1.0
     config.optimizer.learning_rate = 3e-3
     config.optimizer.recurrent_rate = 0.3
-    config.optimizer.weight_decay = 0.01
+    config.optimizer.weight_decay = 0.05
+    config.optimizer.ema_decay = 0.999
+    config.train.noise = 0.1
     config.train.steps = 30 * 430
     config.train.eval_every = 430
     return config

@@ -27,7 +27,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.clip.mask = "all"
     config.optimizer.clip.unit = "group"
     config.train.batch_size = 64
-    config.train.steps = 30 * 860
+    config.train.steps = 20 * 860
     config.train.eval_every = 860
     config.train.label_smoothing = 0.1
+    config.train.noise = 0.1
     return config
