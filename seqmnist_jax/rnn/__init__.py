@@ -15,7 +15,8 @@ A cell of your own:
   lstm_step, gru_step, min_gru_step    one step of the layers here
 
 How it runs:
-  explain, explain_step         an Explanation: which of BACKENDS would run a layer, or a step, and why
+  explain, explain_step         an Explanation: which of BACKENDS would run a layer, or a step, and why; explain_layer,
+                                of a stack
   native_problem                why no kernel can be made here, or None
   remat                         gradient checkpointing; PRECISIONS, how exact products are
 
