@@ -136,7 +136,7 @@ class DeepClassifier(nn.Module):
         """As `SequenceClassifier.explain_engine`, of the first block."""
         layer = params["stage_0_block_0"]["rnn"]["layer_0"]["forward"]
         inside = jax.ShapeDtypeStruct((*x.shape[:2], self.stages[0].channels), x.dtype)
-        return str(self.cell.explain(layer, inside, backend=self.engine.backend, precision=self.engine.precision))
+        return rnn.explain_layer(self.cell, layer, inside, self.engine, drops_state)
 
     @property
     def precision(self) -> str:
