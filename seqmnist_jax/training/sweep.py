@@ -242,7 +242,8 @@ def _summarize(points: Sequence[SweepPoint], workdir: Path, grid: Grid) -> Json:
                 "changes": plan.without_seed(runs[0][0].overrides),
                 "replicas": [point.name for point, _ in runs],
                 "scores": {
-                    point.name: {split: one[f"{split}_accuracy"] for split in ("validation", "test")}
+                    # Trials read no test images.
+                    point.name: {split: one.get(f"{split}_accuracy") for split in ("validation", "test")}
                     for point, one in runs
                 },
                 "diverged": lost.get(recipe, []),
