@@ -1,5 +1,7 @@
 """What stands between a network's features and its logits; and the network that is nothing else, an MLP."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -87,7 +89,28 @@ class Hidden(nn.Module):
         return x
 
 
-class MLP(nn.Module):
+class WithoutRecurrence(nn.Module):
+    """What a model without recurrent layers answers where something is asked of these."""
+
+    def explain_engine(self, params: Any, x: Any, drops_state: bool) -> str:
+        """As `SequenceClassifier.explain_engine`."""
+        return "none: the model has no recurrence"
+
+    @property
+    def precision(self) -> str:
+        """How exact its products are."""
+        return "float32"
+
+    def at(self, precision: str) -> nn.Module:
+        """As `SequenceClassifier.at`; the model knows full float32 alone."""
+        return self
+
+    def portable(self) -> nn.Module:
+        """As `SequenceClassifier.portable`; the model is."""
+        return self
+
+
+class MLP(WithoutRecurrence):
     """Reads all values of a sequence at once and names its class: it knows no order, and no step from another.
 
     Attributes:
@@ -133,20 +156,3 @@ class MLP(nn.Module):
             x = hidden(x, of_units)
         self.sow("intermediates", "features", x)
         return nn.Dense(self.num_classes, precision=jax.lax.Precision.HIGHEST, name="dense")(x)
-
-    def explain_engine(self, params: object, x: object, drops_state: bool) -> str:
-        """As `SequenceClassifier.explain_engine`."""
-        return "none: the model has no recurrence"
-
-    @property
-    def precision(self) -> str:
-        """How exact its products are."""
-        return "float32"
-
-    def at(self, precision: str) -> nn.Module:
-        """As `SequenceClassifier.at`; an MLP knows full float32 alone."""
-        return self
-
-    def portable(self) -> nn.Module:
-        """As `SequenceClassifier.portable`; the model is."""
-        return self

@@ -13,15 +13,15 @@ has stride 2. All levels together then take the work of about 3 convolutions ove
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from seqmnist_jax.models.head import Probability, WithoutRecurrence
+
 Array = jax.Array
 Initializer = Callable[..., Array]
-Probability = float | Array | None
 
 # Full float32 on every device.
 _EXACT = jax.lax.Precision.HIGHEST
@@ -195,7 +195,7 @@ class TemporalConvNet(nn.Module):
         return x if every_step else x[:, -1]
 
 
-class TCN(nn.Module):
+class TCN(WithoutRecurrence):
     """Reads a sequence and names its class from the last level's features at the last step, or at each.
 
     The authors draw the convolutions' kernels from N(0, 0.01), but weight norm computes the kernel anew from
@@ -265,20 +265,3 @@ class TCN(nn.Module):
         self.sow("intermediates", "features", features)
         init = _torch_uniform(self.channels)
         return nn.Dense(self.num_classes, kernel_init=init, bias_init=init, precision=_EXACT, name="dense")(features)
-
-    def explain_engine(self, params: Any, x: Any, drops_state: bool) -> str:
-        """As `SequenceClassifier.explain_engine`."""
-        return "none: the model has no recurrence"
-
-    @property
-    def precision(self) -> str:
-        """How exact its products are."""
-        return "float32"
-
-    def at(self, precision: str) -> nn.Module:
-        """As `SequenceClassifier.at`; a TCN knows full float32 alone."""
-        return self
-
-    def portable(self) -> nn.Module:
-        """As `SequenceClassifier.portable`; the model is."""
-        return self
