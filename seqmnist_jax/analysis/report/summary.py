@@ -5,6 +5,7 @@ from typing import Any
 from seqmnist_jax.analysis.report.runs import Found, Opened
 from seqmnist_jax.analysis.results_page import duration
 from seqmnist_jax.data.protocols import PROTOCOLS, SELECTIONS, TEST_SELECTION
+from seqmnist_jax.models.build import model_title
 from seqmnist_jax.models.cells import cell_title
 from seqmnist_jax.workdir import config as configs
 
@@ -135,8 +136,8 @@ def _protocol(found: Found) -> Pairs:
 def _model(found: Found) -> Pairs:
     # With the fields that an older version's config lacks.
     model = configs.from_json(found.config).model
-    if model.name == "tcn":
-        pairs = [("Network", f"TCN, {model.num_layers} levels of {model.hidden_size} channels")]
+    if model.name != "rnn":
+        pairs = [("Network", model_title(configs.flatten(found.config)))]
     else:
         layers = "one layer" if model.num_layers == 1 else f"{model.num_layers} layers"
         ways = ", both ways" if model.bidirectional else ""
