@@ -90,7 +90,9 @@ def why_not_live(model: TrainedModel) -> str | None:
     if not model.reads_forwards:
         return "This model reads both ways, so that it can't be watched as it reads."
     if config.head_layers or config.memory or config.reading != "last":
-        return "The page's own few lines read the last state by one dense layer, and nothing but pixels; this model differs."
+        return (
+            "The page's own few lines know neither a memory, nor hidden layers behind the cell, nor the mean of steps."
+        )
     count = sum(leaf.size for layer in model.params["rnn"].values() for leaf in layer["forward"].values())
     if count > MOST_WEIGHTS:
         return f"Its {count:,} recurrent weights would make the page too large."
