@@ -106,6 +106,8 @@ WRONG = {
         "negative": lambda lengths: lengths - 99,
         "too many": lambda lengths: np.append(lengths, 0),
     },
+    "mask": {name: change for name, change in NO_ARRAYS.items() if name != "bool"}
+    | {"steps": lambda mask: mask[:, 1:], "float": lambda mask: mask.astype(np.float32)},
     "carry": NO_ARRAYS | {"batch": lambda h: h[:-1], "whole": lambda h: h.astype(np.int32), "empty": lambda h: ()},
     "params": {
         **{
@@ -143,6 +145,7 @@ CASES = st.fixed_dictionaries(
         "params": argument("params", mapping=st.sampled_from(list(MAPPINGS))),
         "carry": st.none() | argument("carry", ["float32", "float64", "float16", "bfloat16"]),
         "lengths": st.none() | argument("lengths", ["int32", "int64", "uint8", "int8"]),
+        "mask": st.none() | argument("mask", ["bool"]),
     }
 )
 
@@ -167,7 +170,7 @@ def make(how, name, values, container=lambda part: part):
     typed = jax.tree.map(of_dtype, values)
     formed = jax.tree.map(FORMS[how["form"]], typed)
     kept = [np.asarray(leaf) for leaf in map(FORMS[how["form"]], jax.tree.leaves(typed))]
-    dtype = jnp.result_type(*kept) if name != "lengths" else None
+    dtype = jnp.result_type(*kept) if name not in ("lengths", "mask") else None
     exact = jax.tree.unflatten(jax.tree.structure(values), [leaf.astype(np.float64) for leaf in kept])
     if how["wrong"] is None:
         return container(formed), exact, dtype
@@ -195,6 +198,12 @@ def check(case):
         options["lengths"], lengths, _ = make(case["lengths"], "lengths", lengths)
     else:
         lengths = np.full_like(lengths, case["shape"][1])
+    marks = {"lengths": lengths.astype(int)} if lengths is not None else {}
+    if case["mask"]:
+        mask = np.random.default_rng(1).random(case["shape"][:2]) < 0.7
+        options["mask"], mask, _ = make(case["mask"], "mask", mask)
+        wrong |= case["lengths"] is not None  # one or the other
+        marks = {"mask": mask.astype(bool)} if mask is not None else {}
     # A list in a carry, or in the parameters of whatever layer `remat` is given, is a tree and no array.
     trees = [case["carry"]] + [case["params"]] * (case["way"] == "gru remat")
     may_be_refused = any(tree and tree["form"] in LISTS for tree in trees)
@@ -205,13 +214,11 @@ def check(case):
         refusal = str(error)
     if wrong or refusal:
         assert wrong or may_be_refused, refusal
-        assert re.match(r"(x|params|carry|lengths)\b", refusal)
+        assert re.match(r"(x|params|carry|lengths|mask)\b", refusal)
         return
     with jax.enable_x64(True):
         carry = carry if cell == "lstm" else carry[0]
-        expected = rnn.scan(
-            CELLS[cell][1], params, x, carry, lengths=lengths.astype(int), reverse=case["reverse"], backend="scan"
-        )
+        expected = rnn.scan(CELLS[cell][1], params, x, carry, reverse=case["reverse"], backend="scan", **marks)
     tolerance = 16 * float(jnp.finfo(dtype).eps)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(np.asarray(a, float), b, rtol=0, atol=tolerance), found, expected
