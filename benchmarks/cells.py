@@ -6,7 +6,7 @@ Training steps of one layer, all in one process and in turns, many repetitions i
 'generated' is the kernel made of the step, 'derived' the same division in plain JAX, 'scan' `lax.scan` with JAX's own
 derivative; 'torch', 'torch_compiled' and 'nn_rnn' are PyTorch's (see `benchmarks.torch_steps`). The floor of a cell is
 its matrix products at the best rate of `jnp.dot` (see `benchmarks.floor`); that of a cell without any is the time of
-writing and reading once what it keeps. 'diagonal' is the state of the LRU alone: s' = lambda s + gamma u, which reads u
+writing and reading once what it keeps. 'lru_state' is the LRU's state alone: s' = lambda s + gamma u, which reads u
 [batch, time, 2 * hidden] and gives all s, with gradients of both; its floor counts these arrays too.
 """
 
@@ -23,6 +23,7 @@ from benchmarks.peers import FEEDBACK
 from seqmnist_jax import rnn
 from seqmnist_jax.models import CELLS
 from seqmnist_jax.rnn import recurrence
+from seqmnist_jax.rnn.cell import first_carry
 from seqmnist_jax.rnn.stages import Options
 
 FLAGS = flags.FLAGS
@@ -32,7 +33,7 @@ Row = dict[str, Any]
 WAYS = ("generated", "derived", "scan", *torch_steps.WAYS)
 
 
-def diagonal(params: Any, carry: Any, x: Array) -> Any:
+def lru_state(params: Any, carry: Any, x: Array) -> Any:
     """One step of a linear recurrence with a complex diagonal matrix; complex numbers are pairs of reals."""
     re, im = carry
     u_re, u_im = jnp.split(x, 2, axis=-1)
@@ -41,16 +42,16 @@ def diagonal(params: Any, carry: Any, x: Array) -> Any:
     return (re, im), jnp.concatenate([re, im], axis=-1)
 
 
-def init_diagonal(key: Array, features: int, hidden_size: int) -> dict[str, Array]:
+def init_lru_state(key: Array, features: int, hidden_size: int) -> dict[str, Array]:
     """lambda on a circle, and its gamma."""
     del features
     phase = jax.random.uniform(key, (hidden_size,), maxval=6.28)
     return {"re": 0.99 * jnp.cos(phase), "im": 0.99 * jnp.sin(phase), "gamma": jnp.full((hidden_size,), 0.14)}
 
 
-DIAGONAL = "diagonal"
+LRU_STATE = "lru_state"
 MEASURED = {name: choice.cell for name, choice in CELLS.items()} | {
-    DIAGONAL: rnn.cell(diagonal, init_diagonal, lambda zero: (zero, zero))
+    LRU_STATE: rnn.cell(lru_state, init_lru_state, lambda zero: (zero, zero))
 }
 
 
@@ -68,14 +69,14 @@ class Case(NamedTuple):
 def made_by(case: Case, platform: str) -> recurrence.Call:
     """The case's layer on a platform, with its last output or, of a linear recurrence, all."""
     return recurrence.Call(
-        MEASURED[case.cell].step, Options("all" if case.cell == DIAGONAL else "last", False, case.precision), platform
+        MEASURED[case.cell].step, Options("all" if case.cell == LRU_STATE else "last", False, case.precision), platform
     )
 
 
 def output(way: str, case: Case, params: Any, x: Array) -> Array:
     """A layer's output, made in one of the ways."""
     call = made_by(case, {"generated": jax.default_backend(), "derived": "derived", "scan": ""}[way])
-    carry = MEASURED[case.cell].zero_carry(jnp.zeros((case.batch, case.hidden)))
+    carry = first_carry(MEASURED[case.cell], params, jnp.zeros((case.batch, case.hidden)))
     given = recurrence.Given(params, x, carry, None)
     outputs = (recurrence.plain if way == "scan" else recurrence.recurrence)(call, given)[1]
     assert outputs is not None
@@ -90,7 +91,7 @@ def program(way: str, case: Case) -> timing.Program:
         return torch_steps.program(way, case.cell, params, x)
 
     bars = jnp.ones_like(output(way, case, params, x))
-    wanted = (0, 1) if case.cell == DIAGONAL else 0
+    wanted = (0, 1) if case.cell == LRU_STATE else 0
 
     def loss(params: Any, x: Array, bars: Array) -> Array:
         return jnp.vdot(output(way, case, params, x), bars)
@@ -112,7 +113,7 @@ def shapes(case: Case) -> Any:
     cell = MEASURED[case.cell]
     params = jax.eval_shape(lambda: cell.init(jax.random.key(0), case.features, case.hidden))
     x = jax.ShapeDtypeStruct((case.batch, case.steps, case.features), jnp.float32)
-    carry = jax.eval_shape(lambda: cell.zero_carry(jnp.zeros((case.batch, case.hidden))))
+    carry = jax.eval_shape(lambda p: first_carry(cell, p, jnp.zeros((case.batch, case.hidden))), params)
     return params, x, carry, None
 
 
@@ -126,7 +127,7 @@ def keeping(case: Case) -> timing.Program:
     """Writing and reading once what a cell keeps, and its input and output where it has a gradient of all."""
     given = shapes(case)
     count = recurrence.kept_bytes(made_by(case, jax.default_backend()), given) // 4
-    count += 2 * given[1].size if case.cell == DIAGONAL else 0
+    count += 2 * given[1].size if case.cell == LRU_STATE else 0
 
     @jax.jit
     def copies(array: Array, n: Array) -> Array:
@@ -189,7 +190,7 @@ def main(argv: list[str]) -> None:
     for precision in FLAGS.precisions:
         for cell in FLAGS.cells:
             for batch in map(int, FLAGS.batch):
-                features = 2 * FLAGS.hidden if cell == DIAGONAL else FLAGS.features
+                features = 2 * FLAGS.hidden if cell == LRU_STATE else FLAGS.features
                 case = Case(cell, batch, FLAGS.steps, features, FLAGS.hidden, precision)
                 rows += measure(case, FLAGS.ways, rate, FLAGS.rounds, FLAGS.seconds)
                 timing.write_json(FLAGS.json, {"rows": rows, "floor": rate._asdict()})

@@ -132,7 +132,7 @@ def get_config() -> ml_collections.ConfigDict:
     optimizer.adam_beta1 = 0.9
     optimizer.adam_beta2 = 0.999
     optimizer.adam_epsilon = 1e-8
-    # 'adamw': each step takes rate * decay of every kernel (no bias, no norm) off it.
+    # 'adamw': each step takes rate * decay of every kernel off it: of no bias, no norm, and none of recurrent_rate.
     optimizer.weight_decay = 1e-4
     # The share of learning_rate at which the parameters of the state's own motion train, which never decay: the vector
     # of 'lru', 's5', 'diagonal' and 'ind_rnn', the skew-symmetric matrix of 'exp_rnn'.

@@ -78,7 +78,10 @@ def test_a_deep_stack_is_its_equations(reading):
     np.testing.assert_allclose(model.apply(variables, x), dense(p["dense"], normed(p["norm"], y)), atol=2e-5)
 
 
-@pytest.mark.parametrize("changes", [{}, {"model.reading": "mean"}, {"model.cell": "gru", "model.cell_options": ""}])
+CASES = [{}, {"model.reading": "mean"}, {"model.cell": "gru", "model.cell_options": "", "model.head_layers": 1}]
+
+
+@pytest.mark.parametrize("changes", CASES)
 def test_a_step_depends_on_no_later_one(changes):
     model, variables, x = deep(**changes)
     every = model.apply(variables, x, every_step=True)
@@ -154,8 +157,16 @@ def test_an_mlp_is_its_equations_and_knows_no_order():
     np.testing.assert_allclose(every[:, 4], model.apply(variables, x, lengths=jnp.full(BATCH, 5)), atol=1e-5)
 
 
+def test_a_run_with_a_memory_says_what_runs_its_layer():
+    run = build_run(tiny.config(**{"model.memory": 5, "runtime.backend": "fused"}))
+    assert run.recurrence().startswith("fused: named by the caller")
+    assert run.learner.template().params["rnn"]["layer_0"]["forward"]["kernel"].shape == (28 * 6, 32)
+
+
 def test_a_linear_classifier_is_one_product():
     model, variables, x = made(**{"model.name": "linear"})
+    every = model.apply(variables, x, every_step=True)
+    np.testing.assert_allclose(every[:, 4], model.apply(variables, x, lengths=jnp.full(BATCH, 5)), atol=1e-5)
     np.testing.assert_allclose(
         model.apply(variables, x), dense(variables["params"]["dense"], np.asarray(x[..., 0])), atol=1e-5
     )
@@ -205,6 +216,7 @@ def test_a_legendre_memory_holds_what_was_read():
         ({"model.reading": "first"}, r"model.reading is 'first'; expected one of: last, mean"),
         ({"model.name": "mlp", "model.dropout.state_keep": 0.5}, r"state_keep is 0.5, but model.name='mlp' has no"),
         ({"train.noise": -1.0}, r"train.noise is -1.0; expected 0 or more"),
+        ({"model.shorten": 5}, r"model.stages names 2, but"),
     ],
 )
 def test_what_cannot_be_is_told(changes, message):
@@ -220,6 +232,7 @@ def test_what_cannot_be_is_told(changes, message):
         ({**DEEP, **STAGES}, "model.hidden_size"),
         ({"model.cell": "gru", "optimizer.recurrent_rate": 0.5}, "optimizer.recurrent_rate"),
         ({"model.cell": "gru", "model.shorten": 2}, "model.shorten"),
+        ({**DEEP, "model.hidden_size": 64, "model.shorten": 2}, "model.shorten"),
     ],
 )
 def test_a_field_that_is_not_read_is_told(changes, field):

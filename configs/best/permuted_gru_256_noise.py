@@ -1,4 +1,4 @@
-"""`best/permuted_gru_256` for 40 epochs, in larger batches, with noise on the pixels. Results: RESULTS.md."""
+"""`best/permuted_gru_256` for 40 epochs, in larger batches, with noise on the pixels. Not run yet."""
 
 import ml_collections
 

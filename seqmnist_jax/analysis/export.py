@@ -190,7 +190,10 @@ def _describe(model: TrainedModel, workdir: Path) -> Json:
 def _network(model: TrainedModel) -> Json:
     """How the network computes logits from x [time, features], in words and equations over the tensors' names."""
     network: Json = {"layout": "row-major; vectors are rows and multiply from the left, as in x @ kernel"}
-    if "rnn" in model.params:
+    config = model.config.model
+    if config.name not in ("rnn", "tcn"):
+        return network | {"network": "as seqmnist_jax has it: the program computes it", "after": []}
+    if config.name == "rnn":
         cell = build_cell(model.config)
         last = "the top layer's h after the last step"
         if not model.reads_forwards:
@@ -204,6 +207,10 @@ def _network(model: TrainedModel) -> Json:
             "precision": "float32",
             "after": [f"y = {last}"],
         }
+        if config.memory or config.head_layers or config.reading != "last":
+            # Equations that leave out a part would be followed.
+            network |= {"network": "with parts that stand in no equation here: the program computes them", "after": []}
+            return network
     else:
         network |= {"after": list(TCN)}
     if "norm" in model.params:

@@ -172,8 +172,8 @@ def _build_deep(config: ml_collections.ConfigDict, sequence_length: int, num_cla
     _check_no_dropout(model, "a deep stack", ("state_keep",))
     if sequence_length % model.shorten ** (len(sizes) - 1):
         raise UsageError(
-            f"model.shorten is {model.shorten} and model.stages has {len(sizes)}, but the sequence length of this view "
-            f"is {sequence_length}; expected a multiple of {model.shorten ** (len(sizes) - 1)}."
+            f"model.shorten is {model.shorten} and model.stages names {len(sizes)}, but the sequence length of this "
+            f"view is {sequence_length}; expected a multiple of {model.shorten ** (len(sizes) - 1)}."
         )
     cell = build_cell(config).cell
     engine = _build_engine(config, cell, sequence_length)
@@ -225,6 +225,8 @@ def build_unread(config: ml_collections.ConfigDict) -> dict[str, str]:
     if "model.cell" not in read:
         return unread
     of_cell, of_bias = f"model.cell={model.cell!r}", f"model.gate_bias={model.gate_bias!r}"
+    if model.name == "deep" and len(_build_sizes(model)) == 1:
+        unread["model.shorten"] = f"model.stages={model.stages!r}"
     if model.name == "deep" and model.stages:
         unread |= dict.fromkeys(("model.num_layers", "model.hidden_size"), f"model.stages={model.stages!r}")
     choice = build_cell(config)

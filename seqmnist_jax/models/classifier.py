@@ -148,7 +148,8 @@ class SequenceClassifier(nn.Module):
           x: a batch [batch, time, features], or its shape.
           drops_state: whether training drops units of the state.
         """
-        return rnn.explain_layer(self.cell, params["rnn"]["layer_0"]["forward"], x, self.engine, drops_state)
+        read = jax.ShapeDtypeStruct((*x.shape[:2], x.shape[2] * (1 + self.memory)), x.dtype)
+        return rnn.explain_layer(self.cell, params["rnn"]["layer_0"]["forward"], read, self.engine, drops_state)
 
     @property
     def precision(self) -> str:

@@ -16,7 +16,9 @@ import jax
 import jax.numpy as jnp
 
 from seqmnist_jax import rnn
-from seqmnist_jax.models.head import PRECISIONS, Hidden, Probability, drop_units, read_out
+from seqmnist_jax.models.head import OF_PRODUCTS, Hidden, drop_units, read_out
+from seqmnist_jax.rnn.scan import without_padding
+from seqmnist_jax.rnn.stack import Probability
 
 Array = jax.Array
 
@@ -57,7 +59,7 @@ class Block(nn.Module):
         with jax.named_scope("rnn"):
             y = rnn.stack(self.cell, layers, y, lengths=lengths, engine=self.engine, return_sequences=not only_last)
         y = drop_units(self, jax.nn.gelu(y), keep, self.data_axis)
-        gate = nn.Dense(2 * channels, precision=PRECISIONS[self.engine.precision], name="gate")
+        gate = nn.Dense(2 * channels, precision=OF_PRODUCTS[self.engine.precision], name="gate")
         value, opened = jnp.split(gate(y), 2, axis=-1)
         y = drop_units(self, value * jax.nn.sigmoid(opened), keep, self.data_axis)
         return y + (read_out(x, lengths, "last", False) if only_last else x)
@@ -100,9 +102,7 @@ class DeepClassifier(nn.Module):
         """
         of_x, of_units, _ = keep if train and keep is not None else (None, None, None)
         time = x.shape[1]
-        if lengths is not None:
-            lengths = jnp.clip(lengths.astype(jnp.int32), 0, time)
-            x = jnp.where((jnp.arange(time) < lengths[:, None])[..., None], x, 0.0)
+        x, lengths = without_padding(x, lengths)
         x = drop_units(self, x, of_x, self.data_axis)
         early = self.reading == "last" and not every_step
         for index, stage in enumerate(self.stages):
@@ -110,7 +110,7 @@ class DeepClassifier(nn.Module):
                 lengths = None if lengths is None else lengths // self.shorten
                 groups = x.shape[1] // self.shorten
                 x = x[:, : groups * self.shorten].reshape(x.shape[0], groups, -1)
-            name, precision = f"stage_{index}", PRECISIONS[self.engine.precision]
+            name, precision = f"stage_{index}", OF_PRODUCTS[self.engine.precision]
             x = nn.Dense(stage.channels, precision=precision, name=f"{name}_input")(x)
             for place in range(stage.blocks):
                 only_last = early and index == len(self.stages) - 1 and place == stage.blocks - 1
@@ -125,8 +125,8 @@ class DeepClassifier(nn.Module):
             filled = (jnp.arange(time) + 1) // self.shorten ** (len(self.stages) - 1)
             x = jnp.pad(x, ((0, 0), (1, 0), (0, 0)))[:, filled]
         if self.head_layers:
-            hidden = Hidden(self.stages[-1].channels, self.head_layers, self.engine.precision, self.data_axis)
-            x = hidden.clone(name="head")(x, of_units)
+            sizes = self.stages[-1].channels, self.head_layers
+            x = Hidden(*sizes, self.engine.precision, self.data_axis, name="head")(x, of_units)
         else:
             x = nn.LayerNorm(name="norm")(x)
         self.sow("intermediates", "features", x)

@@ -8,13 +8,14 @@ import jax.numpy as jnp
 
 from seqmnist_jax import rnn
 from seqmnist_jax.devices.mesh import own_share, shards
+from seqmnist_jax.rnn.scan import without_padding
+from seqmnist_jax.rnn.stack import Probability
 
 Array = jax.Array
-Probability = float | Array | None
 
 READINGS = ("last", "mean")
-# XLA's own default on a GPU that has it is TF32.
-PRECISIONS = {
+# How exact the products of dense layers are, by the name of a precision: XLA's default is TF32 on GPUs.
+OF_PRODUCTS = {
     "float32": jax.lax.Precision.HIGHEST,
     "tensorfloat32": jax.lax.Precision.DEFAULT,
     "bfloat16": jax.lax.Precision.DEFAULT,
@@ -68,7 +69,7 @@ class Hidden(nn.Module):
     Attributes:
       width: of each dense layer.
       layers: how many there are.
-      precision: of their products, a name in `PRECISIONS`.
+      precision: of their products, a name in `OF_PRODUCTS`.
       data_axis: as in `SequenceClassifier`.
     """
 
@@ -84,7 +85,7 @@ class Hidden(nn.Module):
             x = jax.nn.gelu(nn.LayerNorm(name=f"norm_{index}")(x))
             x = drop_units(self, x, keep, self.data_axis)
             if index < self.layers:
-                precision = PRECISIONS[self.precision]
+                precision = OF_PRODUCTS[self.precision]
                 x = nn.Dense(self.width, precision=precision, name=f"dense_{index}")(x)
         return x
 
@@ -135,24 +136,26 @@ class MLP(WithoutRecurrence):
         keep: rnn.Keep | None = None,
         every_step: bool = False,
     ) -> Array:
-        """Logits, as `SequenceClassifier`'s; what lies past a sequence's end is zero.
+        """Logits, as `SequenceClassifier`'s; what lies past a sequence's end, or a step with `every_step`, is zero.
 
-        Of `keep` the first is for the values of x and the second for hidden units. With `every_step` the later values
-        are zero, too, at each step, and the memory is that of so many batches.
+        Of `keep` the first is for the values of x and the second for hidden units.
         """
-        steps = jnp.arange(x.shape[1])
-        if lengths is not None:
-            x = jnp.where((steps < lengths[:, None])[..., None], x, 0.0)
-        if every_step:
-            x = jnp.where((steps <= steps[:, None])[..., None], x[:, None], 0.0)
-            x = x.reshape(*x.shape[:2], -1)
-        else:
-            x = x.reshape(x.shape[0], -1)
+        x, _ = without_padding(x, lengths)
         of_x, of_units, _ = keep if train and keep is not None else (None, None, None)
-        x = drop_units(self, x, of_x, self.data_axis)
-        if self.num_layers:
-            x = nn.Dense(self.hidden_size, precision=jax.lax.Precision.HIGHEST, name="input")(x)
-            hidden = Hidden(self.hidden_size, self.num_layers - 1, data_axis=self.data_axis, name="hidden")
-            x = hidden(x, of_units)
-        self.sow("intermediates", "features", x)
-        return nn.Dense(self.num_classes, precision=jax.lax.Precision.HIGHEST, name="dense")(x)
+        flat = drop_units(self, x.reshape(x.shape[0], -1), of_x, self.data_axis)
+        first = nn.Dense(
+            self.hidden_size if self.num_layers else self.num_classes,
+            precision=jax.lax.Precision.HIGHEST,
+            name="input" if self.num_layers else "dense",
+        )
+        y = first(flat)
+        if every_step:
+            kernel, bias = (first.variables["params"][name] for name in ("kernel", "bias"))
+            kernel = kernel.reshape(*x.shape[1:], -1)
+            y = jnp.cumsum(jnp.einsum("btf,tfh->bth", x, kernel, precision=jax.lax.Precision.HIGHEST), axis=1) + bias
+        if not self.num_layers:
+            self.sow("intermediates", "features", flat)
+            return y
+        y = Hidden(self.hidden_size, self.num_layers - 1, data_axis=self.data_axis, name="hidden")(y, of_units)
+        self.sow("intermediates", "features", y)
+        return nn.Dense(self.num_classes, precision=jax.lax.Precision.HIGHEST, name="dense")(y)

@@ -18,7 +18,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from seqmnist_jax.models.head import Probability, WithoutRecurrence
+from seqmnist_jax.models.head import WithoutRecurrence
+from seqmnist_jax.rnn.stack import Probability
 
 Array = jax.Array
 Initializer = Callable[..., Array]

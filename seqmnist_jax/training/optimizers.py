@@ -288,20 +288,19 @@ def build_optimizer(config: ml_collections.ConfigDict) -> MakeOptimizer:
     recurrent = functools.partial(is_recurrent, build_cell(config).recurrent)
 
     def make(hyper: Hyperparameters) -> optax.GradientTransformation:
-        chain = optax.chain(
-            clip_by_group_norm(hyper.clip_norm, group_of),
-            rule(hyper),
-            optax.scale_by_schedule(lambda count: -hyper.learning_rate * unit_rate(count)),
-        )
+        def scale(updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None) -> Any:
+            del params
+            rate = -hyper.learning_rate * unit_rate(state.count)
+            own_rate = rate * hyper.recurrent_rate
 
-        def at_own_rate(path: Any, update: Array) -> Array:
-            return hyper.recurrent_rate * update if recurrent(path) else update
+            def scaled(path: Any, update: Array) -> Array:
+                return jnp.asarray(own_rate if recurrent(path) else rate, update.dtype) * update
 
-        def update(updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None) -> Any:
-            updates, state = chain.update(updates, state, params)
-            return jax.tree_util.tree_map_with_path(at_own_rate, updates), state
+            counted = optax.ScaleByScheduleState(count=optax.safe_increment(state.count))
+            return jax.tree_util.tree_map_with_path(scaled, updates), counted
 
-        # No member of the chain: the state keeps the form that checkpoints have.
-        return optax.GradientTransformation(chain.init, update)
+        # Optax's `scale_by_schedule`, whose state checkpoints have, with two rates.
+        scale_by_rates = optax.GradientTransformation(optax.scale_by_schedule(unit_rate).init, scale)
+        return optax.chain(clip_by_group_norm(hyper.clip_norm, group_of), rule(hyper), scale_by_rates)
 
     return make

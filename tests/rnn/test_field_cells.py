@@ -238,8 +238,9 @@ def test_the_diagonal_s_phases_and_time_constants():
     assert counts.sum() == 800
     assert np.abs(counts - 80).max() < 45
     assert params["output_kernel"].shape == (1600, 4)
-    with pytest.raises(ValueError, match=r"shortest, longest, states are 2\.0, 1\.0, 0; expected"):
-        init["diagonal"](1, 4, shortest=2.0, longest=1.0)
+    for wrong in ({"shortest": 2.0, "longest": 1.0}, {"states": 2.7}, {"states": -1}, {"states": 1e30}):
+        with pytest.raises(ValueError, match=r"shortest, longest, states are .*; expected"):
+            init["diagonal"](1, 4, **wrong)
 
 
 @pytest.mark.parametrize("reverse", [False, True])

@@ -84,7 +84,7 @@ def why_not_live(model: TrainedModel) -> str | None:
     """Why the page can't run a model itself, but only play what was recorded; None where it can."""
     config = model.config.model
     if config.name != "rnn":
-        return f"The page's own few lines run LSTMs and GRUs; this model is a {config.name.upper()}."
+        return f"The page's own few lines run LSTMs and GRUs; this model is another (model.name={config.name})."
     if config.cell not in LIVE_CELLS:
         return f"The page's own few lines run the cells {' and '.join(LIVE_CELLS)}; this one is {config.cell}."
     if not model.reads_forwards:
@@ -135,7 +135,7 @@ def record(model: TrainedModel, images: np.ndarray) -> Json:
     recorded: Json = {"probabilities": None, "states": None}
     if model.reads_forwards:
         recorded["probabilities"] = _base64(np.rint(255 * model.read(images)), "u1")
-    if "rnn" in model.params:
+    if model.config.model.name in ("rnn", "deep"):
         states = model.states(images)
         stride = -(-states.size // MOST_STATES)
         states = states[:, ::stride]

@@ -24,6 +24,8 @@ Array = jax.Array
 Params = dict[str, Array]
 Carry = tuple[Array, Array]
 
+MOST_STATES = 10**6
+
 
 def _scaled(params: Params) -> tuple[Array, Array]:
     """Re and Im of gamma B, [features, states] each."""
@@ -79,10 +81,10 @@ def init(
     Raises:
       ValueError: the time constants are no interval above 0, or there are fewer than 0 states.
     """
-    if not 0 < shortest <= longest < math.inf or states < 0:
+    if not 0 < shortest <= longest < math.inf or states not in range(MOST_STATES + 1):
         raise ValueError(
-            f"shortest, longest, states are {shortest}, {longest}, {states}; expected 0 < shortest <= longest, and "
-            "states of 0 or more"
+            f"shortest, longest, states are {shortest}, {longest}, {states}; expected 0 < shortest <= longest, and a "
+            f"whole number of states, to {MOST_STATES:,}"
         )
     states = int(states) or hidden_size
     keys = jax.random.split(key, 3)
@@ -100,13 +102,14 @@ def _zero_carry(zero: Array, params: Params) -> Carry:
     return states, states
 
 
-def _last(params: Params, x: Array, reverse: bool) -> tuple[Carry, Array]:
+def _last(params: Params, x: Array, reverse: bool, precision: str) -> tuple[Carry, Array]:
     """The states after all steps of x [batch, time, features] from zero, as carry and as one array."""
     ago = jnp.arange(x.shape[1], dtype=x.dtype)[:, None]
     ago = ago if reverse else ago[::-1]
     size, phase = jnp.exp(-ago * jnp.exp(params["nu"])), ago * params["theta"]
     # [batch, features, states]
-    re, im = (jnp.einsum("btf,tn->bfn", x, size * part) for part in (jnp.cos(phase), jnp.sin(phase)))
+    columns = jnp.swapaxes(x, 1, 2)
+    re, im = (rnn.product(columns, size * part, precision) for part in (jnp.cos(phase), jnp.sin(phase)))
     b_re, b_im = _scaled(params)
     end = (re * b_re - im * b_im).sum(1), (re * b_im + im * b_re).sum(1)
     return end, jnp.concatenate(end, axis=-1)
@@ -124,7 +127,7 @@ def layer(
     """
     whole = carry is None and all(options.get(name) is None for name in ("lengths", "mask", "resets"))
     if whole and not options.get("return_sequences", True) and options.get("backend", "auto") == "auto":
-        end, states = _last(params, x, options.get("reverse", False))
+        end, states = _last(params, x, options.get("reverse", False), precision)
     else:
         end, states = STATES.layer(params, x, carry, precision=precision, **options)
     return end, _read(params, states, precision)

@@ -2,7 +2,6 @@
 
 from seqmnist_jax.rnn.native.cpu.calls import (
     MULTIPLIES_X,
-    PRECISIONS,
     backward,
     describe,
     forward,
@@ -12,4 +11,4 @@ from seqmnist_jax.rnn.native.cpu.calls import (
     warn_once,
 )
 
-__all__ = ["MULTIPLIES_X", "PRECISIONS", "backward", "describe", "forward", "problem", "text", "unfit", "warn_once"]
+__all__ = ["MULTIPLIES_X", "backward", "describe", "forward", "problem", "text", "unfit", "warn_once"]

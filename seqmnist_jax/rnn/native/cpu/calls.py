@@ -31,8 +31,6 @@ LAUNCHER = Source(
     ("seqmnist_add", *CALLS.values()),
 )
 MULTIPLIES_X = True
-# What is more exact than was asked for will do.
-PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
 OUTPUTS = ("none", "all", "last")
 # Units are padded to this in what is kept.
 PADDING = 16
