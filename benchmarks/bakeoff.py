@@ -164,7 +164,7 @@ def write(results: Path, out: Path) -> None:
     elif drawn:
         print(f"{path} stays as it is: matplotlib is not installed.")
     text = page(rows, diverged, left_out, path.name if drawn else "")
-    out.with_suffix(".md").write_text((results / "introduction.md").read_text() + text)
+    out.with_suffix(".md").write_text((results / "introduction.md").read_text() + "\n" + text)
 
 
 def main(argv: list[str]) -> None:

@@ -247,7 +247,7 @@ def test_the_page_of_the_bakeoff(chosen, tmp_path):
         shutil.copy(run / "diverged.json", results / run.name)
     bakeoff_page.write(results, tmp_path / "page")
     page = (tmp_path / "page.md").read_text()
-    assert page.startswith("# The bake-off\n## MNIST-5k, rows\n\n| Row | Model | Parameters | Rate |")
+    assert page.startswith("# The bake-off\n\n## MNIST-5k, rows\n\n| Row | Model | Parameters | Rate |")
     assert sum(line.startswith("| `r") and line.count("|") == 15 for line in page.splitlines()) == 2
     assert "- LSTM 4, learning rate 3e+38, seed 2: diverged." in page
     assert "- GRU 8: learning_rate 0." in page

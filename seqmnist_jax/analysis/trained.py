@@ -103,8 +103,7 @@ class TrainedModel:
         """The top recurrent layer's output at each step, before the norm: float32 [count, time, hidden].
 
         Of a model that reads both ways, both outputs side by side, [count, time, 2 * hidden]; of a deep stack, what
-        its last stage hands on at each of that stage's steps. 1,000 images of
-        784 steps and 128 units take 401 MB.
+        its last stage hands on at each of that stage's steps. 1,000 images of 784 steps and 128 units take 401 MB.
 
         Raises:
           ValueError: the model has no recurrent layer, or images of another shape or dtype.

@@ -142,7 +142,7 @@ def _model(found: Found) -> Pairs:
         layers = "one layer" if model.num_layers == 1 else f"{model.num_layers} layers"
         ways = ", both ways" if model.bidirectional else ""
         pairs = [
-            ("Network", f"{cell_title(model.cell)}, {layers} of {model.hidden_size} units{ways}"),
+            ("Network", f"{cell_title(model.cell)}, {layers} of {model.hidden_size} units{ways}{_around(model)}"),
             ("Norm", model.norm),
         ]
     if found.summary is not None and "parameters" in found.summary:
@@ -152,6 +152,16 @@ def _model(found: Found) -> Pairs:
         pairs.append(("Dropout", ", ".join(f"{name} {keep:g}" for name, keep in dropout.items())))
     pairs.append(("Precision", model.precision))
     return pairs
+
+
+def _around(model: Any) -> str:
+    """What stands before and behind the recurrent layers, in words."""
+    parts = {
+        f", a Legendre memory of order {model.memory} before it": model.memory,
+        ", the mean of its outputs read": model.reading == "mean",
+        f", an MLP of {model.head_layers} x {model.hidden_size} behind it": model.head_layers,
+    }
+    return "".join(part for part, is_there in parts.items() if is_there)
 
 
 def _training(found: Found) -> Pairs:

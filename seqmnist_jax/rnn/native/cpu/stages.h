@@ -57,7 +57,7 @@ SEQMNIST_INLINE Vec tanh_(Vec x) {
 // As JAX has them: NaN in either one is NaN.
 SEQMNIST_INLINE Vec max_(Vec a, Vec b) { return a != a ? a : larger(a, b); }
 SEQMNIST_INLINE Vec min_(Vec a, Vec b) { return a != a ? a : smaller(a, b); }
-// A number of the source is none.
+// A constant of the source is never NaN.
 SEQMNIST_INLINE Vec max_(Vec a, float b) { return larger(vec(b), a); }
 SEQMNIST_INLINE Vec max_(float a, Vec b) { return larger(vec(a), b); }
 SEQMNIST_INLINE Vec min_(Vec a, float b) { return smaller(vec(b), a); }

@@ -151,7 +151,7 @@ struct Outside {
     }
     // Of an array with so many numbers in a step, and vectors in a vector of units: what stands behind step `end`.
     SEQMNIST_INLINE Line behind(const float* array, std::ptrdiff_t end, int forwards, std::ptrdiff_t size,
-                                  std::ptrdiff_t vectors) const {
+                                std::ptrdiff_t vectors) const {
       const std::ptrdiff_t way = direction * forwards;
       const std::ptrdiff_t floats = at(end) * size + (way < 0 ? size - kLanes : 0) + way * vectors * kLanes;
       return {reinterpret_cast<std::uintptr_t>(array) + floats * sizeof(float), way};
