@@ -258,7 +258,7 @@ TCN = {"model__name": "tcn", "model__norm": "none", "model__dense_init": "glorot
     ("changes", "reason"),
     [
         ({"model__cell": "min_gru", "runtime__backend": "auto"}, "this one is min_gru"),
-        (TCN, "this model is a TCN"),
+        (TCN, "this model is another (model.name=tcn)"),
         ({"model__bidirectional": True}, "reads both ways"),
     ],
     ids=["min_gru", "tcn", "both ways"],

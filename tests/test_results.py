@@ -28,7 +28,7 @@ def test_the_bakeoff_is_up_to_date(monkeypatch):
     rows, diverged, left_out = bakeoff.read(Path("results/bakeoff"))
     assert left_out == []
     page = bakeoff.page(rows, diverged, left_out, "bakeoff.svg" if rows else "")
-    assert Path("docs/bakeoff.md").read_text() == Path("results/bakeoff/introduction.md").read_text() + page
+    assert Path("docs/bakeoff.md").read_text() == Path("results/bakeoff/introduction.md").read_text() + "\n" + page
 
 
 def test_only_summaries_and_metrics_are_kept():
