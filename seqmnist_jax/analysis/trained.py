@@ -58,6 +58,11 @@ class TrainedModel:
         """Whether what the model knows after a step depends on no later one."""
         return not any("backward" in directions for directions in self.params.get("rnn", {}).values())
 
+    @property
+    def has_states(self) -> bool:
+        """Whether the model has recurrent layers, whose outputs `states` gives."""
+        return self.config.model.name in ("rnn", "deep")
+
     def predict(self, images: np.ndarray) -> np.ndarray:
         """The most probable class of each image, int64 [count].
 
@@ -108,7 +113,7 @@ class TrainedModel:
         Raises:
           ValueError: the model has no recurrent layer, or images of another shape or dtype.
         """
-        if self.config.model.name not in ("rnn", "deep"):
+        if not self.has_states:
             raise ValueError(
                 f"This model has no recurrent layer (model.name is {self.config.model.name!r}), so it has no states."
             )

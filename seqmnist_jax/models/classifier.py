@@ -10,13 +10,12 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from seqmnist_jax import rnn
 from seqmnist_jax.devices.mesh import own_share, shards
-from seqmnist_jax.models.head import Hidden, read_out
+from seqmnist_jax.models.head import Hidden, WithRecurrence, read_out
 from seqmnist_jax.models.legendre import with_memory
-from seqmnist_jax.rnn.scan import without_padding
+from seqmnist_jax.rnn.scan import clamped, without_padding
 
 Array = jax.Array
 
@@ -33,7 +32,7 @@ NORM_EPSILON = 1e-3
 NORM_MOMENTUM = 0.99
 
 
-class SequenceClassifier(nn.Module):
+class SequenceClassifier(WithRecurrence, nn.Module):
     """Reads a sequence and names its class from the recurrent layers' last output, or their mean, or from each.
 
     Attributes:
@@ -100,8 +99,7 @@ class SequenceClassifier(nn.Module):
             )
         self.sow("intermediates", "states", read)
         if self.reading == "mean":
-            lengths = None if lengths is None else jnp.clip(lengths.astype(jnp.int32), 0, x.shape[1])
-            read = read_out(read, lengths, self.reading, every_step)
+            read = read_out(read, None if lengths is None else clamped(lengths, x), self.reading, every_step)
         if self.norm != "none":
             read = nn.BatchNorm(
                 use_running_average=self.norm == "frozen" or not train,
@@ -150,19 +148,3 @@ class SequenceClassifier(nn.Module):
         """
         read = jax.ShapeDtypeStruct((*x.shape[:2], x.shape[2] * (1 + self.memory)), x.dtype)
         return rnn.explain_layer(self.cell, params["rnn"]["layer_0"]["forward"], read, self.engine, drops_state)
-
-    @property
-    def precision(self) -> str:
-        """How exact the recurrence's products are."""
-        return self.engine.precision
-
-    def at(self, precision: str) -> nn.Module:
-        """The same model at another precision."""
-        return self.clone(engine=self.engine._replace(precision=precision))
-
-    def portable(self) -> nn.Module:
-        """The same model in XLA's own operations alone, so that its program runs wherever XLA does."""
-        if "scan" not in self.cell.backends:
-            return self
-        # Forwards, neither `remat` nor `unroll` changes a value.
-        return self.clone(engine=rnn.Engine("scan", self.engine.precision))

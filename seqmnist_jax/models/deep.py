@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from seqmnist_jax import rnn
-from seqmnist_jax.models.head import OF_PRODUCTS, Hidden, drop_units, read_out
+from seqmnist_jax.models.head import OF_PRODUCTS, Hidden, WithRecurrence, drop_units, read_out, zero_unless
 from seqmnist_jax.rnn.scan import without_padding
 from seqmnist_jax.rnn.stack import Probability
 
@@ -65,7 +65,7 @@ class Block(nn.Module):
         return y + (read_out(x, lengths, "last", False) if only_last else x)
 
 
-class DeepClassifier(nn.Module):
+class DeepClassifier(WithRecurrence, nn.Module):
     """Reads a sequence through stages of residual blocks and names its class.
 
     Attributes:
@@ -119,8 +119,8 @@ class DeepClassifier(nn.Module):
         self.sow("intermediates", "states", x)
         if x.ndim == 3:
             x = read_out(x, lengths, self.reading, every_step)
-        if lengths is not None and not every_step:
-            x = jnp.where((lengths > 0)[:, None], x, 0.0)
+        elif lengths is not None:
+            x = zero_unless(lengths > 0, x)
         if every_step:
             filled = (jnp.arange(time) + 1) // self.shorten ** (len(self.stages) - 1)
             x = jnp.pad(x, ((0, 0), (1, 0), (0, 0)))[:, filled]
@@ -137,16 +137,3 @@ class DeepClassifier(nn.Module):
         layer = params["stage_0_block_0"]["rnn"]["layer_0"]["forward"]
         inside = jax.ShapeDtypeStruct((*x.shape[:2], self.stages[0].channels), x.dtype)
         return rnn.explain_layer(self.cell, layer, inside, self.engine, drops_state)
-
-    @property
-    def precision(self) -> str:
-        """How exact the products of its blocks are."""
-        return self.engine.precision
-
-    def at(self, precision: str) -> nn.Module:
-        """The same model at another precision."""
-        return self.clone(engine=self.engine._replace(precision=precision))
-
-    def portable(self) -> nn.Module:
-        """As `SequenceClassifier.portable`."""
-        return self.clone(engine=rnn.Engine("scan", self.engine.precision))

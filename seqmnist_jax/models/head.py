@@ -38,6 +38,11 @@ def drop_units(module: nn.Module, x: Array, keep: Probability, data_axis: str | 
     return jnp.where(mask.reshape(x.shape[0], *(1,) * (x.ndim - 2), x.shape[-1]), x / keep, 0.0)
 
 
+def zero_unless(where: Array | None, x: Array) -> Array:
+    """X [..., features] where `where` [...] holds (or is None), and zeros elsewhere."""
+    return x if where is None else jnp.where(where[..., None], x, 0.0)
+
+
 def read_out(y: Array, lengths: Array | None, reading: str, every_step: bool) -> Array:
     """What is read of the outputs of all steps.
 
@@ -48,16 +53,13 @@ def read_out(y: Array, lengths: Array | None, reading: str, every_step: bool) ->
       every_step: what would be read if the sequence ended at each step, [batch, time, features]; past its end zeros.
     """
     steps = jnp.arange(y.shape[1])
-    if lengths is not None:
-        y = jnp.where((steps < lengths[:, None])[..., None], y, 0.0)
+    running = None if lengths is None else steps < lengths[:, None]
+    y = zero_unless(running, y)
+    if every_step:
+        return y if reading == "last" else zero_unless(running, jnp.cumsum(y, axis=1) / (steps + 1.0)[:, None])
     if reading == "mean":
-        if every_step:
-            y = jnp.cumsum(y, axis=1) / (steps + 1.0)[:, None]
-            return y if lengths is None else jnp.where((steps < lengths[:, None])[..., None], y, 0.0)
         count = float(y.shape[1]) if lengths is None else jnp.maximum(lengths, 1).astype(y.dtype)[:, None]
         return y.sum(1) / count
-    if every_step:
-        return y
     if lengths is None:
         return y[:, -1]
     return jnp.take_along_axis(y, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
@@ -88,6 +90,30 @@ class Hidden(nn.Module):
                 precision = OF_PRODUCTS[self.precision]
                 x = nn.Dense(self.width, precision=precision, name=f"dense_{index}")(x)
         return x
+
+
+class WithRecurrence:
+    """What a model answers whose `cell` its `engine` runs."""
+
+    cell: rnn.Cell
+    engine: rnn.Engine
+    clone: Any
+
+    @property
+    def precision(self) -> str:
+        """How exact the products of its recurrent layers are."""
+        return self.engine.precision
+
+    def at(self, precision: str) -> nn.Module:
+        """The same model at another precision."""
+        return self.clone(engine=self.engine._replace(precision=precision))
+
+    def portable(self) -> nn.Module:
+        """The same model in XLA's own operations alone, so that its program runs wherever XLA does."""
+        if "scan" not in self.cell.backends:
+            return self.clone()
+        # Forwards, neither `remat` nor `unroll` changes a value.
+        return self.clone(engine=rnn.Engine("scan", self.engine.precision))
 
 
 class WithoutRecurrence(nn.Module):

@@ -18,7 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from seqmnist_jax.models.head import WithoutRecurrence
+from seqmnist_jax.models.head import WithoutRecurrence, zero_unless
 from seqmnist_jax.rnn.stack import Probability
 
 Array = jax.Array
@@ -149,7 +149,7 @@ class TemporalBlock(nn.Module):
             norm = nn.WeightNorm(convolution, scale_init=nn.initializers.constant(SCALE_INIT), name=f"norm_{index}")
             h = nn.relu(norm(h))
             if index == 0:
-                h = _zero_unless(started, h)
+                h = zero_unless(started, h)
             if keep is not None:
                 key = self.make_rng("dropout")
                 if self.data_axis is not None:
@@ -164,12 +164,7 @@ class TemporalBlock(nn.Module):
                 precision=_EXACT,
                 name="residual",
             )(x)
-        return _zero_unless(None if started is None else _strided(started, self.stride), nn.relu(h + x))
-
-
-def _zero_unless(where: Array | None, x: Array) -> Array:
-    """X [batch, time, features] where `where` [batch, time] holds (or is None), and zeros elsewhere."""
-    return x if where is None else jnp.where(where[..., None], x, 0.0)
+        return zero_unless(None if started is None else _strided(started, self.stride), nn.relu(h + x))
 
 
 class TemporalConvNet(nn.Module):
@@ -253,7 +248,7 @@ class TCN(WithoutRecurrence):
             lengths = jnp.clip(lengths.astype(jnp.int32), 0, time)[:, None]
             running = steps < lengths
             # A NaN in the padding would otherwise reach the gradients, though not the values.
-            x = _zero_unless(running, x)
+            x = zero_unless(running, x)
             if not every_step:
                 # Moves each sequence so that its last step is the last of all.
                 started = steps >= time - lengths
@@ -262,7 +257,7 @@ class TCN(WithoutRecurrence):
         net = TemporalConvNet(self.channels, self.levels, self.kernel_size, self.data_axis, name="tcn")
         features = net(x, started, output_keep, every_step)
         if every_step:
-            features = _zero_unless(running, features)
+            features = zero_unless(running, features)
         self.sow("intermediates", "features", features)
         init = _torch_uniform(self.channels)
         return nn.Dense(self.num_classes, kernel_init=init, bias_init=init, precision=_EXACT, name="dense")(features)

@@ -299,8 +299,8 @@ def trials_in_words(points: Sequence[SweepPoint]) -> str:
 def decide(points: Sequence[SweepPoint], folder_of: Callable[[SweepPoint], Path]) -> list[SweepPoint]:
     """The points with what their trials have chosen: the values of the best by its best validation accuracy.
 
-    One that diverged is the worst, of equal ones the smaller values win. A point of which a trial has not ended stays
-    as it is.
+    One that diverged is the worst, of equal ones the smaller values win. A point stays as it is if it has its choice, or
+    if one of its trials has not ended.
 
     Args:
       points: as `build_points` makes them.
@@ -312,7 +312,7 @@ def decide(points: Sequence[SweepPoint], folder_of: Callable[[SweepPoint], Path]
     decided = []
     for point in points:
         folders = {folder_of(trial): trial.run for trial in point.trials}
-        if not folders or any(look(run, folder) in GOING for folder, run in folders.items()):
+        if not folders or point.run.choice or any(look(run, folder) in GOING for folder, run in folders.items()):
             decided.append(point)
             continue
         summaries = [files.read_json(path) if (path := folder / files.SUMMARY).exists() else {} for folder in folders]

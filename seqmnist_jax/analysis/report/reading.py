@@ -135,7 +135,7 @@ def record(model: TrainedModel, images: np.ndarray) -> Json:
     recorded: Json = {"probabilities": None, "states": None}
     if model.reads_forwards:
         recorded["probabilities"] = _base64(np.rint(255 * model.read(images)), "u1")
-    if model.config.model.name in ("rnn", "deep"):
+    if model.has_states:
         states = model.states(images)
         stride = -(-states.size // MOST_STATES)
         states = states[:, ::stride]
