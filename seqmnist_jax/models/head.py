@@ -129,11 +129,11 @@ class WithoutRecurrence(nn.Module):
         return "float32"
 
     def at(self, precision: str) -> nn.Module:
-        """As `SequenceClassifier.at`; the model knows full float32 alone."""
+        """As `WithRecurrence.at`; the model knows full float32 alone."""
         return self
 
     def portable(self) -> nn.Module:
-        """As `SequenceClassifier.portable`; the model is."""
+        """As `WithRecurrence.portable`; the model is."""
         return self
 
 

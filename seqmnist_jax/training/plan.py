@@ -299,8 +299,8 @@ def trials_in_words(points: Sequence[SweepPoint]) -> str:
 def decide(points: Sequence[SweepPoint], folder_of: Callable[[SweepPoint], Path]) -> list[SweepPoint]:
     """The points with what their trials have chosen: the values of the best by its best validation accuracy.
 
-    One that diverged is the worst, of equal ones the smaller values win. A point stays as it is if it has its choice, or
-    if one of its trials has not ended.
+    One that diverged is the worst, of equal ones the smaller values win. A point stays as it is if it has its choice,
+    or if one of its trials has not ended.
 
     Args:
       points: as `build_points` makes them.
