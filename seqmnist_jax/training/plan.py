@@ -168,7 +168,7 @@ def _with(config: ml_collections.ConfigDict, overrides: Overrides) -> ml_collect
             section[name] = value
         except (TypeError, ValueError) as e:
             wanted = type(section[name]).__name__
-            raise UsageError(f"sweep has {value!r} for {field}; expected a value of type {wanted}.") from e
+            raise UsageError(f"sweep or choose has {value!r} for {field}; expected a value of type {wanted}.") from e
     return changed
 
 
