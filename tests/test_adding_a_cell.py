@@ -95,6 +95,7 @@ def test_loading_says_that_the_file_has_changed(copied, monkeypatch):
 
 
 def test_it_is_found_from_another_folder_by_its_recorded_file(folder, tmp_path):
+    (tmp_path / "my_cells.py").write_text("elman = 'of the same name, and nothing to the run'\n")
     done = launch([f"--workdir={folder}/runs/elman", "--mode=export"], tmp_path)
     assert done.returncode == 0, done.stderr
     network = json.loads((folder / "runs" / "elman" / "export" / "export.json").read_text())["network"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -150,6 +151,15 @@ def test_a_run_and_a_sweep_do_not_overwrite_each_other(finished, two, tmp_path):
         run_in(tmp_path / "file")
     (tmp_path / "file").unlink()
     assert content(tmp_path) == before
+
+
+def test_other_data_are_told_with_where_they_were(finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    for name, field in (("data.json", "content_hash"), ("config.json", "data_dir")):
+        text = (folder / name).read_text()
+        (folder / name).write_text(re.sub(rf'"{field}": "[^"]*"', f'"{field}": "/of/another"', text))
+    with pytest.raises(WorkdirError, match=r"read the files in /of/another; this command reads mnist-5k \(embedded"):
+        run_in(folder)
 
 
 def test_results_without_checkpoints_stay(finished, tmp_path):

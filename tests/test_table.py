@@ -191,6 +191,16 @@ def test_the_plainest_command_that_names_a_seed_stands_for_all(runs):
     assert row["command"] == f"{plain} --config.seed=SEED"
 
 
+def test_a_row_says_in_what_precision_its_device_trained(tmp_path):
+    auto = {"model.precision": "float32"}  # of 'auto', as a recipe has it
+    make_run(tmp_path / "gpu", 1, 0.98, identity=auto, precision="tensorfloat32")
+    make_run(tmp_path / "cpu", 2, 0.98, identity=auto | {"train.batch_size": 64}, precision="float32")
+    make_run(tmp_path / "old", 2, 0.98, identity=auto | {"train.batch_size": 16}, versions={"jax": "0.11.2"})
+    gpu, cpu, old = sorted(rows_of([str(tmp_path / "*")]), key=lambda row: row["folder"][-3:] != "gpu")
+    assert (gpu["model"], cpu["model"], old["model"]) == ("GRU 128, tensorfloat32", "GRU 128", "GRU 128")
+    assert {*cpu["versions"], *old["versions"]} == {"0.1.0, jax 0.10.2", "jax 0.11.2"}
+
+
 def test_csv_has_full_precision(runs, tmp_path):
     rows = rows_of([str(runs)])
     table.write_csv(rows, tmp_path / "table.csv")

@@ -206,7 +206,7 @@ def _row(group: Sequence[Result]) -> Json:
         "id": _id(recipe),
         "config": provenance.config_title(command),
         "task": _task(recipe, dataset),
-        "model": model_title(recipe),
+        "model": model_title(recipe | {"model.precision": _precision(recipe, summaries)}),
         "protocol": _protocol(recipe, dataset),
         "selected_on": first["selected_on"],
         "parameters": first["parameters"],
@@ -249,9 +249,16 @@ def _origin(summaries: Sequence[Json]) -> Json:
     }
 
 
+def _precision(recipe: configs.FlatConfig, summaries: Sequence[Json]) -> str:
+    """In what a row's runs were trained: of 'auto', which a recipe takes for float32, what it was on their devices."""
+    meant = recipe.get("model.precision", "float32")
+    return " or ".join(sorted({summary.get("precision") or meant for summary in summaries}))
+
+
 def _version(summary: Json) -> str | None:
-    versions = summary.get("versions")
-    return versions and f"{versions['seqmnist_jax']}, jax {versions['jax']}"
+    versions = summary.get("versions") or {}
+    named = ((versions.get("seqmnist_jax"), ""), (versions.get("jax"), "jax "))
+    return ", ".join(f"{package}{version}" for version, package in named if version) or None
 
 
 def _commit(summary: Json) -> str:

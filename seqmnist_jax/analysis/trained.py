@@ -192,8 +192,11 @@ def load(workdir: str | Path) -> TrainedModel:
 def _changes(config: ml_collections.ConfigDict) -> Iterator[str]:
     """That the file of a cell of the user's own is not what it was."""
     own = build_own(config)
-    if own is not None and own.content_hash != config.model.cell_hash:
-        yield f"{own.file}, the file of the cell {config.model.cell}, has changed since the run was trained."
+    if own is None or own.content_hash == config.model.cell_hash:
+        return
+    was = config.runtime.cell_file
+    told = "has changed since the run was trained" if str(own.file) == was else f"is not the run's, which was {was}"
+    yield f"{own.file}, the file of the cell {config.model.cell}, {told}."
 
 
 def _reading(facts: Json) -> Json:

@@ -31,14 +31,14 @@ def model_title(flat: Mapping[str, Any]) -> str:
         return f"MLP {layers} x {size}"
     if name == "linear":
         return "Linear classifier"
+    precision = flat.get("model.precision", "float32")
+    exact = "" if precision in ("auto", "float32") else f", {precision}"
     if name == "deep":
         stages = flat.get("model.stages") or f"{size}x{layers}"
-        return f"{cell_title(flat['model.cell'])} in a deep stack, {stages}"
+        return f"{cell_title(flat['model.cell'])} in a deep stack, {stages}{exact}"
     memory = f", memory of {flat['model.memory']}" if flat.get("model.memory") else ""
     hidden = f", MLP {flat['model.head_layers']} x {size} behind it" if flat.get("model.head_layers") else ""
     both = " both ways" if flat["model.bidirectional"] else ""
-    precision = flat.get("model.precision", "float32")
-    exact = "" if precision in ("auto", "float32") else f", {precision}"
     shape = str(size) if layers == 1 else f"{layers} x {size}"
     return f"{cell_title(flat['model.cell'])} {shape}{both}{memory}{hidden}{exact}"
 

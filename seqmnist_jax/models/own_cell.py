@@ -38,12 +38,14 @@ def is_one(name: str) -> bool:
     return ":" in name
 
 
-def find(name: str, recorded: str = "") -> Found:
+def find(name: str, recorded: str = "", content_hash: str = "") -> Found:
     """Imports a cell, from the current folder or as an installed package.
 
     Args:
       name: MODULE:NAME.
-      recorded: the module's file in an earlier run, to import from where it is nowhere else; or ''.
+      recorded: the module's file in an earlier run, or ''. It comes first where it still has the content that it had
+        then, and last where it has not.
+      content_hash: the SHA-256 of that content.
 
     Raises:
       UsageError: there is no such module, or it can't be imported, or has no such cell.
@@ -52,7 +54,7 @@ def find(name: str, recorded: str = "") -> Found:
     parts = (*module_name.split("."), attribute)
     if not all(part.isidentifier() for part in parts) or parts[-2:-1] == ("py",):
         raise _error(name, "; expected MODULE:NAME, as my_cells:elman for what my_cells.py calls elman")
-    module = _import(name, module_name, recorded)
+    module = _import(name, module_name, recorded, content_hash)
     file = Path(module.__file__ or "")
     if not hasattr(module, attribute):
         cells = [known for known, value in vars(module).items() if isinstance(value, rnn.Cell)]
@@ -60,18 +62,23 @@ def find(name: str, recorded: str = "") -> Found:
     cell = getattr(module, attribute)
     if not isinstance(cell, rnn.Cell):
         raise _error(name, f", a {type(cell).__name__}; expected an rnn.Cell, as rnn.cell(step, init) makes it")
-    return Found(cell, file.absolute(), hashlib.sha256(file.read_bytes()).hexdigest())
+    return Found(cell, file.absolute(), _hash(file))
+
+
+def _hash(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _error(name: str, problem: str, hint: str = "") -> UsageError:
     return UsageError(f"model.cell is {name!r}{problem}.{hint}")
 
 
-def _import(name: str, module: str, recorded: str) -> ModuleType:
+def _import(name: str, module: str, recorded: str, content_hash: str) -> ModuleType:
     folders = [Path.cwd()]
     if recorded:
         up = module.count(".") + (Path(recorded).name == "__init__.py")
-        folders.append(Path(recorded).parents[up])
+        is_same = Path(recorded).is_file() and _hash(Path(recorded)) == content_hash
+        folders.insert(0 if is_same else 1, Path(recorded).parents[up])
     for folder in folders:
         try:
             with _first_on_path(str(folder)):
@@ -82,7 +89,7 @@ def _import(name: str, module: str, recorded: str) -> ModuleType:
     also = f", nor at {recorded}, where the run had it" if recorded else ""
     raise _error(
         name,
-        f", but there is no module {module} in {folders[0]} or among the installed packages{also}; expected "
+        f", but there is no module {module} in {Path.cwd()} or among the installed packages{also}; expected "
         f"{module.replace('.', '/')}.py in the folder in which this command is given",
     )
 

@@ -1,5 +1,6 @@
 """Equations of a step, as `divide` needs them: calls laid flat, element-wise ones on scalars, their derivatives."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -43,6 +44,13 @@ def where(equation: Any) -> str:
     return source_info_util.summarize(equation.source_info)
 
 
+def _from(equation: Any) -> contextlib.AbstractContextManager[Any]:
+    """What is made inside is of this equation's line; inside JAX's own functions the line that calls them stays."""
+    if not where(equation):
+        return contextlib.nullcontext()
+    return source_info_util.user_context(equation.source_info.traceback)
+
+
 def inner_of(equation: Any) -> Any:
     """The jaxpr that a call calls, closed."""
     inner = equation.params[_CALLS.get(equation.primitive.name, "call_jaxpr")]
@@ -63,7 +71,7 @@ def follow(equations: Sequence[Any], values: dict[Any, Any]) -> None:
     """Adds what equations make, in their order, to the values that are known."""
     for equation in equations:
         given = [v.val if isinstance(v, jex.Literal) else values[v] for v in equation.invars]
-        with source_info_util.user_context(equation.source_info.traceback):
+        with _from(equation):
             values.update(zip(equation.outvars, apply(equation, given), strict=True))
 
 
@@ -81,7 +89,7 @@ def evaluate(closed: Any, arguments: Sequence[Any], *, custom: bool = False) -> 
 
     for equation in closed.jaxpr.eqns:
         name, given = equation.primitive.name, [read(v) for v in equation.invars]
-        with source_info_util.user_context(equation.source_info.traceback):
+        with _from(equation):
             if name in _CALLS or (custom and name in CUSTOM):
                 inner = inner_of(equation)
                 out = evaluate(inner, given, custom=custom)

@@ -76,7 +76,9 @@ def look(run: Run, workdir: Path) -> str:
     summary = files.read_json(workdir / files.SUMMARY) if (workdir / files.SUMMARY).exists() else {}
     if (workdir / files.CONFIG).exists():
         old = configs.from_json(files.read_config(workdir))
-        _check_identity(run, configs.identity(old, files.read_facts(workdir)["content_hash"]), str(workdir))
+        folder = old.runtime.data_dir and f"the files in {old.runtime.data_dir}"
+        identity = configs.identity(old, files.read_facts(workdir)["content_hash"])
+        _check_identity(run, identity, str(workdir), folder or "the digits in the package, or what TFDS had")
     elif isinstance(summary.get("identity"), dict):  # of which only the results were kept
         _check_identity(run, summary["identity"], str(workdir))
     elif left := [name for name in LEFT_BY_RUNS if (workdir / name).exists()]:
@@ -106,13 +108,22 @@ def look(run: Run, workdir: Path) -> str:
     return BEGUN
 
 
-def _check_identity(run: Run, identity: configs.FlatConfig, where: str) -> None:
+def _check_identity(run: Run, identity: configs.FlatConfig, where: str, data: str = "other data") -> None:
     differing = configs.differences(identity, run.identity)
-    if differing:
-        raise files.WorkdirError(
-            f"{where} holds another run; it differs in\n  " + "\n  ".join(differing) + "\n"
-            "Give the old values to resume it, or another --workdir for a new run."
-        )
+    if not differing:
+        return
+    mends = ["Give the old values to resume it, or another --workdir for a new run."]
+    if identity.get(configs.CONTENT) != run.identity[configs.CONTENT]:
+        now = run.task.dataset
+        mends += [
+            f"That run read {data}; this command reads {now.name} ({now.source}). A folder is named by "
+            "SEQMNIST_DATA_DIR or --config.runtime.data_dir."
+        ]
+    if identity.get(configs.CELL_CONTENT) != run.identity.get(configs.CELL_CONTENT):
+        mends += ["The file of its cell has changed since: it would be another network. Restore the file to resume."]
+    raise files.WorkdirError(
+        "\n".join([f"{where} holds another run; it differs in", *(f"  {line}" for line in differing), *mends])
+    )
 
 
 def ended(

@@ -13,14 +13,17 @@ from typing import Any
 
 import jax
 
-PACKAGES = ("seqmnist_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "clu", "numpy")
+import seqmnist_jax
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "clu", "numpy")
 # Environment variables that change what JAX or the kernel does begin so.
 VARIABLES = ("JAX_", "XLA_", "NVIDIA_", "CUDA_", "TF_CUDNN", "SEQMNIST_", "CXX", "OMP_")
 
 
 def versions() -> dict[str, str | None]:
     """Python's version and those of the packages that a result depends on."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
+    # Of this package, which a checkout runs without being installed, the version that it says itself.
+    found: dict[str, str | None] = {"python": platform.python_version(), "seqmnist_jax": seqmnist_jax.__version__}
     for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)

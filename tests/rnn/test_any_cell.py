@@ -1,6 +1,8 @@
 """Kernels made of a step against `lax.scan` over it in float64: values, and gradients of everything."""
 
 import functools
+import inspect
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ from any_cells import CELLS, random_cells
 from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
+from seqmnist_jax import rnn
 from seqmnist_jax.rnn import recurrence
 from seqmnist_jax.rnn.jaxprs import NotDivisibleError
 from seqmnist_jax.rnn.stages import Options
@@ -240,6 +243,22 @@ def test_replicas(name):
     got = jax.vmap(jax.value_and_grad(loss), in_axes=(0, None))(many, arrays.x)
     one = [jax.value_and_grad(loss)(jax.tree.map(lambda p: p[i], many), arrays.x) for i in range(3)]  # noqa: B023
     compare("replicas", got, jax.tree.map(lambda *parts: jnp.stack(parts), *one), 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("function", "operation"),
+    [(lambda h: jnp.sort(h, -1), "sort"), (lambda h: h / jnp.linalg.norm(h, axis=1, keepdims=True), "reduce_sum")],
+    ids=["sort", "norm"],
+)
+def test_what_has_no_kernel_is_told_with_the_line_of_the_user(function, operation):
+    """Also where it is inside a function of JAX that is a program of its own."""
+
+    def step(params, h, x):
+        return h, function(jnp.tanh(x + h * params))
+
+    told = rnn.explain_step(step, jnp.ones(5), jnp.ones((2, 3, 5)), jnp.ones((2, 5)))
+    line = inspect.getsourcelines(function)[1]
+    assert re.search(rf"{operation} of the state \({re.escape(__file__)}:{line}:", told), told
 
 
 # ---- Random cells ----

@@ -128,7 +128,8 @@ def build_own(config: ml_collections.ConfigDict) -> own_cell.Found | None:
     """The user's own cell that config.model.cell names, None where it is one of the package; errors as in `find`."""
     if not own_cell.is_one(config.model.cell):
         return None
-    return own_cell.find(config.model.cell, config.runtime.get("cell_file", ""))
+    known = config.runtime.get("cell_file", ""), config.model.get("cell_hash", "")  # of a run that was
+    return own_cell.find(config.model.cell, *known)
 
 
 def known_options(cell: rnn.Cell) -> dict[str, float]:

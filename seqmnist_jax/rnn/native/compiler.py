@@ -118,7 +118,7 @@ def compile(source: Source, compiler: list[str], flags: list[str], target: Path)
       CannotBuildError: the compiler does not run, fails, or takes too long.
     """
     name = shlex.join(compiler)
-    say(f"Building the {source.name} kernel with {name}, once on this machine: some seconds.")
+    say(f"Building a {source.name} kernel with {name}, and keeping it for later: some seconds.")
     try:
         done = _run(
             [*compiler, *flags, "-isystem", jax.ffi.include_dir(), str(source.files[0]), "-o", str(target)],
