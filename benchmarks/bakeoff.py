@@ -134,7 +134,10 @@ def draw(rows: Sequence[Row]) -> Any:
         spine.set_visible(side in ("left", "bottom"))
     panel.legend(loc="lower right", frameon=False, labelcolor=INK, fontsize=8)
     figure.draw_without_rendering()
-    _name(panel, {row["model"]: (row["train_seconds"], 1 - row["test_accuracy"]) for row in rows})
+    # Without the precision, which is the device's.
+    names = [row["model"].removesuffix(f", {row['precision']}") for row in rows]
+    places = [(row["train_seconds"], 1 - row["test_accuracy"]) for row in rows]
+    _name(panel, dict(zip(names, places, strict=True)))
     return figure
 
 

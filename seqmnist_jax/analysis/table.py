@@ -198,7 +198,7 @@ def _row(group: Sequence[Result]) -> Json:
     validated = [s["validation_accuracy"] for s in summaries if s["validation_accuracy"] is not None]
     validation = over_seeds(validated) if validated else None
     epochs = first["steps"] * recipe["train.batch_size"] / dataset["sizes"]["train"]
-    origin = _origin(summaries)
+    origin, precision = _origin(summaries), _precision(recipe, summaries)
     command = _command(origin["commands"])
     told = [warning for one in summaries for warning in caveats.warnings(one["dataset"], one)]
     mixed = [name for name in ("commits", "commands", "devices") if len(origin[name]) > 1]
@@ -206,7 +206,8 @@ def _row(group: Sequence[Result]) -> Json:
         "id": _id(recipe),
         "config": provenance.config_title(command),
         "task": _task(recipe, dataset),
-        "model": model_title(recipe | {"model.precision": _precision(recipe, summaries)}),
+        "model": model_title(recipe | {"model.precision": precision}),
+        "precision": precision,
         "protocol": _protocol(recipe, dataset),
         "selected_on": first["selected_on"],
         "parameters": first["parameters"],
