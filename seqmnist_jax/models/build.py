@@ -238,7 +238,7 @@ def build_unread(config: ml_collections.ConfigDict) -> dict[str, str]:
         unread["runtime.eval_precision"] = of_cell
         # A kernel rounds what it multiplies by itself, and in float32 are all products that nobody rounds.
         if model.precision not in ("auto", "float32") and config.runtime.backend != "native":
-            unread["model.precision"] = of_cell
+            unread["model.precision"] = f"{of_cell} and runtime.backend={config.runtime.backend!r}"
     unread |= {} if model.gate_bias == "constant" else {"model.forget_bias": of_bias}
     return unread if model.gate_bias in ("log_uniform", "chrono") else unread | {"model.longest_time_scale": of_bias}
 
