@@ -32,6 +32,18 @@ FIELDS = {
 # A rate at which the first step leads out of the finite numbers.
 DIVERGING = {"optimizer.name": "sgd", "optimizer.learning_rate": 3e38, "optimizer.clip.mask": "none"}
 
+# A cell that starts where its root has no finite gradient.
+ROOTED = """
+import jax.numpy as jnp
+from seqmnist_jax import rnn
+
+def step(params, h, x):
+    h = x @ params["w"] + jnp.sqrt(h * h)
+    return h, h
+
+rooted = rnn.cell(step, lambda key, features, hidden_size: {"w": jnp.zeros((features, hidden_size))})
+"""
+
 
 def config_of(**changes):
     config = row_lstm.get_config()
@@ -183,8 +195,9 @@ def test_results_without_checkpoints_stay(finished, tmp_path):
 
 
 def test_what_diverged_is_told_to_its_own_config_only(tmp_path):
-    with pytest.raises(Diverged, match="diverged at step 1"):
+    with pytest.raises(Diverged, match=r"diverged at step 1: .* Try a lower .* (\S*)/run/diverged.json says more"):
         run_in(tmp_path / "run", **DIVERGING)
+    assert str(tmp_path) not in (tmp_path / "run" / "diverged.json").read_text()
     before = content(tmp_path / "run")
     with pytest.raises(Diverged, match=r"has diverged\. Training diverged at step 1"):
         run_in(tmp_path / "run", **DIVERGING)
@@ -192,6 +205,13 @@ def test_what_diverged_is_told_to_its_own_config_only(tmp_path):
     sweep_in(tmp_path / "sweep", "1-2", **DIVERGING)
     with pytest.raises(WorkdirError, match=r"holds another sweep.*\n  optimizer.clip.mask"):
         sweep_in(tmp_path / "sweep", "1-2")
+
+
+def test_equations_that_are_not_finite_from_the_start_are_told_as_such(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "rooted.py").write_text(ROOTED)
+    with pytest.raises(Diverged, match=r"at step 1: .* gradient norm nan.* no rate will mend it"):
+        run_in(tmp_path / "run", **{"model.cell": "rooted:rooted"})
 
 
 def test_a_member_that_diverged_keeps_its_place_in_the_program(tmp_path):

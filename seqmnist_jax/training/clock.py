@@ -73,6 +73,7 @@ class Progress:
         self._clock = clock
         self._runs = runs
         self._start = self._last_line = time.perf_counter()
+        self._compiled_before = clock.compile
         self._first_step = self._step = self._window_step = step
         self._window_seconds = clock.train
         self._rate: float | None = None
@@ -112,7 +113,8 @@ class Progress:
         )
 
     def _seconds_left(self) -> float:
-        passed = time.perf_counter() - self._start
+        # What a start compiles is paid once: after a few steps it would stand for most of the time.
+        passed = time.perf_counter() - self._start - (self._clock.compile - self._compiled_before)
         return passed / max(1, self._step - self._first_step) * (self._total - self._step)
 
     def line(self, scores: dict[str, float]) -> str:

@@ -64,8 +64,11 @@ class Divergence(NamedTuple):
         ranked = {name: math.inf if math.isnan(norm) else norm for name, norm in self.gradient_norms.items()}
         name = max(ranked, key=lambda n: ranked[n])
         text = f"the loss is {self.loss:.4g} and the largest gradient norm {self.gradient_norms[name]:.4g}, of {name}"
-        finite = math.isfinite(self.loss) and math.isfinite(ranked[name])
-        return f"{text}, but the step from there leads out of the finite numbers" if finite else text
+        return f"{text}, but the step from there leads out of the finite numbers" if self.is_finite() else text
+
+    def is_finite(self) -> bool:
+        """Whether the loss and all gradients are finite, so that the update itself is what led out."""
+        return all(map(math.isfinite, (self.loss, *self.gradient_norms.values())))
 
 
 class Programs:

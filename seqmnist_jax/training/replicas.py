@@ -22,6 +22,13 @@ from seqmnist_jax.workdir.recorder import Recorder
 
 Json = dict[str, Any]
 
+# What to do about a run that diverged.
+_LOWER = "Try a lower optimizer.learning_rate or optimizer.clip.norm, in a new work directory."
+_AT_ONCE = (
+    "No update came before it, so no rate will mend it: look in the model's equations for a division by zero, or the "
+    "root or the logarithm of zero, whose gradient is infinite."
+)
+
 
 class Diverged(SeqMnistError):
     """The loss or a gradient is NaN or infinite."""
@@ -205,19 +212,19 @@ class ReplicaGroup:
         replica.checkpoints.wait()
         last = replica.checkpoints.last_step()
         good = "There is no checkpoint before it" if last is None else f"The last good checkpoint is of step {last}"
-        happened = what if isinstance(what, str) else f"step {what.step}: {what.reason()}"
-        replica.diverged = (
-            f"Training diverged at {happened}. {good}; {replica.workdir / files.DIVERGED} says more. "
-            "Try a lower optimizer.learning_rate or optimizer.clip.norm, in a new work directory."
-        )
-        facts = {} if isinstance(what, str) else what.facts()
+        happened, facts, advice = what, {}, _LOWER
+        if isinstance(what, Divergence):
+            happened, facts = f"step {what.step}: {what.reason()}", what.facts()
+            advice = _LOWER if what.step > 1 or what.is_finite() else _AT_ONCE
+        replica.diverged = f"Training diverged at {happened}. {good}. {advice}"
         run = replica.run
         record = {"seed": run.learner.seed, "steps": run.steps, "identity": run.identity, "choice": run.choice}
         replica.write_json(files.DIVERGED, {"reason": replica.diverged, "last_checkpoint": last, **facts, **record})
+        told = f"{replica.diverged} {replica.workdir / files.DIVERGED} says more."
         if len(self.replicas) > 1:
-            self.watch.say(f"{replica.workdir.name}: {replica.diverged}")
+            self.watch.say(f"{replica.workdir.name}: {told}")
         if not self.active.any():
-            raise Diverged(replica.diverged if len(self.replicas) == 1 else "All replicas have diverged; see above.")
+            raise Diverged(told if len(self.replicas) == 1 else "All replicas have diverged; see above.")
 
     def mark_infinite(self, step: int, split: str, logits: Sequence[np.ndarray]) -> None:
         """Ends the runs whose logits on a split, [count, classes] of each run of the program, are not finite.
