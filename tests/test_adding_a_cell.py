@@ -44,7 +44,9 @@ def folder(tmp_path_factory):
     """Where the page's commands have been given."""
     folder = tmp_path_factory.mktemp("page")
     (folder / "my_cells.py").write_text(MODULE)
-    done = launch(command(TRAIN, *SHORT, "--config.train.steps=400"), folder)
+    # At the page's rate so few steps end anywhere from chance to 30 %.
+    brief = ["--config.train.steps=400", "--config.optimizer.learning_rate=3e-4"]
+    done = launch(command(TRAIN, *SHORT, *brief), folder)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -71,7 +73,7 @@ def own(folder, monkeypatch):
 
 def test_the_cell_learns_and_is_recorded(folder):
     run = folder / "runs" / "elman"
-    assert json.loads((run / "summary.json").read_text())["test_accuracy"] > 0.25, "chance is 0.1"
+    assert json.loads((run / "summary.json").read_text())["test_accuracy"] > 0.5, "chance is 0.1"
     config = json.loads((run / "config.json").read_text())
     assert config["model"]["cell_hash"] == hashlib.sha256(MODULE.encode()).hexdigest()
     assert config["runtime"]["cell_file"] == str(folder / "my_cells.py")

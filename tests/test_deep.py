@@ -31,13 +31,18 @@ def made(**changes):
     """A model for 16 steps of one feature and three classes, its variables away from where they start, and an x."""
     model = build_model(tiny.config(**{"runtime.backend": "scan", **changes}), TIME, 3)
     x = jax.random.normal(jax.random.key(1), (BATCH, TIME, 1))
-    variables = model.init(jax.random.key(0), x)
+    variables = jax.jit(model.init)(jax.random.key(0), x)
     keys = iter(jax.random.split(jax.random.key(2), 99))
     return model, jax.tree.map(lambda v: v + 0.2 * jax.random.normal(next(keys), v.shape), variables), x
 
 
 def deep(**changes):
     return made(**{**DEEP, **STAGES, **changes})
+
+
+def logits(model, variables, x, **options):
+    """What the model says, as one compiled program: operation by operation each is one to compile."""
+    return jax.jit(model.apply, static_argnames="every_step")(variables, x, **options)
 
 
 def normed(p, x):
@@ -75,7 +80,7 @@ def test_a_deep_stack_is_its_equations(reading):
     y = dense(p["stage_1_input"], y.reshape(BATCH, TIME // 4, 16))
     y = block(p["stage_1_block_1"], block(p["stage_1_block_0"], y))
     y = y.mean(1) if reading == "mean" else y[:, -1]
-    np.testing.assert_allclose(model.apply(variables, x), dense(p["dense"], normed(p["norm"], y)), atol=2e-5)
+    np.testing.assert_allclose(logits(model, variables, x), dense(p["dense"], normed(p["norm"], y)), atol=2e-5)
 
 
 CASES = [{}, {"model.reading": "mean"}, {"model.cell": "gru", "model.cell_options": "", "model.head_layers": 1}]
@@ -84,10 +89,10 @@ CASES = [{}, {"model.reading": "mean"}, {"model.cell": "gru", "model.cell_option
 @pytest.mark.parametrize("changes", CASES)
 def test_a_step_depends_on_no_later_one(changes):
     model, variables, x = deep(**changes)
-    every = model.apply(variables, x, every_step=True)
-    np.testing.assert_allclose(every[:, -1], model.apply(variables, x), atol=1e-5)
+    every = logits(model, variables, x, every_step=True)
+    np.testing.assert_allclose(every[:, -1], logits(model, variables, x), atol=1e-5)
     for t in (2, 7, 11):
-        other = model.apply(variables, x.at[:, t + 1 :].set(9.0), every_step=True)
+        other = logits(model, variables, x.at[:, t + 1 :].set(9.0), every_step=True)
         np.testing.assert_array_equal(other[:, : t + 1], every[:, : t + 1])
     # The second stage's first step is full after four.
     assert np.ptp(every[:, :3], axis=(0, 1)).max() == 0
@@ -100,18 +105,18 @@ def test_ragged_sequences_read_as_whole_ones_up_to_their_end(make, reading):
     model, variables, x = make(**{"model.reading": reading})
     lengths = jnp.array([16, 9, 0])
     padded = jnp.where(jnp.arange(TIME)[:, None] < lengths[:, None, None], x, jnp.nan)
-    found = model.apply(variables, padded, lengths=lengths)
-    every = model.apply(variables, padded, lengths=lengths, every_step=True)
+    found = logits(model, variables, padded, lengths=lengths)
+    every = logits(model, variables, padded, lengths=lengths, every_step=True)
     np.testing.assert_allclose(found[0], every[0, -1], atol=1e-5)
     np.testing.assert_allclose(found[1], every[1, 8], atol=1e-5)
-    np.testing.assert_allclose(found[1], model.apply(variables, x[1:2], every_step=True)[0, 8], atol=1e-5)
-    nothing = model.apply(variables, x[:1] * 0, lengths=jnp.array([0]))
+    np.testing.assert_allclose(found[1], logits(model, variables, x[1:2], every_step=True)[0, 8], atol=1e-5)
+    nothing = logits(model, variables, x[:1] * 0, lengths=jnp.array([0]))
     np.testing.assert_allclose(found[2], nothing[0], rtol=1e-6)
 
     def loss(variables, x):
         return (model.apply(variables, x, lengths=lengths) ** 2).sum()
 
-    grads = jax.grad(loss, (0, 1))(variables, padded)
+    grads = jax.jit(jax.grad(loss, (0, 1)))(variables, padded)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grads))
     assert not np.any(grads[1][1, 9:])
 
