@@ -26,7 +26,8 @@ pytestmark = pytest.mark.usefixtures("quick_compiler")
 PAGE = (ROOT / "docs" / "adding-a-cell.md").read_text()
 MODULE, LOADING = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 TRAIN, REPORT = re.findall(r"^python launch.py (.*)$", PAGE, re.M)
-SHORT = ["--config.data.source=embedded", "--config.train.eval_every=200"]
+# At the page's rate so few steps end anywhere from chance to 30 %.
+SHORT = ["--config.data.source=embedded", "--config.train.eval_every=200", "--config.optimizer.learning_rate=3e-4"]
 
 
 def command(text, *more):
@@ -44,9 +45,7 @@ def folder(tmp_path_factory):
     """Where the page's commands have been given."""
     folder = tmp_path_factory.mktemp("page")
     (folder / "my_cells.py").write_text(MODULE)
-    # At the page's rate so few steps end anywhere from chance to 30 %.
-    brief = ["--config.train.steps=400", "--config.optimizer.learning_rate=3e-4"]
-    done = launch(command(TRAIN, *SHORT, *brief), folder)
+    done = launch(command(TRAIN, *SHORT, "--config.train.steps=400"), folder)
     assert done.returncode == 0, done.stderr
     return folder
 
