@@ -457,7 +457,7 @@ def test_divergence_leaves_a_report_beside_the_last_good_checkpoint(tmp_path):
     with pytest.raises(Diverged) as error:
         run_in(tmp_path, **changes)
     report = json.loads((tmp_path / "diverged.json").read_text())
-    assert report["reason"] == str(error.value)
+    assert str(error.value) == f"{report['reason']} {tmp_path / 'diverged.json'} says more."
     assert report["step"] >= 2
     assert report["last_checkpoint"] == report["step"] - 1
     assert report["learning_rate"] == pytest.approx(3e38 * (report["step"] - 1) / 59, rel=1e-5)
