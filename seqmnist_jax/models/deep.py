@@ -16,7 +16,15 @@ import jax
 import jax.numpy as jnp
 
 from seqmnist_jax import rnn
-from seqmnist_jax.models.head import OF_PRODUCTS, Hidden, WithRecurrence, drop_units, read_out, zero_unless
+from seqmnist_jax.models.head import (
+    OF_PRODUCTS,
+    Hidden,
+    WithRecurrence,
+    dot_by_rows,
+    drop_units,
+    read_out,
+    zero_unless,
+)
 from seqmnist_jax.rnn.scan import without_padding
 from seqmnist_jax.rnn.stack import Probability
 
@@ -59,7 +67,8 @@ class Block(nn.Module):
         with jax.named_scope("rnn"):
             y = rnn.stack(self.cell, layers, y, lengths=lengths, engine=self.engine, return_sequences=not only_last)
         y = drop_units(self, jax.nn.gelu(y), keep, self.data_axis)
-        gate = nn.Dense(2 * channels, precision=OF_PRODUCTS[self.engine.precision], name="gate")
+        precision = OF_PRODUCTS[self.engine.precision]
+        gate = nn.Dense(2 * channels, precision=precision, dot_general=dot_by_rows, name="gate")
         value, opened = jnp.split(gate(y), 2, axis=-1)
         y = drop_units(self, value * jax.nn.sigmoid(opened), keep, self.data_axis)
         return y + (read_out(x, lengths, "last", False) if only_last else x)
@@ -111,7 +120,7 @@ class DeepClassifier(WithRecurrence, nn.Module):
                 groups = x.shape[1] // self.shorten
                 x = x[:, : groups * self.shorten].reshape(x.shape[0], groups, -1)
             name, precision = f"stage_{index}", OF_PRODUCTS[self.engine.precision]
-            x = nn.Dense(stage.channels, precision=precision, name=f"{name}_input")(x)
+            x = nn.Dense(stage.channels, precision=precision, dot_general=dot_by_rows, name=f"{name}_input")(x)
             for place in range(stage.blocks):
                 only_last = early and index == len(self.stages) - 1 and place == stage.blocks - 1
                 block = Block(self.cell, stage, self.engine, self.data_axis, name=f"{name}_block_{place}")

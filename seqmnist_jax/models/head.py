@@ -1,5 +1,6 @@
 """What stands between a network's features and its logits; and the network that is nothing else, an MLP."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 
 from seqmnist_jax import rnn
 from seqmnist_jax.devices.mesh import own_share, shards
+from seqmnist_jax.rnn.cells import by_rows
 from seqmnist_jax.rnn.scan import without_padding
 from seqmnist_jax.rnn.stack import Probability
 
@@ -20,6 +22,12 @@ OF_PRODUCTS = {
     "tensorfloat32": jax.lax.Precision.DEFAULT,
     "bfloat16": jax.lax.Precision.DEFAULT,
 }
+
+
+def dot_by_rows(x: Array, kernel: Array, dimension_numbers: Any, precision: jax.lax.Precision) -> Array:
+    """The product of a dense layer with every step of x [batch, time, features], in place of `jax.lax.dot_general`."""
+    del dimension_numbers
+    return by_rows(functools.partial(jnp.matmul, precision=precision), x, kernel)
 
 
 def drop_units(module: nn.Module, x: Array, keep: Probability, data_axis: str | None) -> Array:

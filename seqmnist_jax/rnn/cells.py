@@ -11,6 +11,7 @@ float32: 'float32' is full float32, or the arrays' own dtype, on every device; '
 10 bits of the fraction of what is multiplied, and is float32 elsewhere; 'bfloat16' rounds it to 7 bits.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -96,9 +97,20 @@ def _sigmoid_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, 
     return s, tangents[0] * s * (1.0 - s)
 
 
+def by_rows(times: Callable[[Array, Array], Array], a: Array, b: Array) -> Array:
+    """The product of a [..., k], as rows [n, k], with b [k, m], as `times` makes it: [..., m].
+
+    The gradient of b is a product over all but one axis of a. On CPUs XLA gives it to its library of quick products
+    where that is one axis; where there are several, its own is 3 to 8 times slower.
+    """
+    return times(jax.lax.collapse(a, 0, a.ndim - 1), b).reshape(*a.shape[:-1], b.shape[-1])
+
+
 def product(a: Array, b: Array, precision: str) -> Array:
     """The matrix product a b, as exact as precision says."""
     precision = choice("precision", precision, PRECISIONS)
+    if a.ndim > 2 and b.ndim == 2:
+        return by_rows(functools.partial(product, precision=precision), a, b)
     if precision == "bfloat16":
         return jnp.matmul(a.astype(jnp.bfloat16), b.astype(jnp.bfloat16), preferred_element_type=jnp.float32)
     # XLA's default is TF32 on GPUs that have it, and float32 elsewhere.
