@@ -173,6 +173,10 @@ def test_what_else_a_folder_may_be_asked_for(chosen, tmp_path):
     ):
         with pytest.raises((WorkdirError, UsageError), match=why):
             sweep.survey(*built(**changes), folder)
+    # A run of the sweep has its choice on record, so that the trials may go.
+    shutil.rmtree(folder / "trials")
+    assert sweep.train_sweep(*built(), folder, watch=Watch(say=lines.append)) == chosen[1]
+    assert not any("Compiled" in line for line in lines)
 
 
 @pytest.mark.slow

@@ -133,10 +133,12 @@ def describe() -> Output:
 
     grid = plan.build_sweep(config)
     points = plan.build_points(config, grid, named_fields()) if grid else []
-    run = points[0].run if points else build_run(config, named=named_fields())
+    run = None if points else build_run(config, named=named_fields())
     found = None
     if workdir is not None:  # refused as training in it would be
-        found = sweep.survey(grid, points, workdir)[0] if points else start.look(run, workdir)
+        found = start.look(run, workdir) if run else sweep.survey(grid, points, workdir)[0]
+        points = sweep.decide(points, workdir)
+    run = run or points[0].run
     names = [point.name for point in points]
     result = describe_run(run, named_fields(), runs=names, trials=plan.trials_in_words(points), workdir=found)
     return Output(result, text.description(run, result, FLAGS.explain))

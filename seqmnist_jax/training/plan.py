@@ -279,8 +279,8 @@ def recipe_of(point: SweepPoint) -> str:
 
 
 def all_trials(points: Sequence[SweepPoint]) -> list[SweepPoint]:
-    """The trials of all points, each once."""
-    return list({trial.name: trial for point in points for trial in point.trials}.values())
+    """The trials of all points that have no choice yet, each once."""
+    return list({trial.name: trial for point in points if not point.run.choice for trial in point.trials}.values())
 
 
 def trials_in_words(points: Sequence[SweepPoint]) -> str:
@@ -296,39 +296,61 @@ def trials_in_words(points: Sequence[SweepPoint]) -> str:
     )
 
 
-def decide(points: Sequence[SweepPoint], folder_of: Callable[[SweepPoint], Path]) -> list[SweepPoint]:
+def decide(
+    points: Sequence[SweepPoint],
+    folder_of: Callable[[SweepPoint], Path],
+    kept: Callable[[SweepPoint], Json | None],
+) -> list[SweepPoint]:
     """The points with what their trials have chosen: the values of the best by its best validation accuracy.
 
     One that diverged is the worst, of equal ones the smaller values win. A point stays as it is if it has its choice,
-    or if one of its trials has not ended.
+    or if one of its trials has not ended and its own run does not know the choice either.
 
     Args:
       points: as `build_points` makes them.
       folder_of: where a trial is.
+      kept: the choice that a point's own run has on record; its trials may have been removed since.
 
     Raises:
       as `start.look`, of the trials' folders.
     """
     decided = []
     for point in points:
-        folders = {folder_of(trial): trial.run for trial in point.trials}
-        if not folders or point.run.choice or any(look(run, folder) in GOING for folder, run in folders.items()):
+        choice = None
+        if point.trials and not point.run.choice:
+            choice = _choose(point, folder_of) or kept(point)
+        if choice is None or not _is_asked(choice, point):
             decided.append(point)
             continue
-        summaries = [files.read_json(path) if (path := folder / files.SUMMARY).exists() else {} for folder in folders]
-        found: list[float | None] = [summary.get(VALIDATED) for summary in summaries]
-        first_best = np.argmax([-1.0 if one is None else one for one in found])
-        chosen = point.candidates[int(first_best)]
-        choice = {
-            "chosen": chosen,
-            "candidates": [one | {VALIDATED: score} for one, score in zip(point.candidates, found, strict=True)],
-            "steps": point.trials[0].run.steps,
-            SEED: point.trials[0].run.learner.seed,
-        }
-        run = build_run(_with(configs.from_json(point.run.config), chosen), point.run.task)
+        run = build_run(_with(configs.from_json(point.run.config), choice["chosen"]), point.run.task)
         run = dataclasses.replace(run, choice=choice, remark=point.run.remark)
-        decided.append(point._replace(overrides=point.overrides | chosen, run=run))
+        decided.append(point._replace(overrides=point.overrides | choice["chosen"], run=run))
     return decided
+
+
+def _choose(point: SweepPoint, folder_of: Callable[[SweepPoint], Path]) -> Json | None:
+    """What the trials of a point choose; None if one of them has not ended."""
+    folders = {folder_of(trial): trial.run for trial in point.trials}
+    if any(look(run, folder) in GOING for folder, run in folders.items()):
+        return None
+    summaries = [files.read_json(path) if (path := folder / files.SUMMARY).exists() else {} for folder in folders]
+    found: list[float | None] = [summary.get(VALIDATED) for summary in summaries]
+    first_best = np.argmax([-1.0 if one is None else one for one in found])
+    return {
+        "chosen": point.candidates[int(first_best)],
+        "candidates": [one | {VALIDATED: score} for one, score in zip(point.candidates, found, strict=True)],
+        **_length(point),
+    }
+
+
+def _length(point: SweepPoint) -> Json:
+    return {"steps": point.trials[0].run.steps, SEED: point.trials[0].run.learner.seed}
+
+
+def _is_asked(choice: Json, point: SweepPoint) -> bool:
+    """Whether a choice was made among the candidates of a point, by trials like its own."""
+    tried = [{field: value for field, value in one.items() if field != VALIDATED} for one in choice["candidates"]]
+    return tried == [*point.candidates] and _length(point).items() <= choice.items()
 
 
 def choice_in_words(choice: Json) -> str:

@@ -79,17 +79,15 @@ def train_sweep(
         if processes.is_main():
             workdir.mkdir(parents=True, exist_ok=True)
             check_place = exits.enter_context(owned(workdir))
-        trials = plan.all_trials(points)
-        if trials:
+        points = decide(points, workdir)
+        if trials := plan.all_trials(points):
             watch.say(f"{plan.trials_in_words(points)}.")
             tried = {key: values for key, values in grid.items() if key != plan.SEED}
             tried |= {field: tuple({one[field]: 0 for one in points[0].candidates}) for field in _chosen_fields(points)}
             train_sweep(tried, trials, workdir / files.TRIALS, command=command, executor=executor, watch=watch)
-            points = _decide(points, workdir)
-            for point in {plan.recipe_of(point): point for point in points[::-1]}.values():
-                watch.say(
-                    f"Chosen for {point.name} and its other seeds: {plan.choice_in_words(point.run.choice or {})}"
-                )
+            points = decide(points, workdir)
+        for point in {plan.recipe_of(point): point for point in points[::-1] if point.run.choice}.values():
+            watch.say(f"Chosen for {point.name} and its other seeds: {plan.choice_in_words(point.run.choice or {})}")
         _, together = survey(grid, points, workdir)  # again, now that nobody else can change it
         processes.wait("who trains together is known")
         jobs = {point.name: Job(point.run, _folder(workdir, point), command(point.overrides)) for point in points}
@@ -105,7 +103,7 @@ def train_sweep(
         )
         if processes.is_main():
             told = {"sweep": dict(grid), "config of one run": points[0].run.config, TOGETHER: together}
-            told |= {CHOSEN: _chosen_fields(points)} if trials else {}
+            told |= {CHOSEN: _chosen_fields(points)} if points[0].trials else {}
             files.write_json(workdir / files.SWEEP, told)
         _train_groups(groups, executor, watch)
         processes.wait("all runs are done")
@@ -126,7 +124,7 @@ def survey(grid: Grid, points: Sequence[SweepPoint], workdir: Path) -> tuple[str
       WorkdirError, UsageError: the folder, or that of a run, holds something else; the message says what.
     """
     old: Json = {}
-    points, chosen = _decide(points, workdir), _chosen_fields(points)
+    points, chosen = decide(points, workdir), _chosen_fields(points)
     for trial in plan.all_trials(points):
         look(trial.run, _folder(workdir / files.TRIALS, trial))
     if (workdir / files.SWEEP).exists():
@@ -213,8 +211,14 @@ def _folder(workdir: Path, point: SweepPoint) -> Path:
     return workdir / files.REPLICAS / point.name
 
 
-def _decide(points: Sequence[SweepPoint], workdir: Path) -> list[SweepPoint]:
-    return plan.decide(points, lambda trial: _folder(workdir / files.TRIALS, trial))
+def decide(points: Sequence[SweepPoint], workdir: Path) -> list[SweepPoint]:
+    """The points with what trials have chosen for them so far, as `plan.decide`."""
+
+    def kept(point: SweepPoint) -> Json | None:
+        path = _folder(workdir, point) / files.SUMMARY
+        return files.read_json(path).get("choice") if path.exists() else None
+
+    return plan.decide(points, lambda trial: _folder(workdir / files.TRIALS, trial), kept)
 
 
 def _chosen_fields(points: Sequence[SweepPoint]) -> list[str]:
