@@ -1,8 +1,10 @@
 import contextlib
 import fcntl
 import json
+import math
 import os
 import shutil
+import zlib
 from pathlib import Path
 
 import jax
@@ -10,6 +12,26 @@ import pytest
 
 from seqmnist_jax.data import cache as data_cache
 from tests import tiny
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Of a test that is marked `sampled(n)` all cases but n become slow."""
+    tests = {}
+    for item in items:
+        if item.get_closest_marker("sampled"):
+            tests.setdefault((item.path, item.originalname), []).append(item)
+    for (path, name), cases in tests.items():
+        (count,) = cases[0].get_closest_marker("sampled").args
+        # Another beginning for each test, so that together they see all cells and backends. A stride by the golden
+        # ratio meets all values of each parameter soon.
+        first, stride = zlib.crc32(f"{path.stem} {name}".encode()), round(0.618 * len(cases))
+        while math.gcd(stride, len(cases)) > 1:
+            stride += 1
+        run = {(first + i * stride) % len(cases) for i in range(count)}
+        for i, item in enumerate(cases):
+            if i not in run:
+                item.add_marker(pytest.mark.slow)
 
 
 @contextlib.contextmanager

@@ -123,6 +123,7 @@ def test_a_missing_file_is_an_error_that_says_what_was_expected(copied):
     assert f"nor at {copied}/my_cells.py, where the run had it; expected my_cells.py" in said
 
 
+@pytest.mark.slow
 def test_replicas_both_ways_with_all_kinds_of_dropout(folder, tmp_path):
     changes = ["bidirectional=True", "num_layers=2", "hidden_size=8"]
     changes += [f"dropout.{place}=0.9" for place in ("input_keep", "output_keep", "state_keep")]
@@ -211,6 +212,7 @@ def test_functions_that_can_not_be_called_so():
 # The engine's side.
 
 
+@pytest.mark.slow
 def test_of_the_lstm_s_step_it_makes_an_lstm():
     own = rnn.cell(rnn.lstm_step, rnn.init_lstm, lambda zero: (zero, zero))
     params = rnn.init_stack(jax.random.key(0), own, 5, 8, num_layers=2, bidirectional=True)

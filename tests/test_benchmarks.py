@@ -49,6 +49,7 @@ def test_what_exceeds_the_budget_is_left_out():
     assert "slow" in said[0]
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("cell", list(peers.CELLS))
 @pytest.mark.parametrize("library", list(peers.LIBRARIES))
 def test_losses_agree(library, cell):
@@ -128,6 +129,7 @@ def small(config):
     return config
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("config", [row_lstm, pixel_gru], ids=["row_lstm", "pixel_gru"])
 def test_pytorch_trains_the_same(config):
     need("torch")

@@ -24,6 +24,7 @@ TRAIN = re.search(r"^python launch.py (.*) \\\n +--config.model.cell_options=\"(
 SHORT = ["--config.data.source=embedded", "--config.train.eval_every=10", "--config.train.steps=20"]
 
 
+@pytest.mark.slow
 def test_the_page_s_command_trains_and_resumes(tmp_path):
     before, options, after = TRAIN.groups()
     command = [*before.replace("configs/", f"{ROOT}/configs/").split(), *after.split(), *SHORT]

@@ -77,12 +77,14 @@ def read(folder, name="summary.json"):
     return json.loads((folder / name).read_text())
 
 
+@pytest.mark.slow
 def test_names_of_fields_that_go_together_leave_out_what_is_empty():
     cells = """(('gru', ''), ('lru', "{'r_min': 0.5, 'r_max': 0.9}"))"""
     _, points = built(sweep=f"{{'model.cell, model.cell_options': {cells}}}")
     assert [point.name for point in points] == ["cell=gru", "cell=lru,cell_options=r_min=0.5,r_max=0.9"]
 
 
+@pytest.mark.slow
 def test_each_run_and_each_trial_has_its_folder(chosen):
     folder, _, _, _ = chosen
     cells = ("cell=gru,hidden_size=8", "cell=lstm,hidden_size=6")

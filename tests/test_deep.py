@@ -72,6 +72,7 @@ def block(p, x):
     return x + value * special.expit(opened)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("reading", ["last", "mean"])
 def test_a_deep_stack_is_its_equations(reading):
     model, variables, x = deep(**{"model.reading": reading})
@@ -86,6 +87,7 @@ def test_a_deep_stack_is_its_equations(reading):
 CASES = [{}, {"model.reading": "mean"}, {"model.cell": "gru", "model.cell_options": "", "model.head_layers": 1}]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("changes", CASES)
 def test_a_step_depends_on_no_later_one(changes):
     model, variables, x = deep(**changes)
@@ -99,6 +101,7 @@ def test_a_step_depends_on_no_later_one(changes):
     assert np.ptp(every[:, 3:], axis=1).max() > 0
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("reading", ["last", "mean"])
 @pytest.mark.parametrize("make", [deep, made, functools.partial(made, **{"model.memory": 5, "model.cell": "gru"})])
 def test_ragged_sequences_read_as_whole_ones_up_to_their_end(make, reading):
@@ -121,6 +124,7 @@ def test_ragged_sequences_read_as_whole_ones_up_to_their_end(make, reading):
     assert not np.any(grads[1][1, 9:])
 
 
+@pytest.mark.slow
 def test_masks_are_one_for_all_steps():
     model, variables, x = deep()
     keep, rngs = (None, 0.5, None), {"dropout": jax.random.key(3)}
@@ -245,6 +249,7 @@ def test_a_field_that_is_not_read_is_told(changes, field):
         build_run(tiny.config(**{**PLAIN, "model.cell": "gru", **changes}))
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.usefixtures("quick_compiler")
 @pytest.mark.parametrize("name", ["deep", "mlp"])
 def test_they_train_and_go_on_bit_for_bit(name, tmp_path):

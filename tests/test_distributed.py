@@ -85,6 +85,7 @@ def alone(tmp_path, quick_compiler):
     return run, tmp_path / "alone"
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_run(alone, tmp_path):
     run, folder = alone
     first, second = train_pair(tmp_path / "pair")

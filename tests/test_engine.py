@@ -54,6 +54,7 @@ def reference():
 
 
 # Each backend and each cell: all pairs are tested where the layers are.
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("backend", "cell"), [("fused", "gru"), pytest.param("native", "lstm", marks=with_kernel), ("auto", "gru")]
 )
@@ -62,6 +63,7 @@ def test_ten_steps_are_those_of_the_scan(reference, cell, backend):
     assert farthest(params, reference[cell]) < 1e-5
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_bfloat16_stays_near_and_is_not_float32(reference, backend):
     params, _ = train(small(**{"runtime.backend": backend, "model.precision": "bfloat16"}))
@@ -113,6 +115,7 @@ def test_describe_says_what_runs(changes, expected):
     assert f"Recurrence   {expected}" in text.description(run, describe.describe(run, {}))
 
 
+@pytest.mark.slow
 def test_reset_before_trains():
     params, _ = train(small(**{"model.cell": "gru_reset_before"}))
     assert set(params["rnn"]["layer_0"]["forward"]) == {"kernel", "recurrent_kernel", "bias"}

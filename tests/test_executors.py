@@ -35,6 +35,7 @@ def run_local(folder, built):
     return sweep.train_sweep(*built, folder, executor=executor, watch=Watch(say=lines.append)), lines
 
 
+@pytest.mark.slow
 def test_groups_run_as_jobs_and_failed_ones_again(tmp_path, monkeypatch, quick_compiler):
     for name, value in QUICK.items():
         monkeypatch.setenv(name, value)  # for the jobs

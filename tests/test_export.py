@@ -70,6 +70,7 @@ assert not ours, ours
 """
 
 
+@pytest.mark.slow
 def test_the_program_runs_without_this_package(exported, tmp_path):
     for name in MODELS:
         np.save(exported / name / "images.npy", IMAGES)
@@ -159,6 +160,7 @@ def run_file(path, images):
     return np.stack(rows)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "bfloat16"])
 def test_the_parameters_and_what_is_said_of_them_suffice(exported, name):
     logits = run_file(exported / name / "export" / "params.safetensors", IMAGES)

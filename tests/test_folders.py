@@ -125,6 +125,7 @@ def test_a_member_that_was_removed_is_made_anew_to_the_same_bits(two, tmp_path):
         assert first_difference(two / "replicas" / name, folder / "replicas" / name) is None
 
 
+@pytest.mark.slow
 def test_a_member_that_is_left_out_for_a_while_changes_no_other(two, tmp_path):
     with pytest.raises(Stopped):
         sweep_in(tmp_path, "1-2", stop_at=10, **{"runtime.dispatch_seconds": 1e-9})
@@ -135,6 +136,7 @@ def test_a_member_that_is_left_out_for_a_while_changes_no_other(two, tmp_path):
         assert first_difference(two / "replicas" / name, tmp_path / "replicas" / name) is None
 
 
+@pytest.mark.slow
 def test_who_is_further_on_does_not_go_back_for_who_begins(two, tmp_path):
     with pytest.raises(Stopped):
         sweep_in(tmp_path, "1-2", stop_at=15, **{"runtime.dispatch_seconds": 1e-9})
@@ -207,6 +209,7 @@ def test_what_diverged_is_told_to_its_own_config_only(tmp_path):
         sweep_in(tmp_path / "sweep", "1-2")
 
 
+@pytest.mark.slow
 def test_equations_that_are_not_finite_from_the_start_are_told_as_such(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "rooted.py").write_text(ROOTED)
@@ -214,6 +217,7 @@ def test_equations_that_are_not_finite_from_the_start_are_told_as_such(tmp_path,
         run_in(tmp_path / "run", **{"model.cell": "rooted:rooted"})
 
 
+@pytest.mark.slow
 def test_a_member_that_diverged_keeps_its_place_in_the_program(tmp_path):
     changes = {"optimizer.name": "sgd", "optimizer.clip.mask": "none", "runtime.dispatch_seconds": 1e-9}
     rates = {**changes, "sweep": "{'optimizer.learning_rate': (0.1, 3e38, 0.01)}"}

@@ -30,6 +30,7 @@ def reference(tmp_path_factory):
     return np.load(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "layer",
     [
@@ -56,6 +57,7 @@ def test_layers_are_measured_and_right(layer, reference):
     json.dumps(rows)
 
 
+@pytest.mark.slow
 def test_the_reference_is_that_of_every_batch(reference):
     """Batches of any size hold the same sequences, with weights that leave the gradients as they are."""
     for layer in ("lem:8:16", "lem:8:64"):
@@ -106,6 +108,7 @@ def small_run(folder, seed):
     return folder
 
 
+@pytest.mark.slow
 def test_runs_are_told_of_and_compared(tmp_path):
     first, again, other = (small_run(tmp_path / name, seed) for name, seed in (("a", 0), ("b", 0), ("c", 1)))
     told = gpu.tell(first, DONE)

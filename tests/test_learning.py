@@ -257,6 +257,7 @@ def _is_shape(node):
     return isinstance(node, tuple)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("decay", [0.0, 0.3])
 def test_adamw_takes_the_decay_off_kernels_beside_the_update(decay):
     start, gradients, found = adam_case("adamw", decay)

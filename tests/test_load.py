@@ -67,6 +67,7 @@ def test_importing_the_package_imports_nothing_else():
     assert done.stdout.strip() == ""
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_and_classes(runs, name):
     model = seqmnist_jax.load(runs[name])
@@ -78,6 +79,7 @@ def test_logits_and_classes(runs, name):
     np.testing.assert_allclose(model.logits(IMAGES[:1]), logits[:1], atol=1e-5)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", ["lstm", "tcn"])
 def test_reading_is_what_the_model_says_of_a_sequence_that_ends_there(runs, name):
     model = seqmnist_jax.load(runs[name])

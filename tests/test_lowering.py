@@ -9,6 +9,7 @@ import pytest
 from seqmnist_jax.training.run import build_run
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", ["row_lstm_basic", "row_lstm", "pixel_gru", "permuted_gru"])
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
 def test_train_steps_lower(name, platform):

@@ -24,6 +24,7 @@ def run(arguments, folder):
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [[], ["--seeds=1-2"]], ids=["run", "sweep"])
 def test_what_is_printed_after_a_training_runs(tmp_path, more):
     said = run([*BEGIN, *more], tmp_path).split("\nNext:\n")[1]

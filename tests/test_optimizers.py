@@ -42,6 +42,7 @@ def same(a, b):
     np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
+@pytest.mark.slow
 def test_a_small_gradient_passes_bit_for_bit():
     gradients = tree(scale=1e-3)
     for unit in ("tensor", "layer", "group"):
@@ -145,6 +146,7 @@ def test_warmup_and_cosine():
     assert found[20] == pytest.approx(0.005, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_hyperparameters_may_be_traced():
     """The numbers are leaves: one compiled update serves all of their values, and vmap sweeps them."""
     config = default.get_config()

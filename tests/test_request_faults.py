@@ -412,6 +412,7 @@ def test_a_reader_that_leaves_ends_no_run(tmp_path):
     assert "BrokenPipe" not in errors
 
 
+@pytest.mark.slow
 def test_a_sweep_by_an_executor_stops_and_goes_on(tmp_path):
     pytest.importorskip("submitit", reason="submitit is not installed")
     arguments = [f"--workdir={tmp_path / 'sweep'}", "--seeds=1-2", "--config.runtime.executor=local"]

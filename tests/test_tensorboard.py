@@ -247,6 +247,7 @@ def test_a_trace_holds_the_steps_that_were_asked_for(tmp_path):
     assert traced["test_loss"] == plain["test_loss"]
 
 
+@pytest.mark.slow
 def test_a_trace_ends_with_a_run_that_stops(tmp_path):
     seen = []
     with pytest.raises(Stopped):

@@ -19,6 +19,7 @@ def kernels(cache_dir, tmp_path_factory):
         pytest.skip(f"no native kernel: {error}")
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.skipif(not native.CAN_MOUNT, reason="mounting a small file system is for root on Linux")
 @pytest.mark.parametrize("fault", native.MOUNTED_FAULTS, ids=lambda fault: fault.name)
 def test_cache_that_takes_nothing(kernels, fault):
@@ -26,6 +27,7 @@ def test_cache_that_takes_nothing(kernels, fault):
     assert native.one(fault, kernels, random.Random(0)) is None
 
 
+@pytest.mark.slow
 def test_kernels_on_drawn_shapes(kernels, tmp_path):
     """By a caller that gives them other numbers of threads than XLA has, and helpers that come too late."""
     lstm, gru = kernel_cases.draw_cells(2, 0)

@@ -80,6 +80,7 @@ def relative_error(found, expected):
     return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(
     ("features", "kernel_size", "lengths", "every_step"),
@@ -140,6 +141,7 @@ def test_sizes_of_the_papers_network_agree():
     assert count == sum(p.numel() for p in Net(1, 25, 8, 7, 10).parameters())
 
 
+@pytest.mark.slow
 def test_first_weights_are_spread_as_pytorchs():
     """Mean and standard deviation of each tensor, within what so many numbers can say."""
     torch.manual_seed(0)

@@ -116,18 +116,21 @@ def options_and(cell, outputs="all", reverse=False, **sizes):
     return step, Options(outputs, reverse, "float32"), arrays
 
 
+@pytest.mark.sampled(3)
 @BOTH
 @pytest.mark.parametrize("name", CELLS)
 def test_cell(kernel, name):
     check(kernel, *options_and(CELLS[name]))
 
 
+@pytest.mark.sampled(2)
 @BOTH
 @pytest.mark.parametrize("name", ["gru", "lem", "concatenating", "ind_rnn", "diagonal"])
 def test_many_features_with_the_gradient_of_x(kernel, name):
     check(kernel, *options_and(CELLS[name], features=6, ragged=True, batch=3), inline=False)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("outputs", "reverse"), [("all", True), ("last", False), ("none", True)])
 def test_x_that_is_read_as_it_is(outputs, reverse):
     """And sequences of more steps than the kernel takes in a row."""
@@ -135,6 +138,7 @@ def test_x_that_is_read_as_it_is(outputs, reverse):
     check(CPU, *cell, inline=False)
 
 
+@pytest.mark.sampled(2)
 @BOTH
 @pytest.mark.parametrize("name", ["lstm", "gru_reset_before", "diagonal"])
 @pytest.mark.parametrize("outputs", ["all", "last", "none"])
@@ -147,6 +151,7 @@ def test_lengths_and_outputs(kernel, name, outputs, reverse):
 SIZES = [(1, 1, 3), (17, 2, 9), (96, 37, 4), (128, 9, 30), (200, 1, 2), (16, 130, 6)]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["gru", "lstm", "lem", "cornn", "ind_rnn", "diagonal"])
 @pytest.mark.parametrize(("hidden", "batch", "time"), SIZES)
 def test_sizes(name, hidden, batch, time):
@@ -154,6 +159,7 @@ def test_sizes(name, hidden, batch, time):
     check(CPU, *options_and(CELLS[name], "last", hidden=hidden, batch=batch, time=time, ragged=ragged))
 
 
+@pytest.mark.sampled(1)
 @BOTH
 @pytest.mark.parametrize("name", ["gru", "lstm", "ur_lstm"])
 def test_nearly_closed_gates_and_saturation(kernel, name):
@@ -186,6 +192,7 @@ def test_hidden_units_that_divide_by_zero_do_not_reach_others():
     check(CPU, step, Options("all", False, "float32"), arrays)
 
 
+@pytest.mark.sampled(1)
 @BOTH
 def test_bfloat16_rounds_what_is_multiplied(kernel):
     step, options, arrays = options_and(CELLS["lem"], hidden=32, batch=3)
@@ -213,6 +220,7 @@ def _masked(p, v):
     return v * p["mask"]
 
 
+@pytest.mark.sampled(2)
 @BOTH
 @pytest.mark.parametrize("made", [_less_the_mean, _by_the_batch, _masked])
 def test_what_a_step_makes_of_the_whole_batch(kernel, made):
@@ -229,6 +237,7 @@ def test_what_a_step_makes_of_the_whole_batch(kernel, made):
     check(kernel, step, Options("all", False, "float32"), arrays, inline=False)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", ["gru", "cornn"])
 def test_replicas(name):
     step, options, arrays = options_and(CELLS[name], "last", hidden=20, batch=3)
@@ -283,6 +292,7 @@ def check_random(kernel, cell, shape, inline):
         reject()
 
 
+@pytest.mark.sampled(1)
 @BOTH
 @settings(max_examples=2, deadline=None, derandomize=True, database=None)
 @given(cell=random_cells(), shape=SHAPES, inline=st.booleans())

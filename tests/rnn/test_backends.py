@@ -161,6 +161,7 @@ def check_drawn(cell, drawn, bound, **options):
         check(cell, case, bound, drawn["of"], drawn["wants"], **drawn["options"], **options)
 
 
+@pytest.mark.slow
 @cells
 @few(max_examples=10)
 @given(drawn=cases())
@@ -169,6 +170,7 @@ def test_native_at_any_shape(need_native, cell, drawn):
     check_drawn(cell, drawn, BOUNDS["float32"], backend="native")
 
 
+@pytest.mark.slow
 @cells
 @few(max_examples=6)
 @given(drawn=cases(some_units))
@@ -177,6 +179,7 @@ def test_native_at_any_shape_in_bfloat16(need_native, cell, drawn):
     check_drawn(cell, drawn, BOUNDS["bfloat16"], backend="native", precision="bfloat16")
 
 
+@pytest.mark.slow
 @cells
 @few(max_examples=5)
 @given(drawn=cases())
@@ -191,6 +194,7 @@ def test_scan_at_any_shape(cell, drawn):
     check_drawn(cell, drawn, BOUNDS["float32"], backend="scan")
 
 
+@pytest.mark.slow
 @cells
 @few(max_examples=2)
 @given(drawn=cases(some_units))
@@ -215,6 +219,7 @@ NAMED = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("name", "precision", "saves"),
     [
@@ -237,6 +242,7 @@ def test_native_at_named_shapes(need_native, monkeypatch, cell, name, precision,
     check(cell, case, BOUNDS[precision], reverse=reverse, precision=precision, backend="native")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("backend", "cell", "precision"),
     [
@@ -250,12 +256,14 @@ def test_wide_and_long(cell, backend, precision):
     check(cell, draw_case(cell, 5, 100, 28, 128, ragged=True), BOUNDS[precision], precision=precision, backend=backend)
 
 
+@pytest.mark.sampled(1)
 @some_pairs
 def test_thousands_of_steps_keep_the_accuracy(backend, cell):
     case = draw_case(cell, 3, 3000, 2, 9)
     check(cell, case, BOUNDS["float32"], backend=backend)
 
 
+@pytest.mark.sampled(3)
 @some_pairs
 def test_saturated_gates_stay_finite(backend, cell):
     """Gates driven to their ends, where exponentials would overflow."""
@@ -329,6 +337,7 @@ def run_torch(torch, cell, case):
     return {name: (value.mT if name.endswith("kernel") else value).detach().numpy() for name, value in results.items()}
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("backend", "cell", "time"),
     [
@@ -359,6 +368,7 @@ def stacked(cases):
     return jax.tree.map(lambda *leaves: np.stack(leaves), *cases)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("backend", "cell", "mapped"),
     [
@@ -414,6 +424,7 @@ def test_shared_arguments_gather_the_gradients_of_all_replicas(backend, cell):
     assert max(found.values()) <= BOUNDS["float32"], found
 
 
+@pytest.mark.sampled(2)
 @some_pairs
 def test_replicas_of_replicas(backend, cell):
     """Params along one axis, data along the other."""

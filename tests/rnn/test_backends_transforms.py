@@ -53,6 +53,7 @@ any_layer = pytest.mark.parametrize("layer", ["lstm", "gru"], indirect=True)
 # ---- Programs ----------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(1)
 @some_layers
 def test_checkpoint_inside_a_scan(layer, draw):
     """A loop around the layer, its body rematerialised: outputs of a pass are the next one's input."""
@@ -101,6 +102,7 @@ def test_donated_arguments(layer, draw):
     assert_close(three(jax.jit(step, donate_argnums=(0, 1, 2))), three(jax.jit(step)), 1e-6)
 
 
+@pytest.mark.sampled(1)
 @some_layers
 def test_static_data_closed_over(layer, draw):
     """Under jit constants are known values, yet what is computed from them is not."""
@@ -119,6 +121,7 @@ def test_static_data_closed_over(layer, draw):
 # ---- remat -------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("layer", "steps", "lengths", "reverse", "return_sequences"),
     [
@@ -268,6 +271,7 @@ def sharded():
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["jit", "outside unchecked", "inside unchecked"])
 @pytest.mark.parametrize(
     ("cell", "backend"), [("lstm", "scan"), ("gru", "fused"), ("lstm", "native"), ("gru", "native"), ("gru", "auto")]
@@ -280,6 +284,7 @@ def test_two_devices(sharded, need_native, cell, backend, way):
     assert error <= 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["fused", "native"])
 def test_gradients_with_and_without_x_in_one_process(backend, need_native):
     """The inner function is traced once for both; what one left behind must not serve the other."""

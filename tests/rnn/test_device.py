@@ -102,6 +102,7 @@ def cases(*choices, every):
 
 
 # One out of so many that each of those has other options.
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("name", "options", "precision"), cases(LAYERS, OPTIONS, TOLERANCE, every=16))
 def test_layer(name, options, precision):
     given, expected = in_float64(name, 3 if options == "last" else 1, 64, options)

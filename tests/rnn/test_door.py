@@ -72,6 +72,7 @@ CONTAINERS = {
 }
 
 
+@pytest.mark.sampled(3)
 @every_way
 @pytest.mark.parametrize("container", CONTAINERS)
 def test_gradients_come_in_the_container_that_was_given(way, container):
@@ -83,6 +84,7 @@ def test_gradients_come_in_the_container_that_was_given(way, container):
     assert_close(dict(got), gradient(PARAMS[cell]))
 
 
+@pytest.mark.sampled(7)
 @every_way
 def test_any_mapping_will_do(way):
     cell, run = WAYS[way]
@@ -148,6 +150,7 @@ def test_float64_of_numpy_is_what_jax_makes_of_it(way):
     assert {leaf.dtype for leaf in jax.tree.leaves(got)} == {np.dtype(np.float32)}
 
 
+@pytest.mark.sampled(3)
 @every_way
 @pytest.mark.parametrize("dtype", [np.int32, np.uint64])
 def test_lengths_where_types_are_strict(way, dtype):
@@ -169,6 +172,7 @@ def test_lengths_that_int32_cannot_hold_are_out_of_range():
 # ---- Empty axes --------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(9)
 @every_way
 @pytest.mark.parametrize("lengths", [None, []])
 def test_a_batch_of_nothing(way, lengths):
@@ -326,6 +330,7 @@ def test_a_backend_that_has_no_single_steps(backend):
         rnn.stack(rnn.GRU, one_layer(PARAMS["gru"]), X, engine=rnn.Engine(backend, unroll=2))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("steps", [1, 3, 7, 50])
 def test_remat_and_a_mask_of_the_state_go_together(steps):
     mask = np.random.default_rng(1).integers(0, 2, (BATCH, HIDDEN)).astype(np.float32) * 2

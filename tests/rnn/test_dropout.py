@@ -121,6 +121,7 @@ def by_hand(cell, params, x, masks, lengths, sequences):
 ONE = {"inputs": (0.5, None, None), "outputs": (None, 0.5, None), "state": (None, None, 0.5), "all": (0.5, 0.6, 0.7)}
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("cell", "num_layers", "bidirectional", "lengths", "sequences", "unroll", "place"),
     [
@@ -158,6 +159,7 @@ def test_masks_act_where_they_should(cell, num_layers, bidirectional, lengths, s
     assert np.abs(np.asarray(found) - np.asarray(plain)).max() > 1e-2, "the masks did something"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cell", "backend"), [("lstm", "native"), ("gru", "native"), ("gru", "fused"), ("lstm", "scan")]
 )

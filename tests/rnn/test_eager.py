@@ -59,6 +59,7 @@ class Compilations:
         jax.monitoring.unregister_event_duration_listener(self)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", CALLS)
 def test_eager_calls_compile_once(name):
     for _ in range(2):
@@ -136,6 +137,7 @@ def test_steps_that_close_over_what_is_traced():
 # ---- Derivatives of derivatives ----------------------------------------------------------
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("backend", ["auto", "fused", "native"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_second_derivative_names_the_backend_that_has_it(need_native, backend, dtype):
@@ -174,6 +176,7 @@ def replicas(count, *shape):
     return params, jax.ShapeDtypeStruct((*count, *shape), jnp.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("way", "backend"), [("jit", "native"), ("loop", "fused"), ("twice", "native")])
 def test_gates_of_all_replicas_are_counted(need_native, monkeypatch, backend, way):
     """Also where `vmap` comes after the layer's shapes are fixed: around `jit`, or around a loop."""
@@ -191,6 +194,7 @@ def test_gates_of_all_replicas_are_counted(need_native, monkeypatch, backend, wa
     assert few < temporaries(several, *arguments) - 0.8 * 15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 @pytest.mark.parametrize("backend", ["fused", "native"])
 def test_gradients_of_replicas_without_their_gates(need_native, monkeypatch, backend, cell):
@@ -210,6 +214,7 @@ def test_gradients_of_replicas_without_their_gates(need_native, monkeypatch, bac
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("prime", "composite"), [(787, 784), pytest.param(1021, 1024, marks=pytest.mark.slow)])
 def test_steps_without_a_divisor_take_no_more_memory(prime, composite):
     gradient = jax.grad(lambda p, x: rnn.gru(p, x, backend="fused")[1].mean())
@@ -218,6 +223,7 @@ def test_steps_without_a_divisor_take_no_more_memory(prime, composite):
     assert temporaries(gradient, params, jax.ShapeDtypeStruct((8, prime, 1), jnp.float32)) < 1.05 * want
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("time", "reverse"), [(29, False), (37, True), (59, False)])
 def test_steps_without_a_divisor_have_the_same_gradients(time, reverse):
     x = jax.random.normal(jax.random.key(1), (4, time, 3))
@@ -235,6 +241,7 @@ def test_steps_without_a_divisor_have_the_same_gradients(time, reverse):
 # ---- explain -----------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("cell", ["lstm", "gru", "gru reset before"])
 @pytest.mark.parametrize("backend", ["scan", "fused", "native"])
 def test_explain_tells_the_bytes_that_are_kept(need_native, cell, backend):
@@ -292,6 +299,7 @@ LAYERS = {
 }
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("name", "sizes"),
     [

@@ -54,6 +54,7 @@ def slope(function, given, ways, h=1e-3):
     return np.dot([-1, 9, -45, 45, -9, 1], at) / (60 * h)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", NAMES)
 def test_values_and_gradients_are_the_equations_(name):
     options, given = OPTIONS.get(name, {}), draw(name)
@@ -243,6 +244,7 @@ def test_the_diagonal_s_phases_and_time_constants():
             init["diagonal"](1, 4, **wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize(("features", "states"), [(1, 5), (3, 0)])
 def test_the_diagonal_s_last_state_by_powers_is_that_of_the_loop(reverse, features, states):

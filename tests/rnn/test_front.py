@@ -228,6 +228,7 @@ def check(case):
 SEVERAL = rnn.init_stack(jax.random.key(0), rnn.LSTM, 3, 8, num_layers=2, bidirectional=True)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("way", ["lstm fused", "gru", "gru scan", "gru remat", "min_gru", "stack"])
 def test_nothing_is_stretched_to_more_axes(way):
     x, params, _, lengths = numbers("lstm" if way == "stack" else way.split()[0], SHAPES[0])
@@ -251,6 +252,7 @@ def test_params_that_are_no_mapping(layer, params):
 quick = settings(deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 
 
+@pytest.mark.slow
 @settings(quick, max_examples=30)
 @given(case=CASES)
 def test_whatever_is_given_is_taken_or_named(case):

@@ -71,6 +71,7 @@ WAYS = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.sampled(1)
 @WAYS
 def test_values_are_those_of_a_loop(need_native, cell, backend, reverse):
     need_native(backend)
@@ -94,6 +95,7 @@ def test_values_are_those_of_a_loop(need_native, cell, backend, reverse):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), last, (want, jax.tree.leaves(want)[-1]))
 
 
+@pytest.mark.sampled(2)
 @WAYS
 def test_gradients_are_those_of_a_loop(need_native, cell, backend, reverse):
     """By differences of the loop, which in float64 are exact to 1e-8; what is masked, NaN too, has none."""
@@ -160,6 +162,7 @@ def by_loop_of_elman(resets):
     return h, outputs
 
 
+@pytest.mark.slow
 def test_a_step_that_asks_what_x_is_has_a_kernel(need_native):
     """As a step with resets does; a truth value that depends on x alone is made outside."""
     need_native()
@@ -187,6 +190,7 @@ def test_lengths_are_the_mask_of_the_first_steps():
             jax.tree.map(np.testing.assert_array_equal, by_mask, by_lengths)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("cell", [rnn.GRU, rnn.MIN_GRU], ids=["gru", "min_gru"])
 def test_packed_sequences_in_a_stack(cell):
     """Two sequences in one row, in both directions, with a gap between them: each as if alone."""

@@ -68,6 +68,7 @@ LAYERS = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("precision", ["tensorfloat32", "bfloat16"])
 def test_kernel_is_asked_for_by_the_lower_precisions(h100, name, precision):
@@ -89,6 +90,7 @@ def test_float32_is_xlas_alone_and_in_full(h100, name):
     assert all("HIGHEST" in line for line in products), products
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("name", "reverse", "whole", "lengths"),
     [
@@ -112,6 +114,7 @@ def test_elsewhere_the_same_call_is_the_scan(h100, name, reverse, whole, lengths
     assert h100  # It was not the scan that was traced.
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -164,6 +167,7 @@ def test_x_has_a_gradient_where_it_is_asked_for(h100):
     assert "tensor<6x9x3x32xf32>" in text
 
 
+@pytest.mark.slow
 def test_replicas_are_one_call(h100):
     params = jax.vmap(lambda key: rnn.init_gru(key, 1, 8))(jax.random.split(KEY, 5))
     gradient = jax.grad(loss(rnn.gru, precision="bfloat16"))

@@ -292,6 +292,7 @@ SLOW = {
 }
 
 
+@pytest.mark.sampled(2)
 @emulated_only
 @pytest.mark.parametrize("name", [*CASES, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def test_against_scan_in_float64(name, emulator, errors):
@@ -303,6 +304,7 @@ def test_against_scan_in_float64(name, emulator, errors):
     assert gradients < (1.5e-3 if case.precision == "tensorfloat32" else 5e-3)
 
 
+@pytest.mark.sampled(1)
 @emulated_only
 @pytest.mark.parametrize("name", ["gru", "cluster, gru", "two states"])
 def test_replicas(name, emulator, errors):
@@ -321,6 +323,7 @@ def test_replicas(name, emulator, errors):
 # ---- Cells whose units see no other -------------------------------------------------------
 
 
+@pytest.mark.sampled(1)
 @emulated_only
 @pytest.mark.parametrize(
     "name", [*INDEPENDENT, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_INDEPENDENT)]
@@ -357,6 +360,7 @@ def noticed(emulator, errors, monkeypatch):
     return of
 
 
+@pytest.mark.sampled(2)
 @emulated_only
 @pytest.mark.parametrize("order", ORDERS)
 def test_each_barrier_is_needed(order, emulator, noticed):
@@ -379,6 +383,7 @@ SINGLE = {
 }
 
 
+@pytest.mark.sampled(1)
 @emulated_only
 @pytest.mark.parametrize("buffer", SINGLE)
 def test_two_buffers_are_needed(buffer, emulator, noticed):
@@ -420,6 +425,7 @@ KERNELS += [("min_lstm", 128, 80), ("s5", 300, 90)]
 KERNELS += [pytest.param(cell, 128, 80, marks=pytest.mark.slow) for cell in ("gru", "lem")]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("cell", "hidden", "capability"), KERNELS)
 def test_machine_code_spills_nothing(cell, hidden, capability, compiler):
     stages = stages_of(cell, hidden)

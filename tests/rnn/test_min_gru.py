@@ -56,6 +56,7 @@ def assert_close(a, b, tolerance=1e-5):
 # Values.
 
 
+@pytest.mark.sampled(5)
 @whole_and_ragged
 @both_directions
 @pytest.mark.parametrize("backend", ["scan", "fused", "native"])
@@ -123,6 +124,7 @@ def test_a_unit_keeps_sigmoid_of_its_bias():
         np.testing.assert_allclose(outputs[0, steps - 1, unit], (1 - 1 / steps) ** steps, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16_rounds_what_is_multiplied_and_nothing_else():
     params, x, carry = draw(time=40)
 
@@ -335,6 +337,7 @@ def test_two_layers_in_both_directions_by_hand(two_layers):
     assert_close(rnn.stack(rnn.MIN_GRU, params, x, lengths=LENGTHS), last)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("engine", "return_sequences"),
     [(rnn.Engine(remat=3), True), (rnn.Engine(remat=3), False), (rnn.Engine(unroll=3), True)],

@@ -137,6 +137,7 @@ def kernels(cache):
 # ---- Without a kernel --------------------------------------------------------------------
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("changes", "why"),
     [({"PATH": "/nowhere", "CXX": None}, "no C++ compiler"), ({"CXX": "/bin/false"}, "/bin/false does not run")],
@@ -298,6 +299,7 @@ def test_cache_folder_that_cannot_be_made(tmp_path, compiler, monkeypatch):
     assert in_the_way.read_text() == ""
 
 
+@pytest.mark.slow
 def test_two_processes_build_once_and_the_next_one_nothing(cache, compiler):
     path, count = compiler
     both = [start(CXX=path, COPIER_SECONDS=0.5), start(CXX=path, COPIER_SECONDS=0.5)]

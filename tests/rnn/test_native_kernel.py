@@ -123,6 +123,7 @@ def assert_same_bits(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @cells
 def test_twice_the_same(cell, precision):
@@ -132,6 +133,7 @@ def test_twice_the_same(cell, precision):
         assert_same_bits(by_sequence(cell, "native", False, *arguments, precision=precision), first)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("precision", "reverse"), [("float32", False), ("bfloat16", True)])
 @cells
 def test_rows_are_the_same_in_any_batch(cell, precision, reverse):
@@ -215,6 +217,7 @@ def test_call_that_fits(cell, name):
     call(cell, name, *operands(cell, name))
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("change", CHANGES)
 @ways
 @cells
@@ -310,6 +313,7 @@ def test_replicas_that_do_not_fit_are_an_error(name):
             call("lstm", name, arguments, results | {key: results[key][:2]})
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("batch", "features", "hidden"), [(0, 2, 5), (3, 0, 5), (3, 2, 0)])
 @cells
 def test_axes_of_size_zero_are_left_to_others(cell, batch, features, hidden):

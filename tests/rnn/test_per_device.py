@@ -97,6 +97,7 @@ def results(native_problem):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_values_gradients_and_where_outputs_stand(results):
     for name, (error, *standing) in results.items():
         if name in ("params", "x", "carry"):
@@ -108,6 +109,7 @@ def test_values_gradients_and_where_outputs_stand(results):
     assert len(results) == 15
 
 
+@pytest.mark.slow
 def test_other_divisions_are_refused(results):
     assert results["params"].startswith("params has arrays sharded as P('data',)")
     assert results["x"].startswith("x is sharded as P(None, 'data', None); expected axis 0 alone, the batch")

@@ -67,6 +67,7 @@ def alone(step, q, x, lengths, reverse):
     return jax.value_and_grad(total, (0, 1))(q, x)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("way", "reverse"), [("scan", False), ("remat", True)], ids=["scan", "remat reverse"])
 @pytest.mark.parametrize("lengths", RAGGED.values(), ids=RAGGED)
 @pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
@@ -82,6 +83,7 @@ def test_a_step_is_differentiated_only_where_a_sequence_goes(step, lengths, way,
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5), got, want)
 
 
+@pytest.mark.slow
 @both_directions
 def test_a_kernel_of_a_step_that_is_singular_at_zero_takes_no_padding(need_native, reverse):
     need_native("native")
@@ -102,6 +104,7 @@ def test_a_kernel_of_a_step_that_is_singular_at_zero_takes_no_padding(need_nativ
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5), got, want)
 
 
+@pytest.mark.sampled(1)
 @both_directions
 @pytest.mark.parametrize(
     ("cell", "backend"),
@@ -126,6 +129,7 @@ def test_the_carry_of_an_empty_sequence_may_be_anything(need_native, cell, backe
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), by_remat, want)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("hidden", "precision", "saves"),
     [(3, "float32", False), (3, "bfloat16", True), (17, "float32", True), (17, "bfloat16", False)],
@@ -202,6 +206,7 @@ def two_faced_layer(params, x, carry=None, **options):
     return rnn.scan(two_faced, params, x, carry, **options)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("return_sequences", "reverse"), [(True, True), (False, False)], ids=["all reverse", "last forward"]
 )
@@ -262,6 +267,7 @@ HALVES = {
 }
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("way", HALVES)
 def test_gradients_of_half_precision_are_sums_in_float32(way):
     """Hundreds of shares of one sign: added up in bfloat16 they would soon be lost beside their sum."""
@@ -278,6 +284,7 @@ def test_gradients_of_half_precision_are_sums_in_float32(way):
         assert 0.98 < size < 1.02, (name, size)
 
 
+@pytest.mark.slow
 def test_blocks_of_the_fused_way_back_are_added_in_float32():
     """As many blocks as steps are in one of the above."""
     params = rnn.init_gru(jax.random.key(0), 1, 4)

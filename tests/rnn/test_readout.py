@@ -43,6 +43,7 @@ def params():
     return {name: rng.standard_normal(size) / 2 for name, size in sizes.items()} | {"b": rng.standard_normal(HIDDEN)}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("step", [squashed, both_states, one_after_the_other], ids=lambda step: step.__name__)
 @pytest.mark.parametrize(
     ("outputs", "reverse", "lengths"), [("all", False, LENGTHS), ("last", True, LENGTHS), ("last", False, None)]

@@ -32,6 +32,7 @@ def test_params_and_x_in_the_wrong_order(layer, draw, jitted):
         run(layer, x, params, carry, jitted=jitted)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("option", ["return_sequences", "reverse"])
 def test_an_option_that_jit_traces_is_told_how_to_be_static(layer, draw, option):
     params, x, _ = draw()
@@ -96,6 +97,7 @@ def test_params_of_the_other_layer(layer, draw):
         run(layer, params, x, carry)
 
 
+@pytest.mark.sampled(2)
 def test_integer_params_are_promoted(layer, draw):
     params, x, _ = draw()
     for name, value in params.items():
@@ -204,6 +206,7 @@ def test_known_nan_in_x(layer, draw):
         assert bool(jnp.isfinite(outputs).all())
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("precision", "reverse"), [("float32", False), ("bfloat16", True)])
 def test_unknown_nan_in_x_stays_in_its_sequence(layer, draw, precision, reverse):
     """It is not swallowed: from its step on all of that sequence is NaN, and nothing of the others."""

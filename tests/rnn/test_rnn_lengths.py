@@ -40,6 +40,7 @@ def with_padding(x, value):
     return np.where(PADDING[..., None], np.float32(value), x)
 
 
+@pytest.mark.sampled(4)
 @both_directions
 def test_padding_gets_no_gradient_and_the_rest_does(layer, draw, reverse):
     params, x, carry = draw()
@@ -63,6 +64,7 @@ def test_padding_changes_no_value(layer, draw, reverse):
 
 
 # As in PyTorch, whose packed sequences do not hold the padding at all.
+@pytest.mark.sampled(4)
 def test_padding_changes_no_gradient(layer, draw):
     params, x, carry = jax.tree.map(jnp.asarray, draw())
 
@@ -75,6 +77,7 @@ def test_padding_changes_no_gradient(layer, draw):
         assert_same_bits(gradients(params, with_padding(x, value), carry), gradients(params, x, carry))
 
 
+@pytest.mark.sampled(6)
 @both_directions
 @pytest.mark.parametrize("length", [1, 4])
 def test_carry_is_that_of_the_truncated_sequence(layer, draw, reverse, length):
@@ -101,6 +104,7 @@ def test_empty_sequence_keeps_the_initial_carry(layer, draw, reverse):
         assert np.all(np.asarray(outputs[1]) == 0.0)
 
 
+@pytest.mark.sampled(4)
 @both_directions
 def test_gradient_passes_an_empty_sequence_unchanged(layer, draw, reverse):
     params, x, carry = draw()
@@ -169,6 +173,7 @@ def test_reverse_is_the_flipped_sequence(layer, draw):
         np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.sampled(4)
 def test_carry_continues_a_split_sequence(layer, draw):
     params, x, carry = draw()
     middle, first = layer.run(params, x[:, :3], carry)

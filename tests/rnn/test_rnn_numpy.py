@@ -77,6 +77,7 @@ def test_equals_the_loop(layer, draw, lengths, reverse):
     check(layer, draw(dtype=np.float64), lengths, reverse)
 
 
+@pytest.mark.sampled(2)
 @settings(max_examples=4, deadline=None)
 @given(data=st.data())
 def test_equals_the_loop_for_any_shape(layer, draw, data):

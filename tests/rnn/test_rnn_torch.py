@@ -101,6 +101,7 @@ def check_parity(layer, params, x, carry, lengths, reverse, dtype):
     assert all(error <= TOLERANCE[dtype] for error in errors.values()), errors
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(
     ("lengths", "reverse"),
@@ -112,6 +113,7 @@ def test_values_and_gradients_agree(layer, draw, lengths, reverse, dtype):
     check_parity(layer, *draw(dtype=dtype), lengths, reverse, dtype)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_values_and_gradients_agree_on_rows_at_initial_scale(layer, draw, dtype):
     _, x, carry = draw(seed=3, batch=8, time=28, features=28, hidden=64, dtype=dtype)

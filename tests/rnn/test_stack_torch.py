@@ -115,6 +115,7 @@ def errors_between(ours, theirs):
     return {key: float(np.abs(ours[key] - b).max() / np.abs(b).max()) for key, b in theirs.items()}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("bidirectional", "lengths", "sequences", "dtype"),
     [
@@ -140,6 +141,7 @@ def test_stack_agrees_with_torch(cell, bidirectional, lengths, sequences, dtype)
     assert all(error <= TOLERANCE[dtype] for error in errors.values()), errors
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("lengths", [None, UNSORTED], ids=["whole", "ragged"])
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_last_outputs_are_taken_from_the_ends_of_all_outputs(cell, lengths):
@@ -153,6 +155,7 @@ def test_last_outputs_are_taken_from_the_ends_of_all_outputs(cell, lengths):
     np.testing.assert_allclose(last[:, HIDDEN:], whole[:, 0, HIDDEN:], rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("lengths", "sequences", "dtype"),
     [(None, True, "float64"), (UNSORTED, False, "float32")],
