@@ -24,14 +24,17 @@ Carry = tuple[Array, Array]
 
 
 def step(params: Params, carry: Carry, x: Array) -> tuple[Carry, Array]:
-    """One step: Re s and Im s [batch, hidden], and x [batch, features]."""
+    """One step: Re s and Im s [batch, hidden], and x [batch, features].
+
+    What multiplies a product multiplies its matrix here, so that a kernel need not keep the product for the way back.
+    """
     re, im = carry
     size, phase, gamma = jnp.exp(-jnp.exp(params["nu"])), jnp.exp(params["theta"]), jnp.exp(params["gamma"])
     cos, sin = size * jnp.cos(phase), size * jnp.sin(phase)
-    u_re, u_im = jnp.split(x @ params["kernel"], 2, axis=-1)
-    re, im = cos * re - sin * im + gamma * u_re, sin * re + cos * im + gamma * u_im
+    b_re, b_im = jnp.split(params["kernel"], 2, axis=-1)
+    re, im = cos * re - sin * im + x @ (gamma * b_re), sin * re + cos * im + x @ (gamma * b_im)
     c_re, c_im = jnp.split(params["output_kernel"], 2)
-    return (re, im), re @ c_re - im @ c_im + x @ params["skip_kernel"]
+    return (re, im), re @ c_re + im @ -c_im + x @ params["skip_kernel"]
 
 
 def init(

@@ -25,7 +25,10 @@ Carry = tuple[Array, Array]
 
 
 def step(params: Params, carry: Carry, x: Array) -> tuple[Carry, Array]:
-    """One step: Re s and Im s [batch, hidden], and x [batch, features]."""
+    """One step: Re s and Im s [batch, hidden], and x [batch, features].
+
+    What multiplies a product multiplies its matrix here, so that a kernel need not keep the product for the way back.
+    """
     re, im = carry
     decay, omega, dt = -jnp.exp(params["decay"]), params["omega"], jnp.exp(params["dt"])
     size = jnp.exp(decay * dt)
@@ -33,13 +36,13 @@ def step(params: Params, carry: Carry, x: Array) -> tuple[Carry, Array]:
     # (exp(L dt) - 1) / L
     square = decay**2 + omega**2
     hold_re, hold_im = ((cos - 1) * decay + sin * omega) / square, (sin * decay - (cos - 1) * omega) / square
-    u_re, u_im = jnp.split(x @ params["kernel"], 2, axis=-1)
+    b_re, b_im = jnp.split(params["kernel"], 2, axis=-1)
     re, im = (
-        cos * re - sin * im + hold_re * u_re - hold_im * u_im,
-        sin * re + cos * im + hold_re * u_im + hold_im * u_re,
+        cos * re - sin * im + x @ (hold_re * b_re - hold_im * b_im),
+        sin * re + cos * im + x @ (hold_re * b_im + hold_im * b_re),
     )
     c_re, c_im = jnp.split(params["output_kernel"], 2)
-    return (re, im), 2 * (re @ c_re - im @ c_im) + x @ params["skip_kernel"]
+    return (re, im), re @ (2 * c_re) + im @ (-2 * c_im) + x @ params["skip_kernel"]
 
 
 def init(key: Array, features: int, hidden_size: int, dt_min: float = 1e-3, dt_max: float = 1e-1) -> Params:

@@ -74,6 +74,10 @@ struct Slice : Sizes {
   SEQMNIST_INLINE Float* x(Float* x, std::ptrdiff_t row, std::ptrdiff_t t) const {
     return x + ((first + row) * time + t) * features;
   }
+  // Vector j of a row of x; beyond its features are zeros.
+  SEQMNIST_INLINE Vec features_of(const float* row, std::ptrdiff_t j) const {
+    return load_some(row + j * kLanes, static_cast<int>(std::min<std::ptrdiff_t>(kLanes, features - j * kLanes)));
+  }
   std::ptrdiff_t when(std::ptrdiff_t step) const { return reverse ? time - 1 - step : step; }
   // How many of vector j's lanes are units.
   int lanes(std::ptrdiff_t j) const {
@@ -120,7 +124,7 @@ class Front {
         depth(words<Mode>(s.features)),
         panel(depth * Cell::kInputs * kLanes),
         panels(s.vectors * panel, true),
-        x(rows * depth, true),
+        x(rows * depth + kLanes, true),
         values(Cell::kInputs * plane) {
     for (std::ptrdiff_t j = 0; j < s.vectors; ++j)
       for (const FrontPass& pass : Cell::front_passes)
@@ -135,8 +139,10 @@ class Front {
   // Of so many rows of x; `of(row)` is where one stands.
   template <class Of>
   void make(std::ptrdiff_t count, Of&& of) {
+    // The last vector of a row may reach into the next one, which is written after it.
     for (std::ptrdiff_t row = 0; row < count; ++row)
-      for (std::ptrdiff_t f = 0; f < s.features; ++f) Mode::put(x.get() + row * depth, static_cast<int>(f), of(row)[f]);
+      for (std::ptrdiff_t j = 0; j < s.feature_vectors; ++j)
+        Mode::put_row(x.get() + row * depth, static_cast<int>(j * kLanes), s.features_of(of(row), j));
     for (std::ptrdiff_t j = 0; j < s.vectors; ++j)
       for_tiles((count + 1) / 2 * 2, [&](auto size, std::ptrdiff_t row) {
         each<0, kFrontPasses>([&](auto pass) { multiply<decltype(pass)::value, decltype(size)::value>(j, row); });
@@ -291,15 +297,20 @@ class Gradients {
     Mode::put_row(rows.get() + (j * step_rows + row + 1) * by_row, i * kLanes, odd);
   }
 
+  // A source's vector j of two rows, which become words together.
+  SEQMNIST_INLINE void put_group(int source, std::ptrdiff_t j, std::ptrdiff_t row, Vec even, Vec odd) const {
+    Vec pair[2];
+    const int n = Mode::interleave(even, odd, pair);
+    for (int w = 0; w < n; ++w) store(group(source, j, (slot0 + row) / Mode::kPack + w), pair[w]);
+  }
+
   // Rows of x, where their share of its matrix' gradient will read them.
   template <class Of>
   void take_x(std::ptrdiff_t count, Of&& of) const {
-    for (std::ptrdiff_t row = 0; row < count; ++row)
-      for (std::ptrdiff_t f = 0; f < s.features; ++f) {
-        const std::ptrdiff_t unit = Cell::kSources * s.units + f, slot = slot0 + row;
-        Mode::put(groups.get() + (unit / kUnit * slots + slot / Mode::kPack) * kUnit + unit % kUnit,
-                  static_cast<int>(slot % Mode::kPack), of(row)[f]);
-      }
+    for (std::ptrdiff_t row = 0; row < count; row += 2)
+      for (std::ptrdiff_t j = 0; j < s.feature_vectors; ++j)
+        put_group(Cell::kSources, j, row, s.features_of(of(row), j),
+                  row + 1 < count ? s.features_of(of(row + 1), j) : Vec{});
   }
   // The cotangents of rows of x.
   template <class To>

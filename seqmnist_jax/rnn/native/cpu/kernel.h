@@ -447,12 +447,8 @@ struct Backward {
     for (int i = 0; i < Cell::kColumns; ++i)
       if (Cell::column_stage[i] == kStage) gradients.put(i, j, row, dms[0][i], dms[1][i]);
 #pragma GCC unroll 16
-    for (int i = 0; i < Cell::kSources; ++i) {
-      if (Cell::source_stage[i] != kStage) continue;
-      Vec pair[2];
-      const int n = Mode::interleave(remades[0][i], remades[1][i], pair);
-      for (int w = 0; w < n; ++w) store(gradients.group(i, j, (gradients.slot0 + row) / Mode::kPack + w), pair[w]);
-    }
+    for (int i = 0; i < Cell::kSources; ++i)
+      if (Cell::source_stage[i] == kStage) gradients.put_group(i, j, row, remades[0][i], remades[1][i]);
   }
 
   // The sources' cotangents of R rows and W vectors of units, to `tile` [W][R][sources].
