@@ -171,3 +171,43 @@ def check_rows(name: str, tree: Any, batch: int, why: str = "lengths") -> None:
     for part in jax.tree.leaves(tree):
         if jnp.shape(part)[:1] != (batch,):
             raise ValueError(f"{name} has shape {jnp.shape(part)}; with {why} expected [batch, ...], batch {batch}")
+
+
+class _Words(str):
+    __repr__ = str.__str__
+
+
+def _shown(tree: Any) -> str:
+    """A tree with its arrays as 'float32[4,8]'."""
+
+    def word(leaf: Any) -> _Words:
+        kind = jax.typeof(leaf)
+        return _Words(f"{kind.dtype}[{','.join(map(str, kind.shape))}]")
+
+    return str(jax.tree.map(word, tree))
+
+
+def check_step(step: Any, params: Any, x: Any, carry: Any) -> None:
+    """Checks that ``step(params, carry, x_t)`` gives (carry, y) with the carry's own shapes and dtypes.
+
+    An error of the step's own goes on, with a note of the shapes that it was called with.
+    """
+    frame = jax.ShapeDtypeStruct((x.shape[0], *x.shape[2:]), x.dtype)
+    try:
+        result = jax.eval_shape(lambda carry, x_t: step(params, carry, x_t), carry, frame)
+    except Exception as error:
+        error.add_note(f"So ended step(params, carry, x_t) with carry {_shown(carry)} and x_t {_shown(frame)}.")
+        raise
+    if not isinstance(result, tuple | list) or len(result) != 2:
+        raise ValueError(f"step gives {_shown(result)}; expected two results, (carry, y)")
+    trees: list[Any] = [jax.tree.structure(tree) for tree in (carry, result[0])]
+    if trees[0] != trees[1]:
+        raise ValueError(f"step turns carry {_shown(carry)} into {_shown(result[0])}; expected the same tree")
+    for (path, old), new in zip(jax.tree_util.tree_leaves_with_path(carry), jax.tree.leaves(result[0]), strict=True):
+        kind = jax.typeof(old)
+        # A Python number, whose type is weak, takes the type that the step gives it.
+        if kind.shape != new.shape or (kind.dtype != new.dtype and not kind.weak_type):
+            where = jax.tree_util.keystr(path)
+            raise ValueError(
+                f"step turns carry{where} {_shown(old)} into {_shown(new)}; expected the same shape and dtype"
+            )

@@ -134,3 +134,34 @@ def test_steps_see_one_frame_each(leaky_case):
 def test_bad_input_is_named(x, lengths, name, return_sequences):
     with pytest.raises(ValueError, match=rf"^{name} has "):
         rnn.scan(lambda p, c, x: (c, x), None, x, (), lengths=lengths, return_sequences=return_sequences)
+
+
+@pytest.mark.parametrize("lengths", [None, np.array([7, 0, 3], np.int32)], ids=["whole", "ragged"])
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (lambda p, c, x: c["h"], r"step gives float32\[3,5\]; expected two results, \(carry, y\)"),
+        (lambda p, c, x: (c["h"], x), r"step turns carry {'h': float32\[3,5\], 'n': int32\[3\]} into float32\[3,5\]"),
+        (
+            lambda p, c, x: (c | {"h": c["h"][:, :2]}, x),
+            r"step turns carry\['h'\] float32\[3,5\] into float32\[3,2\]; ",
+        ),
+        (lambda p, c, x: (c | {"n": c["n"] + 0.5}, x), r"step turns carry\['n'\] int32\[3\] into float32\[3\]; "),
+    ],
+    ids=["no pair", "another tree", "another shape", "another type"],
+)
+def test_a_step_that_does_not_keep_the_carry_s_form_is_told_so(step, message, lengths):
+    carry = {"h": np.zeros((3, 5), np.float32), "n": np.zeros(3, np.int32)}
+    with pytest.raises(ValueError, match=message):
+        rnn.scan(step, None, np.zeros((3, 7, 5), np.float32), carry, lengths=lengths)
+
+
+def test_a_step_s_own_error_has_a_note_of_its_shapes():
+    with pytest.raises(TypeError) as caught:
+        rnn.scan(lambda p, h, x: (h @ p + x, x), np.eye(5), np.zeros((3, 7, 5)), np.zeros((3, 4)))
+    assert any("carry float32[3,4] and x_t float32[3,5]" in note for note in caught.value.__notes__)
+
+
+def test_a_number_as_carry_takes_the_step_s_type():
+    total, _ = rnn.scan(lambda p, c, x: (c + x.sum(), x), None, np.ones((3, 7, 5), np.float32), 0)
+    assert total == 105
