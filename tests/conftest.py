@@ -19,7 +19,7 @@ def pytest_collection_modifyitems(items):
     """Of a test that is marked `sampled(n)` all cases but n become slow."""
     tests = {}
     for item in items:
-        if item.get_closest_marker("sampled"):
+        if item.get_closest_marker("sampled") and not item.get_closest_marker("slow"):
             tests.setdefault((item.path, item.originalname), []).append(item)
     for (path, name), cases in tests.items():
         (count,) = cases[0].get_closest_marker("sampled").args

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from seqmnist_jax.rnn import recurrence
 from seqmnist_jax.rnn.cells import PRECISIONS
-from seqmnist_jax.rnn.checks import as_array, check_inputs, check_marks, check_rows, check_step, choice, flag, whole
+from seqmnist_jax.rnn.checks import as_array, check_inputs, check_marks, check_rows, choice, explain, flag, whole
 from seqmnist_jax.rnn.eager import compiled
 from seqmnist_jax.rnn.gaps import pressed, spread, with_resets
 from seqmnist_jax.rnn.recurrence import Given, Options
@@ -71,7 +71,8 @@ def scan(
     Raises:
       ValueError: x or lengths has the wrong shape or dtype, lengths are known and outside
         [0, time], x holds a known NaN, an option is none, with lengths carry or output lack a batch axis, the step
-        does not give (carry, y) with a carry of the same shapes and dtypes, or the backend was named and can't run it.
+        does not give (carry, y) with a carry of the same shapes and dtypes, or the backend was named and can't run
+        the step.
     """
     mask, resets = check_marks(x, lengths, mask, resets)
     x, lengths = check_inputs(x, lengths, mask)
@@ -120,8 +121,11 @@ def _run(
         end, outputs = recurrence.run(call, Given(params, x, carry, lengths))
         return end, spread(outputs, mask if return_sequences else None, reverse, zero)
     with jax.default_matmul_precision("highest" if precision == "float32" else None):
-        check_step(*as_given)
-        end, outputs = run(step, params, x, carry, lengths, reverse, return_sequences, unroll)
+        try:
+            end, outputs = run(step, params, x, carry, lengths, reverse, return_sequences, unroll)
+        except (TypeError, ValueError) as error:
+            explain(error, *as_given)
+            raise
     return end, spread(outputs, mask if return_sequences else None, reverse, zero)
 
 

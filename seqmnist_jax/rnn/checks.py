@@ -173,41 +173,39 @@ def check_rows(name: str, tree: Any, batch: int, why: str = "lengths") -> None:
             raise ValueError(f"{name} has shape {jnp.shape(part)}; with {why} expected [batch, ...], batch {batch}")
 
 
-class _Words(str):
-    __repr__ = str.__str__
+def _shown(name: str, tree: Any) -> str:
+    """The arrays of a tree, as "carry['h'] float32[4,8]"."""
+    leaves = [
+        (jax.tree_util.keystr(path), jax.typeof(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]
+    told = [f"{name}{path} {leaf.dtype}[{','.join(map(str, leaf.shape))}]" for path, leaf in leaves]
+    return ", ".join(told).strip() or f"{name} {tree}"
 
 
-def _shown(tree: Any) -> str:
-    """A tree with its arrays as 'float32[4,8]'."""
+def explain(error: Exception, step: Any, params: Any, x: Any, carry: Any) -> None:
+    """Says in our words why ``step(params, carry, x_t)`` can't be looped, where it breaks the form that a step has.
 
-    def word(leaf: Any) -> _Words:
-        kind = jax.typeof(leaf)
-        return _Words(f"{kind.dtype}[{','.join(map(str, kind.shape))}]")
+    To any other error it adds a note of the shapes that the step is called with.
 
-    return str(jax.tree.map(word, tree))
-
-
-def check_step(step: Any, params: Any, x: Any, carry: Any) -> None:
-    """Checks that ``step(params, carry, x_t)`` gives (carry, y) with the carry's own shapes and dtypes.
-
-    An error of the step's own goes on, with a note of the shapes that it was called with.
+    Raises:
+      ValueError: the step does not give (carry, y), or not with a carry of the same tree, shapes and dtypes.
     """
-    frame = jax.ShapeDtypeStruct((x.shape[0], *x.shape[2:]), x.dtype)
     try:
+        frame = jax.eval_shape(lambda x: x[:, 0], x)
+        error.add_note(f"The step was called with {_shown('carry', carry)} and {_shown('x_t', frame)}.")
         result = jax.eval_shape(lambda carry, x_t: step(params, carry, x_t), carry, frame)
-    except Exception as error:
-        error.add_note(f"So ended step(params, carry, x_t) with carry {_shown(carry)} and x_t {_shown(frame)}.")
-        raise
+    except Exception:
+        return
     if not isinstance(result, tuple | list) or len(result) != 2:
-        raise ValueError(f"step gives {_shown(result)}; expected two results, (carry, y)")
+        raise ValueError(f"step gives {_shown('', result)}; expected two results, (carry, y)") from None
     trees: list[Any] = [jax.tree.structure(tree) for tree in (carry, result[0])]
     if trees[0] != trees[1]:
-        raise ValueError(f"step turns carry {_shown(carry)} into {_shown(result[0])}; expected the same tree")
+        turned = f"{_shown('carry', carry)} into {_shown('carry', result[0])}"
+        raise ValueError(f"step turns {turned}; expected the same tree") from None
     for (path, old), new in zip(jax.tree_util.tree_leaves_with_path(carry), jax.tree.leaves(result[0]), strict=True):
         kind = jax.typeof(old)
-        # A Python number, whose type is weak, takes the type that the step gives it.
-        if kind.shape != new.shape or (kind.dtype != new.dtype and not kind.weak_type):
-            where = jax.tree_util.keystr(path)
-            raise ValueError(
-                f"step turns carry{where} {_shown(old)} into {_shown(new)}; expected the same shape and dtype"
-            )
+        # A Python number, whose type is weak, takes the type that the step gives it if that can hold it.
+        taken = kind.weak_type and jnp.result_type(old, new) == new.dtype
+        if kind.shape != new.shape or (kind.dtype != new.dtype and not taken):
+            turned = f"{_shown('carry' + jax.tree_util.keystr(path), old)} into {_shown('', new)}"
+            raise ValueError(f"step turns {turned}; expected the same shape and dtype") from None

@@ -192,7 +192,6 @@ def test_hidden_units_that_divide_by_zero_do_not_reach_others():
     check(CPU, step, Options("all", False, "float32"), arrays)
 
 
-@pytest.mark.sampled(1)
 @BOTH
 def test_bfloat16_rounds_what_is_multiplied(kernel):
     step, options, arrays = options_and(CELLS["lem"], hidden=32, batch=3)

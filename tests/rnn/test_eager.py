@@ -215,7 +215,7 @@ def test_gradients_of_replicas_without_their_gates(need_native, monkeypatch, bac
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("prime", "composite"), [(787, 784), pytest.param(1021, 1024, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("prime", "composite"), [(787, 784), (1021, 1024)])
 def test_steps_without_a_divisor_take_no_more_memory(prime, composite):
     gradient = jax.grad(lambda p, x: rnn.gru(p, x, backend="fused")[1].mean())
     params, x = rnn.init_gru(jax.random.key(0), 1, 32), jax.ShapeDtypeStruct((8, composite, 1), jnp.float32)

@@ -54,7 +54,6 @@ def slope(function, given, ways, h=1e-3):
     return np.dot([-1, 9, -45, 45, -9, 1], at) / (60 * h)
 
 
-@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", NAMES)
 def test_values_and_gradients_are_the_equations_(name):
     options, given = OPTIONS.get(name, {}), draw(name)

@@ -124,7 +124,6 @@ def test_a_unit_keeps_sigmoid_of_its_bias():
         np.testing.assert_allclose(outputs[0, steps - 1, unit], (1 - 1 / steps) ** steps, rtol=1e-5)
 
 
-@pytest.mark.slow
 def test_bfloat16_rounds_what_is_multiplied_and_nothing_else():
     params, x, carry = draw(time=40)
 

@@ -141,7 +141,10 @@ def test_bad_input_is_named(x, lengths, name, return_sequences):
     ("step", "message"),
     [
         (lambda p, c, x: c["h"], r"step gives float32\[3,5\]; expected two results, \(carry, y\)"),
-        (lambda p, c, x: (c["h"], x), r"step turns carry {'h': float32\[3,5\], 'n': int32\[3\]} into float32\[3,5\]"),
+        (
+            lambda p, c, x: (c["h"], x),
+            r"step turns carry\['h'\] float32\[3,5\], carry\['n'\] int32\[3\] into carry float32\[3,5\]; ",
+        ),
         (
             lambda p, c, x: (c | {"h": c["h"][:, :2]}, x),
             r"step turns carry\['h'\] float32\[3,5\] into float32\[3,2\]; ",
@@ -162,6 +165,15 @@ def test_a_step_s_own_error_has_a_note_of_its_shapes():
     assert any("carry float32[3,4] and x_t float32[3,5]" in note for note in caught.value.__notes__)
 
 
-def test_a_number_as_carry_takes_the_step_s_type():
-    total, _ = rnn.scan(lambda p, c, x: (c + x.sum(), x), None, np.ones((3, 7, 5), np.float32), 0)
+def test_a_number_as_carry_takes_the_step_s_type_if_that_can_hold_it():
+    x = np.ones((3, 7, 5), np.float32)
+    total, _ = rnn.scan(lambda p, c, x: (c + x.sum(), x), None, x, 0)
     assert total == 105
+    with pytest.raises(ValueError, match=r"step turns carry float32\[\] into int32\[\]; "):
+        rnn.scan(lambda p, c, x: (jnp.int32(1), x), None, x, 0.0)
+
+
+def test_what_the_loop_brings_to_the_carry_s_type_is_no_error():
+    x, carry = np.ones((3, 7, 5), np.float32), np.zeros((3, 5), np.float32)
+    end, _ = rnn.scan(lambda p, c, x: (c.astype(jnp.bfloat16) + 1, x), None, x, carry, lengths=np.array([7, 0, 3]))
+    np.testing.assert_array_equal(end[:, 0], [7, 0, 3])

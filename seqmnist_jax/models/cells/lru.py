@@ -26,7 +26,7 @@ Carry = tuple[Array, Array]
 def step(params: Params, carry: Carry, x: Array) -> tuple[Carry, Array]:
     """One step: Re s and Im s [batch, hidden], and x [batch, features].
 
-    What multiplies a product multiplies its matrix here, so that a kernel need not keep the product for the way back.
+    Factors are multiplied into the matrices, not the products: so a kernel needs no product again for a gradient.
     """
     re, im = carry
     size, phase, gamma = jnp.exp(-jnp.exp(params["nu"])), jnp.exp(params["theta"]), jnp.exp(params["gamma"])

@@ -139,7 +139,7 @@ class Front {
   // Of so many rows of x; `of(row)` is where one stands.
   template <class Of>
   void make(std::ptrdiff_t count, Of&& of) {
-    // The last vector of a row may reach into the next one, which is written after it.
+    // The last vector of a row may reach into the next one, which is written after it; behind the last row is room.
     for (std::ptrdiff_t row = 0; row < count; ++row)
       for (std::ptrdiff_t j = 0; j < s.feature_vectors; ++j)
         Mode::put_row(x.get() + row * depth, static_cast<int>(j * kLanes), s.features_of(of(row), j));
