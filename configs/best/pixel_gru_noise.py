@@ -1,4 +1,4 @@
-"""`best/pixel_gru` for 60 epochs, in larger batches, with noise on the pixels. Not run yet."""
+"""`best/pixel_gru` for 60 epochs, in larger batches, with noise on the pixels."""
 
 import ml_collections
 
