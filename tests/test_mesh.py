@@ -111,7 +111,6 @@ def trained(tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["parts", "replicas_four", "replicas_both"])
 def test_same_batch_same_result(trained, name):
     assert_close(params_of(trained / name), params_of(trained / "one"))
