@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from seqmnist_jax.rnn import recurrence
 from seqmnist_jax.rnn.cells import PRECISIONS
-from seqmnist_jax.rnn.checks import as_array, check_inputs, check_marks, check_rows, choice, explain, flag, whole
+from seqmnist_jax.rnn.checks import as_array, check_inputs, check_marks, check_rows, choice, diagnose, flag, whole
 from seqmnist_jax.rnn.eager import compiled
 from seqmnist_jax.rnn.gaps import pressed, spread, with_resets
 from seqmnist_jax.rnn.recurrence import Given, Options
@@ -124,7 +124,7 @@ def _run(
         try:
             end, outputs = run(step, params, x, carry, lengths, reverse, return_sequences, unroll)
         except (TypeError, ValueError) as error:
-            explain(error, *as_given)
+            diagnose(error, *as_given)
             raise
     return end, spread(outputs, mask if return_sequences else None, reverse, zero)
 

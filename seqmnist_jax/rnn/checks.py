@@ -182,7 +182,7 @@ def _shown(name: str, tree: Any) -> str:
     return ", ".join(told).strip() or f"{name} {tree}"
 
 
-def explain(error: Exception, step: Any, params: Any, x: Any, carry: Any) -> None:
+def diagnose(error: Exception, step: Any, params: Any, x: Any, carry: Any) -> None:
     """Says in our words why ``step(params, carry, x_t)`` can't be looped, where it breaks the form that a step has.
 
     To any other error it adds a note of the shapes that the step is called with.

@@ -76,7 +76,11 @@ struct Slice : Sizes {
   }
   // Vector j of a row of x; beyond its features are zeros.
   SEQMNIST_INLINE Vec features_of(const float* row, std::ptrdiff_t j) const {
-    return load_some(row + j * kLanes, static_cast<int>(std::min<std::ptrdiff_t>(kLanes, features - j * kLanes)));
+    return load_some(row + j * kLanes, feature_lanes(j));
+  }
+  // How many of vector j's lanes are features.
+  int feature_lanes(std::ptrdiff_t j) const {
+    return static_cast<int>(std::min<std::ptrdiff_t>(kLanes, features - j * kLanes));
   }
   std::ptrdiff_t when(std::ptrdiff_t step) const { return reverse ? time - 1 - step : step; }
   // How many of vector j's lanes are units.
@@ -348,11 +352,8 @@ class Gradients {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-      for (int w = 0; w < W; ++w) {
-        const std::ptrdiff_t f = (j + w) * kLanes;
-        if (row + r < count)
-          store_some(to(row + r) + f, sums[r][w], static_cast<int>(std::min<std::ptrdiff_t>(kLanes, s.features - f)));
-      }
+      for (int w = 0; w < W; ++w)
+        if (row + r < count) store_some(to(row + r) + (j + w) * kLanes, sums[r][w], s.feature_lanes(j + w));
   }
 
   // That of one matrix, of W vectors of units.
