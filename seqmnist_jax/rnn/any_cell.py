@@ -135,6 +135,7 @@ def explain_step(
     x: Any,
     carry: Carry,
     *,
+    return_sequences: bool = True,
     precision: str = "float32",
     backend: str = "auto",
     source: bool = False,
@@ -142,14 +143,14 @@ def explain_step(
     """Which backend `scan` would take in this process, and why.
 
     Args:
-      step, params, x, carry, precision, backend: as in `scan`; arrays or their shapes.
+      step, params, x, carry, return_sequences, precision, backend: as in `scan`; arrays or their shapes.
       source: give the kernel's source, as it is compiled.
 
     Raises:
       ValueError: the backend was named and can't; or the source is asked for, and no kernel runs.
     """
-    options = Options("all", False, choice("precision", precision, PRECISIONS))
-    given = Given(params, x, carry, None)
+    outputs = "all" if flag("return_sequences", return_sequences) else "last"
+    options, given = Options(outputs, False, choice("precision", precision, PRECISIONS)), Given(params, x, carry, None)
     backend, platform = choice("backend", backend, BACKENDS), jax.default_backend()
     found, call, why = recurrence.choose(step, options, given, backend, platform)
     if not source:

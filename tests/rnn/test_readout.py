@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from seqmnist_jax import rnn
+from seqmnist_jax.models.cells import s5
 from seqmnist_jax.rnn import recurrence
 from seqmnist_jax.rnn.readout import Inner, taken_out
 from seqmnist_jax.rnn.recurrence import Call, Given, plain
@@ -80,3 +82,21 @@ def test_a_step_whose_products_the_carry_needs_stays_as_it_is():
 
     given = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params())
     assert taken_out(step, "float32", given, jnp.zeros((2, HIDDEN)), jnp.zeros((2, 1, FEATURES))) is step
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_kernel_of_the_last_output_leaves_them_out_too(need_native, reverse):
+    need_native()
+    x = jax.random.normal(jax.random.key(0), (4, 6, FEATURES))
+    given = s5.init(jax.random.key(1), FEATURES, HIDDEN), x, (jnp.ones((4, HIDDEN)), jnp.zeros((4, HIDDEN)))
+    assert "behind the loop" in rnn.explain_step(s5.step, *given, return_sequences=False)
+    assert "behind the loop" not in rnn.explain_step(s5.step, *given)
+
+    def loss(given, lengths, backend):
+        options = {"return_sequences": False, "lengths": lengths, "reverse": reverse, "backend": backend}
+        (re, im), y = rnn.scan(s5.step, *given, **options)
+        return jnp.sin(y).sum() + (re * im).sum()
+
+    for lengths in (None, LENGTHS):
+        found, wanted = (jax.value_and_grad(loss)(given, lengths, backend) for backend in ("native", "scan"))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, wanted)
