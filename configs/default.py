@@ -105,11 +105,11 @@ def get_config() -> ml_collections.ConfigDict:
     # on a GPU tensorfloat32, which its kernel is made for.
     model.precision = "auto"
     # 0, or: the recurrence remembers its state every so many steps and computes the others
-    # again in the backward pass: a third more time, far less memory.
+    # again in the backward pass: half as much time again, far less memory.
     model.remat = 0
     # Steps laid out in one pass of the loop over time: 1 is a loop, the sequence length none at all.
     model.unroll = 1
-    # Variational dropout: one mask a sequence, the same at every step. The probability to keep
+    # Variational dropout: one mask a sequence, the same at every step (but in the TCN). The probability to keep
     # a unit of each layer's input, of its output, and of the h that its next step sees.
     dropout = model.dropout = ml_collections.ConfigDict()
     dropout.input_keep = 1.0
@@ -134,7 +134,7 @@ def get_config() -> ml_collections.ConfigDict:
     optimizer.adam_epsilon = 1e-8
     # 'adamw': each step takes rate * decay of every kernel off it: of no bias, no norm, and none of recurrent_rate.
     optimizer.weight_decay = 1e-4
-    # The share of learning_rate at which the parameters of the state's own motion train, which never decay: the vector
+    # The share of learning_rate at which the parameters of the state's own motion train, which never decay: the vectors
     # of 'lru', 's5', 'diagonal' and 'ind_rnn', the skew-symmetric matrix of 'exp_rnn'.
     optimizer.recurrent_rate = 1.0
     # 0, or: a moving average of the parameters, of this decay a step, is what is evaluated.
@@ -164,7 +164,7 @@ def get_config() -> ml_collections.ConfigDict:
     # may be resumed with other values here.
     runtime = config.runtime = ml_collections.ConfigDict()
     # What runs the recurrence: 'auto' ('native' where it can, else 'fused'), 'native' (the device's kernel: in
-    # C++ on CPUs, in CUDA on GPUs), 'fused' (hand-written backward in JAX) or 'scan' (plain `lax.scan`).
+    # C++ on CPUs, in CUDA on GPUs), 'fused' (JAX, its backward pass made of the step) or 'scan' (plain `lax.scan`).
     runtime.backend = "auto"
     # As model.precision, wherever the model is not trained: 'float32', 'tensorfloat32' or 'bfloat16'.
     runtime.eval_precision = "float32"
