@@ -31,7 +31,7 @@ def load(workdir: str | Path) -> TrainedModel:
     >>> sorted(model.params)
     ['dense', 'norm', 'rnn']
 
-    See `seqmnist_jax.trained.TrainedModel` for all that it can be asked.
+    See `seqmnist_jax.analysis.trained.TrainedModel` for all that it can be asked.
 
     Args:
       workdir: a folder that `launch.py --mode=train` made. While it trains, this is the best so far.

@@ -240,6 +240,27 @@ def test_dropout_of_the_state_needs_an_output_that_is_part_of_the_carry():
         rnn.stack(cell, params, jnp.ones((2, 3, 5)), masks=masks)
 
 
+def test_a_stack_is_told_from_a_layer():
+    params = rnn.init_gru(jax.random.key(0), 5, 8)
+    with pytest.raises(ValueError, match=r"^params has \['bias', .*; expected 'layer_0' and so on"):
+        rnn.stack(rnn.GRU, params, jnp.ones((2, 3, 5)))
+    with pytest.raises(ValueError, match=r"^num_layers is 0; expected a whole number, at least 1"):
+        rnn.init_stack(jax.random.key(0), rnn.GRU, 5, 8, num_layers=0, bidirectional=False)
+
+
+def test_python_s_own_modules_have_no_cell():
+    with pytest.raises(UsageError, match="but Python's own time has no 'gru'"):
+        own_cell.find("time:gru")
+
+
+def test_the_number_of_units_is_not_told_by_an_axis_that_grows_unevenly():
+    def init(key, features, hidden_size):
+        return {"angles": jnp.ones(hidden_size * (hidden_size - 1) // 2), "kernel": jnp.ones((features, hidden_size))}
+
+    cell = rnn.cell(lambda params, h, x: (h, h), init)
+    assert hidden_size(cell, init(None, 5, 6), 5) == 6
+
+
 @pytest.mark.parametrize("cell", [rnn.LSTM, rnn.GRU, rnn.GRU_RESET_BEFORE, rnn.MIN_GRU])
 def test_the_number_of_units_is_told_by_the_parameters(cell):
     assert hidden_size(cell, cell.init(jax.random.key(0), 5, 6), 5) == 6

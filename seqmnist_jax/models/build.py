@@ -120,7 +120,7 @@ def _build_init_layers(
     name, bidirectional, is_checked = model.cell, model.bidirectional, bool(model.cell_options)
 
     def init_layers(key: Array, features: int, num_layers: int = 1) -> rnn.Layers:
-        if own_cell.is_one(name) or is_checked:
+        if own_cell.is_one(name) or is_checked or engine.backend == "native":
             for width in (features, *[hidden_size * (1 + bidirectional)][: num_layers - 1]):
                 own_cell.check(name, cell, width, hidden_size, options, engine)
         shape = {"num_layers": num_layers, "bidirectional": bidirectional}

@@ -114,7 +114,9 @@ class WithRecurrence:
 
     def at(self, precision: str) -> nn.Module:
         """The same model at another precision."""
-        return self.clone(engine=self.engine._replace(precision=precision))
+        # A GPU has no kernel for full float32.
+        backend = "auto" if self.engine.backend == "native" else self.engine.backend
+        return self.clone(engine=self.engine._replace(backend=backend, precision=precision))
 
     def portable(self) -> nn.Module:
         """The same model in XLA's own operations alone, so that its program runs wherever XLA does."""

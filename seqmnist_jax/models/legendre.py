@@ -19,12 +19,12 @@ Array = jax.Array
 
 
 @functools.lru_cache(maxsize=8)
-def _response(order: int, window: int, time: int) -> np.ndarray:
+def _response(order: int, time: int) -> np.ndarray:
     """What one value leaves in the memory after 0, 1, ... steps, float32 [time, order]."""
     from scipy import linalg  # at first use: imported by nothing else in training
 
     i, j = np.arange(order)[:, None], np.arange(order)
-    scale = (2 * i + 1) / window
+    scale = (2 * i + 1) / time
     a = scale * np.where(i < j, -1.0, np.where((i - j) % 2 == 0, -1.0, 1.0))
     b = scale[:, 0] * np.where(j % 2 == 0, 1.0, -1.0)
     # The exponential of [[A, B], [0, 0]] holds both the step and its input.
@@ -45,7 +45,7 @@ def with_memory(x: Array, order: int) -> Array:
     """
     time = x.shape[1]
     # Twice the length: the convolution is no circular one.
-    response = jnp.fft.rfft(jnp.asarray(_response(order, time, time)), 2 * time, axis=0)
+    response = jnp.fft.rfft(jnp.asarray(_response(order, time)), 2 * time, axis=0)
     spectrum = jnp.fft.rfft(x, 2 * time, axis=1)
     memory = jnp.fft.irfft(spectrum[..., None] * response[:, None], 2 * time, axis=1)[:, :time]
     return jnp.concatenate([x, memory.reshape(*x.shape[:2], -1).astype(x.dtype)], axis=-1)

@@ -55,10 +55,11 @@ def find(name: str, recorded: str = "", content_hash: str = "") -> Found:
     if not all(part.isidentifier() for part in parts) or parts[-2:-1] == ("py",):
         raise _error(name, "; expected MODULE:NAME, as my_cells:elman for what my_cells.py calls elman")
     module = _import(name, module_name, recorded, content_hash)
-    file = Path(module.__file__ or "")
+    file = Path(getattr(module, "__file__", None) or "")
     if not hasattr(module, attribute):
         cells = [known for known, value in vars(module).items() if isinstance(value, rnn.Cell)]
-        raise _error(name, f", but {file} has no {attribute!r}", did_you_mean(attribute, cells))
+        where = file if file.name else f"Python's own {module_name}"
+        raise _error(name, f", but {where} has no {attribute!r}", did_you_mean(attribute, cells))
     cell = getattr(module, attribute)
     if not isinstance(cell, rnn.Cell):
         raise _error(name, f", a {type(cell).__name__}; expected an rnn.Cell, as rnn.cell(step, init) makes it")

@@ -15,9 +15,9 @@ A cell of your own:
   lstm_step, gru_step, min_gru_step    one step of the layers here
 
 How it runs:
-  explain, explain_step         an Explanation: which of BACKENDS would run a layer, or a step, and why; explain_layer,
-                                of a stack
-  native_problem                why no kernel can be made here, or None
+  explain                       an Explanation: which of BACKENDS would run a layer, and why; explain_step and
+                                explain_layer, in words, of a step and of a stack's layer
+  native_problem                why no kernel can be made for this process's device, or None
   remat                         gradient checkpointing; PRECISIONS, how exact products are
 
 Weights of other libraries:
@@ -33,12 +33,12 @@ Weights of other libraries:
 
 from seqmnist_jax.rnn.any_cell import explain_step, scan
 from seqmnist_jax.rnn.cell import GRU, GRU_RESET_BEFORE, LSTM, MIN_GRU, Cell, cell
-from seqmnist_jax.rnn.cells import gru_step, init_gru, init_lstm, lstm_step, product
+from seqmnist_jax.rnn.cells import PRECISIONS, gru_step, init_gru, init_lstm, lstm_step, product
 from seqmnist_jax.rnn.convert import from_flax, from_keras, from_torch, to_flax, to_keras, to_torch
 from seqmnist_jax.rnn.initializers import KERNELS, TIME_SCALES, keeping_bias, log_uniform_time_scales
-from seqmnist_jax.rnn.layers import BACKENDS, PRECISIONS, Explanation, explain, gru, lstm, min_gru
+from seqmnist_jax.rnn.layers import Explanation, explain, gru, lstm, min_gru
 from seqmnist_jax.rnn.min_gru import init_min_gru, min_gru_step
-from seqmnist_jax.rnn.native.cpu import problem as native_problem
+from seqmnist_jax.rnn.recurrence import BACKENDS, native_problem
 from seqmnist_jax.rnn.remat import remat
 from seqmnist_jax.rnn.stack import (
     Engine,

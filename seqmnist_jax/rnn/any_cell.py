@@ -7,16 +7,23 @@ import jax.numpy as jnp
 
 from seqmnist_jax.rnn import recurrence
 from seqmnist_jax.rnn.cells import PRECISIONS
-from seqmnist_jax.rnn.checks import as_array, check_inputs, check_marks, check_rows, choice, diagnose, flag, whole
+from seqmnist_jax.rnn.checks import (
+    as_array,
+    check_rows,
+    check_sequences,
+    check_x,
+    choice,
+    diagnose,
+    flag,
+    whole,
+)
 from seqmnist_jax.rnn.eager import compiled
 from seqmnist_jax.rnn.gaps import pressed, spread, with_resets
-from seqmnist_jax.rnn.recurrence import Given, Options
+from seqmnist_jax.rnn.recurrence import BACKENDS, Given, Options
 from seqmnist_jax.rnn.scan import Step, run, where_some_run, with_frames_of_its_own
 
 Array = jax.Array
 Carry = TypeVar("Carry")
-
-BACKENDS = ("auto", "scan", "fused", "native")
 
 
 def scan(
@@ -74,8 +81,7 @@ def scan(
         does not give (carry, y) with a carry of the same shapes and dtypes, or the backend was named and can't run
         the step.
     """
-    mask, resets = check_marks(x, lengths, mask, resets)
-    x, lengths = check_inputs(x, lengths, mask)
+    x, lengths, mask, resets = check_sequences(x, lengths, mask, resets)
     options = (
         flag("reverse", reverse),
         flag("return_sequences", return_sequences),
@@ -149,6 +155,8 @@ def explain_step(
     Raises:
       ValueError: the backend was named and can't; or the source is asked for, and no kernel runs.
     """
+    x = as_array("x", x)
+    check_x(x)
     outputs = "all" if flag("return_sequences", return_sequences) else "last"
     options, given = Options(outputs, False, choice("precision", precision, PRECISIONS)), Given(params, x, carry, None)
     backend, platform = choice("backend", backend, BACKENDS), jax.default_backend()

@@ -15,8 +15,8 @@ from seqmnist_jax.rnn.recurrence import Given, Options
 
 Array = jax.Array
 
-# Sizes at which an initialiser is asked for shapes; whole numbers of blocks, where a cell has such.
-_SIZES = (192, 384)
+# Sizes at which an initialiser is asked for shapes, evenly apart; whole numbers of blocks, where a cell has such.
+_SIZES = (192, 384, 576)
 
 
 def _one_state(zero: Array) -> Any:
@@ -89,7 +89,7 @@ def cell(
         """The step: with a precision of its own where `lax.scan` runs it, since all else rounds what it multiplies."""
         plain = at_precision(step, "float32")
         options, given = Options("all", False, precision), Given(params, x, carry, None)
-        choice("backend", backend, any_cell.BACKENDS)
+        choice("backend", backend, recurrence.BACKENDS)
         found, _, _ = recurrence.choose(plain, options, given, backend, jax.default_backend())
         return at_precision(step, precision) if found == "scan" else plain
 
@@ -98,7 +98,7 @@ def cell(
         step = run_by(params, x, carry, backend, precision)
         return any_cell.explain_step(step, params, x, carry, precision=precision, backend=backend)
 
-    made = Cell(layer, step, init, zero_carry, any_cell.BACKENDS, explain)
+    made = Cell(layer, step, init, zero_carry, recurrence.BACKENDS, explain)
     return made
 
 
@@ -137,20 +137,20 @@ def _initial_shapes(init: Callable[..., Any], features: int, hidden_size: int) -
 
 
 def hidden_size(cell: Cell, params: Any, features: int) -> int:
-    """The number of units of h, told by the first axis of the parameters that grows with it.
+    """The number of units of h, told by the first axis of the parameters that grows evenly with it.
 
     Raises:
       ValueError: params are not what the cell's initialiser makes, or none of them depends on it.
     """
     shapes = _shapes(params)
-    few, many = (_initial_shapes(cell.init, features, size) for size in _SIZES)
+    few, more, most = (_initial_shapes(cell.init, features, size) for size in _SIZES)
     if {name: len(shape) for name, shape in shapes.items()} != {name: len(shape) for name, shape in few.items()}:
         raise ValueError(f"params has shapes {shapes}; expected those of the cell's init, {few} for {_SIZES[0]} units")
     for name, shape in shapes.items():
-        for size, small, large in zip(shape, few[name], many[name], strict=True):
-            if large != small:
-                return _SIZES[0] + (size - small) * (_SIZES[1] - _SIZES[0]) // (large - small)
-    raise ValueError(f"params has shapes {shapes}, of which none grows with hidden_size")
+        for size, small, middle, large in zip(shape, few[name], more[name], most[name], strict=True):
+            if large - middle == middle - small != 0:
+                return _SIZES[0] + (size - small) * (_SIZES[1] - _SIZES[0]) // (middle - small)
+    raise ValueError(f"params has shapes {shapes}, of which none grows evenly with hidden_size")
 
 
 def zeros(cell: Cell, params: Any, x: Any) -> Any:
@@ -169,15 +169,15 @@ LSTM = Cell(
     cells.lstm_step,
     cells.init_lstm,
     zero_carry=lambda zero: (zero, zero),
-    backends=layers.BACKENDS,
+    backends=recurrence.BACKENDS,
     explain=layers.explain,
 )
-GRU = Cell(layers.gru, cells.gru_step, cells.init_gru, backends=layers.BACKENDS, explain=layers.explain)
+GRU = Cell(layers.gru, cells.gru_step, cells.init_gru, backends=recurrence.BACKENDS, explain=layers.explain)
 GRU_RESET_BEFORE = Cell(
     functools.partial(layers.gru, reset_after=False),
     cells.gru_step,
     functools.partial(cells.init_gru, reset_after=False),
-    backends=layers.BACKENDS,
+    backends=recurrence.BACKENDS,
     explain=functools.partial(layers.explain, reset_after=False),
 )
-MIN_GRU = Cell(layers.min_gru, min_gru_step, init_min_gru, backends=layers.BACKENDS, explain=layers.explain)
+MIN_GRU = Cell(layers.min_gru, min_gru_step, init_min_gru, backends=recurrence.BACKENDS, explain=layers.explain)

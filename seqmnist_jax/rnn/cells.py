@@ -2,8 +2,7 @@
 
 A cell is a function ``step(params, carry, x) -> (carry, y)``. For both cells the
 product with the input needs no carry, so it is split off: `inputs` makes it for any
-number of steps at once. `*_gates` makes a step's gates from it and h, `*_update` the new carry
-from the gates, `*_recurrence` is one after the other, and `*_step` is all of it.
+number of steps at once, `*_recurrence` is the rest of a step, and `*_step` is all of it.
 
 Gate order: LSTM i, f, g, o; GRU r, z, n. Carry: LSTM (c, h), GRU h, each
 [batch, hidden]. Precision says how exact products are, and nothing else; sums and all the rest stay in
@@ -143,28 +142,21 @@ def inputs(params: Params, x: Array, precision: str = "float32") -> Array:
     return with_bias(product(x, params["kernel"], precision), params["bias"])
 
 
-def lstm_gates(params: Params, h: Array, inputs: Array, precision: str = "float32") -> tuple[Array, ...]:
-    """The gates i, f, g, o: sigmoid (g: tanh) of x W + h U + b."""
-    i, f, g, o = jnp.split(inputs + product(h, params["recurrent_kernel"], precision), LSTM_GATES, axis=-1)
-    return sigmoid(i), sigmoid(f), jnp.tanh(g), sigmoid(o)
-
-
-def lstm_update(gates: tuple[Array, ...], carry: LSTMCarry) -> LSTMCarry:
-    """c' = f c + i g;  h' = o tanh(c')."""
-    i, f, g, o = gates
-    c = f * carry[0] + i * g
-    return c, o * jnp.tanh(c)
-
-
 def lstm_recurrence(
     params: Params, carry: LSTMCarry, inputs: Array, precision: str = "float32"
 ) -> tuple[LSTMCarry, Array]:
     """The rest of an LSTM step, from `inputs` of that step.
 
+    i, f, g, o = sigmoid (g: tanh) of x W + h U + b;  c' = f c + i g;  h' = o tanh(c').
+
     Hochreiter & Schmidhuber 1997 with the forget gate of Gers et al. 2000; no peepholes.
     """
-    carry = lstm_update(lstm_gates(params, carry[1], inputs, precision), carry)
-    return carry, carry[1]
+    c, h = carry
+    i, f, g, o = jnp.split(inputs + product(h, params["recurrent_kernel"], precision), LSTM_GATES, axis=-1)
+    i, f, g, o = sigmoid(i), sigmoid(f), jnp.tanh(g), sigmoid(o)
+    c = f * c + i * g
+    h = o * jnp.tanh(c)
+    return (c, h), h
 
 
 def lstm_step(params: Params, carry: LSTMCarry, x: Array, precision: str = "float32") -> tuple[LSTMCarry, Array]:
@@ -209,28 +201,18 @@ def init_gru(
     return params | {"recurrent_bias": jnp.zeros((GRU_GATES * hidden_size,), dtype)} if reset_after else params
 
 
-def gru_gates(params: Params, h: Array, inputs: Array, precision: str = "float32") -> tuple[Array, ...]:
-    """The gates r, z, n and the candidate's recurrent term h U_n + b_U.
+def gru_recurrence(params: Params, carry: Array, inputs: Array, precision: str = "float32") -> tuple[Array, Array]:
+    """The rest of a reset-after GRU step, from `inputs` of that step.
 
-    r, z = sigmoid(x W + b + h U + b_U);  n = tanh(x W + b + r (h U + b_U)): the reset gate acts
+    r, z = sigmoid(x W + b + h U + b_U);  n = tanh(x W + b + r (h U + b_U));  h' = (1 - z) n + z h: the reset gate acts
     after the product with h, as in cuDNN and PyTorch.
     """
     x_r, x_z, x_n = jnp.split(inputs, GRU_GATES, axis=-1)
-    products = with_bias(product(h, params["recurrent_kernel"], precision), params["recurrent_bias"])
+    products = with_bias(product(carry, params["recurrent_kernel"], precision), params["recurrent_bias"])
     h_r, h_z, h_n = jnp.split(products, GRU_GATES, axis=-1)
-    r = sigmoid(x_r + h_r)
-    return r, sigmoid(x_z + h_z), jnp.tanh(x_n + r * h_n), h_n
-
-
-def gru_update(gates: tuple[Array, ...], carry: Array) -> Array:
-    """h' = (1 - z) n + z h."""
-    _, z, n, *_ = gates
-    return (1.0 - z) * n + z * carry
-
-
-def gru_recurrence(params: Params, carry: Array, inputs: Array, precision: str = "float32") -> tuple[Array, Array]:
-    """The rest of a reset-after GRU step, from `inputs` of that step."""
-    h = gru_update(gru_gates(params, carry, inputs, precision), carry)
+    r, z = sigmoid(x_r + h_r), sigmoid(x_z + h_z)
+    n = jnp.tanh(x_n + r * h_n)
+    h = (1.0 - z) * n + z * carry
     return h, h
 
 
@@ -242,7 +224,8 @@ def gru_reset_before_recurrence(
     kernel_rz, kernel_n = jnp.split(params["recurrent_kernel"], [2 * carry.shape[-1]], axis=-1)
     h_r, h_z = jnp.split(product(carry, kernel_rz, precision), 2, axis=-1)
     r, z = sigmoid(x_r + h_r), sigmoid(x_z + h_z)
-    h = gru_update((r, z, jnp.tanh(x_n + product(r * carry, kernel_n, precision))), carry)
+    n = jnp.tanh(x_n + product(r * carry, kernel_n, precision))
+    h = (1.0 - z) * n + z * carry
     return h, h
 
 

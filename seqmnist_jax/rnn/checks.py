@@ -72,20 +72,32 @@ def check_x(x: Any) -> None:
         raise ValueError(f"x has dtype {x.dtype}; expected real numbers")
 
 
-def check_inputs(x: Any, lengths: Any, mask: Any = None) -> tuple[Any, Any]:
-    """x and lengths as arrays, and all that is known of them checked.
+def check_sequences(x: Any, lengths: Any = None, mask: Any = None, resets: Any = None) -> tuple[Any, Any, Any, Any]:
+    """x, lengths, mask and resets as arrays, and all that is known of them checked.
 
-    A NaN makes a sequence's whole result NaN, so it is an error; past a sequence's end, or masked, anything may stand.
+    mask and resets are bool [batch, time], or None; None too where there are no steps. A NaN makes a sequence's whole
+    result NaN, so it is an error; past a sequence's end, or masked, anything may stand.
     """
     x = as_array("x", x)
     check_x(x)
+    marks = [None if mark is None else as_array(name, mark) for name, mark in (("mask", mask), ("resets", resets))]
+    for name, mark in zip(("mask", "resets"), marks, strict=True):
+        if mark is None:
+            continue
+        if mark.shape != x.shape[:2]:
+            raise ValueError(f"{name} has shape {mark.shape}; expected [batch, time] = {x.shape[:2]}, as x {x.shape}")
+        if mark.dtype != jnp.bool_:
+            raise ValueError(f"{name} has dtype {mark.dtype}; expected bool")
+    if mask is not None and lengths is not None:
+        raise ValueError("mask and lengths are both given; expected one of them")
+    mask, resets = (None, None) if x.shape[1] == 0 else marks
     read: Any = True
     if lengths is not None:
         lengths = as_array("lengths", lengths)
         if lengths.shape != x.shape[:1]:
             raise ValueError(f"lengths has shape {lengths.shape}; expected [batch] = {x.shape[:1]}, as x {x.shape}")
         if 0 in x.shape[:2]:
-            return x, None
+            return x, None, mask, resets
         if not jnp.issubdtype(lengths.dtype, jnp.integer):
             raise ValueError(f"lengths has dtype {lengths.dtype}; expected integers")
         if is_known(lengths):
@@ -99,24 +111,7 @@ def check_inputs(x: Any, lengths: Any, mask: Any = None) -> tuple[Any, Any]:
         read = read if mask is None else np.asarray(mask)
         if (np.isnan(np.asarray(x)).any(axis=2) & read).any():
             raise ValueError(f"x {x.shape} holds NaN; expected numbers (past a sequence's end anything may stand)")
-    return x, lengths
-
-
-def check_marks(x: Any, lengths: Any, mask: Any, resets: Any) -> tuple[Any, Any]:
-    """mask and resets, each bool [batch, time] or None, as arrays; None too where there are no steps."""
-    x = as_array("x", x)
-    check_x(x)
-    marks = [None if mark is None else as_array(name, mark) for name, mark in (("mask", mask), ("resets", resets))]
-    for name, mark in zip(("mask", "resets"), marks, strict=True):
-        if mark is None:
-            continue
-        if mark.shape != x.shape[:2]:
-            raise ValueError(f"{name} has shape {mark.shape}; expected [batch, time] = {x.shape[:2]}, as x {x.shape}")
-        if mark.dtype != jnp.bool_:
-            raise ValueError(f"{name} has dtype {mark.dtype}; expected bool")
-    if mask is not None and lengths is not None:
-        raise ValueError("mask and lengths are both given; expected one of them")
-    return (None, None) if x.shape[1] == 0 else (marks[0], marks[1])
+    return x, lengths, mask, resets
 
 
 def check_params(params: Any, names: tuple[str, ...], gates: int, x: Any, hint: str = "") -> tuple[Any, int]:

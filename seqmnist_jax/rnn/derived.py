@@ -15,7 +15,7 @@ from jax.extend import core as jex
 from seqmnist_jax.rnn import cells
 from seqmnist_jax.rnn.jaxprs import apply, evaluate
 from seqmnist_jax.rnn.scan import running_tm
-from seqmnist_jax.rnn.stages import Operands, Options, Stages, remaking
+from seqmnist_jax.rnn.stages import Operands, Options, Stages
 
 Array = jax.Array
 
@@ -83,7 +83,6 @@ class _Program:
         self.made = made = len(d.scalars([jnp.zeros((), d.dtype)] * n)[1])
         kinds = [raw.kind for raw in d.raws]
         self.places = {kind: kinds.index(kind) if kind in kinds else 0 for kind in "cmxsp"}
-        self.numbers = {kind: d.count(kind) for kind in "cmxsp"}
 
         def forward(*raws: Array) -> list[Array]:
             results, kept = d.scalars(raws)
@@ -107,7 +106,7 @@ class _Program:
         shape = (batch, self.division.hidden)
         return [
             (self.places["x"], list(inputs)),
-            (self.places["s"], [jnp.broadcast_to(x[:, f : f + 1], shape) for f in range(self.numbers["s"])]),
+            (self.places["s"], [jnp.broadcast_to(x[:, f : f + 1], shape) for f in range(self.division.count("s"))]),
             (self.places["p"], [jnp.broadcast_to(vector, shape) for vector in operands.vectors]),
         ]
 
@@ -141,7 +140,7 @@ def forward(stages: Stages, options: Options, operands: Operands, save: bool) ->
     Returns:
       (carry, outputs, kept): outputs [batch, time, number, hidden], the last step's [batch, number, hidden], or None.
     """
-    stages = remaking(stages)
+    stages = stages.remaking
     d, batch = stages.division, operands.x.shape[0]
     program, matrices = _Program(stages, batch), _Matrix.of(stages, operands.weights)
     n_sources, n_carries = len(d.sources), len(d.carries)
@@ -211,7 +210,7 @@ def backward(
       kept: what it gave.
       d_carry, d_outputs: the cotangents of its carry and of its outputs, None where these have none.
     """
-    stages = remaking(stages)
+    stages = stages.remaking
     d, (batch, time, _) = stages.division, operands.x.shape
     program, matrices = _Program(stages, batch), _Matrix.of(stages, operands.weights)
     representatives = [stages.sum_of.index(i) for i in range(len(stages.sums))]
@@ -274,7 +273,7 @@ def backward(
         steps = (*steps[:2], jnp.swapaxes(d_outputs, 0, 1), kept.values)
     elif d_outputs is not None:
         # The last output is that of the last step that runs.
-        lengths = jnp.full((batch,), time) if operands.lengths is None else operands.lengths
+        lengths = operands.ends()
         at = jnp.zeros_like(lengths) if options.reverse else lengths - 1
         is_last = jnp.arange(time)[:, None] == at[None, :]
         steps = (*steps[:2], jnp.where(is_last[..., None, None], d_outputs[None], 0.0), kept.values)

@@ -13,7 +13,8 @@ import numpy as np
 
 from seqmnist_jax.rnn.per_device import per_device
 
-# By function, then by all else that a program depends on. Neither the function nor what it closes over is kept.
+# By function, then by all else that a program depends on. Neither the function nor what it closes over is kept; steps
+# that were divided are, the last 256 (`recurrence`).
 _PROGRAMS: weakref.WeakKeyDictionary[Any, dict[Any, Callable[..., Any]]] = weakref.WeakKeyDictionary()
 
 
@@ -44,7 +45,9 @@ def compiled(run: Callable[..., Any], function: Any, arguments: tuple[Any, ...],
         if isinstance(function, functools.partial) and getattr(function.func, "__closure__", None) is None:
             function = _bound(function.func, tuple(function.keywords), *function.args, *function.keywords.values())
         programs = _PROGRAMS.setdefault(function, {})
-        key = (run, tree, tuple((type(part), part) for part in (*others, *options)))
+        # In words, since 0.0 equals -0.0, and no NaN itself.
+        numbers = tuple((type(other), repr(other)) for other in others)
+        key = (run, tree, numbers, tuple((type(option), option) for option in options))
         if key not in programs:
             alive = weakref.ref(function)
 

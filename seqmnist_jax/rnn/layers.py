@@ -8,17 +8,16 @@ import jax
 import jax.numpy as jnp
 
 from seqmnist_jax.rnn import cells, checks, recurrence
+from seqmnist_jax.rnn.cells import PRECISIONS
 from seqmnist_jax.rnn.checks import choice, flag
 from seqmnist_jax.rnn.eager import compiled
 from seqmnist_jax.rnn.gaps import pressed, spread, with_resets
 from seqmnist_jax.rnn.min_gru import GATES, min_gru_recurrence, min_gru_step
-from seqmnist_jax.rnn.recurrence import Given, Options
+from seqmnist_jax.rnn.recurrence import BACKENDS, Given, Options
 from seqmnist_jax.rnn.scan import loop, without_padding
 
 Array = jax.Array
 
-BACKENDS = ("auto", "scan", "fused", "native")
-PRECISIONS = cells.PRECISIONS
 PLATFORMS = ("cpu", "gpu", "cuda", "rocm", "tpu")
 
 
@@ -111,8 +110,7 @@ def _layer(
     outputs = "all" if flag("return_sequences", sequences) else "none"
     options = Options(outputs, flag("reverse", reverse), precision)
     zero = flag("zero_output_for_mask", zero)
-    mask, resets = checks.check_marks(x, lengths, mask, resets)
-    x, lengths = checks.check_inputs(x, lengths, mask)
+    x, lengths, mask, resets = checks.check_sequences(x, lengths, mask, resets)
     is_given = carry is not None
     params, carry, dtype = _checked(cell, params, x, carry, precision, backend)
     params, x, carry = jax.tree.map(lambda array: jnp.asarray(array, dtype), (params, x, carry))

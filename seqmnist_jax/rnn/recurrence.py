@@ -36,16 +36,15 @@ Array = jax.Array
 #   ``backward(stages, options, operands, kept, d_carry, d_outputs, wants_dx) -> Operands``, the gradients, that of x
 #   where it multiplies x and it is wanted, else zero.
 KERNELS: dict[str, Any] = {"cpu": cpu, "cuda": gpu, "derived": derived}
-
+# That name for each of JAX's platforms.
+PLATFORMS = {"cpu": "cpu", "gpu": "cuda", "cuda": "cuda"}
+BACKENDS = ("auto", "scan", "fused", "native")
 
 # Of no sequences, steps or units there is nothing to make faster: `lax.scan` makes nothing of it, by whatever name.
 NOTHING = "a size is zero"
+NO_PLATFORM = "the kernels are for CPUs and GPUs"
 # What is kept for the way back may take this many bytes.
 MOST_KEPT_BYTES = 2 << 30
-
-
-# That name for each of JAX's.
-PLATFORMS = {"cpu": "cpu", "gpu": "cuda", "cuda": "cuda"}
 
 
 class Call(NamedTuple):
@@ -99,10 +98,16 @@ def shapes(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), tree)
 
 
+def native_problem() -> str | None:
+    """Why no kernel can be made for this process's device, or None."""
+    platform = PLATFORMS.get(jax.default_backend())
+    return NO_PLATFORM if platform is None else KERNELS[platform].problem()
+
+
 def problem(call: Call, given: Given) -> str | None:
     """Why the platform's kernel can't run a call, or None; arrays may be shapes."""
     if call.platform not in KERNELS:
-        return "the kernels are for CPUs and GPUs"
+        return NO_PLATFORM
     kernel = KERNELS[call.platform]
     trouble: str | None = kernel.problem()
     if trouble is not None:
@@ -282,7 +287,7 @@ def _in_segments(call: Call, given: Given) -> tuple[Any, Array | None]:
 
 
 def run(call: Call, given: Given) -> tuple[Any, Array | None]:
-    """`recurrence`; in segments, which takes half as much time again, where it would keep more than `MOST_KEPT_BYTES`."""
+    """`recurrence`; in segments, half as slow again, where it would keep more than `MOST_KEPT_BYTES`."""
     end, outputs = (_in_segments if _is_too_much(_kept(call, given), given.x) else recurrence)(call, given)
     if isinstance(call.step, Inner):
         outputs = call.step.outputs(*given, outputs, call.options.reverse)

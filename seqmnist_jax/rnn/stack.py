@@ -9,7 +9,7 @@ import numpy as np
 
 from seqmnist_jax.rnn.cell import Cell, at_precision, cell, hidden_size
 from seqmnist_jax.rnn.cells import PRECISIONS
-from seqmnist_jax.rnn.checks import as_array, check_inputs, check_marks, choice, flag, is_known, is_real, whole
+from seqmnist_jax.rnn.checks import as_array, check_sequences, choice, flag, is_known, is_real, whole
 from seqmnist_jax.rnn.eager import compiled
 from seqmnist_jax.rnn.gaps import pressed, spread
 from seqmnist_jax.rnn.remat import remat
@@ -200,8 +200,11 @@ def stack(
         whole("remat", engine.remat, 0),
         whole("unroll", engine.unroll, 1),
     )
-    mask, resets = check_marks(x, lengths, mask, resets)
-    x, lengths = check_inputs(x, lengths, mask)
+    if not params or set(params) != {f"layer_{index}" for index in range(len(params))}:
+        raise ValueError(
+            f"params has {sorted(map(str, params))}; expected 'layer_0' and so on, as `init_stack` makes them"
+        )
+    x, lengths, mask, resets = check_sequences(x, lengths, mask, resets)
     flags = flag("return_sequences", return_sequences), flag("zero_output_for_mask", zero_output_for_mask)
     return compiled(_stack, cell.layer, (params, x, lengths, mask, resets, masks), (cell, engine, *flags))
 
@@ -256,7 +259,7 @@ def init_stack(
     """Parameters of a stack; `options` go to the cell's own initialiser."""
     directions = DIRECTIONS if bidirectional else DIRECTIONS[:1]
     params: Layers = {}
-    for index in range(num_layers):
+    for index in range(whole("num_layers", num_layers, 1)):
         params[f"layer_{index}"] = {
             # The first layer's key is the stack's own, so one layer alone starts the same.
             direction: cell.init(_fold(key, index, place), features, hidden_size, **options)

@@ -36,8 +36,8 @@ OPERATIONS = {
     "rsqrt": "1.f / sqrt_({})",
     "exp": "exp_({})",
     "log": "log_({})",
-    "log1p": "log_(1.f + {})",
-    "expm1": "exp_({}) - 1.f",
+    "log1p": "log1p_({})",
+    "expm1": "expm1_({})",
     "tanh": "tanh_({})",
     "logistic": "logistic_({})",
     "sin": "sin_({})",
@@ -75,6 +75,15 @@ class Options(NamedTuple):
     precision: str
 
 
+# In the order in which kernels number them.
+OUTPUTS = ("none", "all", "last")
+
+
+def floats(*shape: int) -> jax.ShapeDtypeStruct:
+    """A result of a kernel's call."""
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
 class Operands(NamedTuple):
     """The arrays of a kernel's call, or their gradients; outputs stand as [batch, time, number, hidden].
 
@@ -95,6 +104,11 @@ class Operands(NamedTuple):
     x: Array
     carry: Array
     lengths: Array | None
+
+    def ends(self) -> Array:
+        """Lengths, int32 [batch], also of whole sequences."""
+        batch, time, _ = self.x.shape
+        return jnp.full((batch,), time, jnp.int32) if self.lengths is None else self.lengths
 
 
 class Statement(NamedTuple):
@@ -289,6 +303,11 @@ class Stages:
         self.sums = [bar for bar in dict.fromkeys(summed) if bar.text != "0.0f"]
         self.sum_of = [self.sums.index(bar) if bar in self.sums else None for bar in summed]
 
+    @functools.cached_property
+    def remaking(self) -> "Stages":
+        """The same, with the sources made again on the way back in place of being kept beside the rest."""
+        return Stages(self.division, with_sources=True, front=self.front)
+
     def gradients(
         self, given: Operands, weights: Array, sums: Array, d_inputs: Array, d_carry: Array, dx: Array | None = None
     ) -> Operands:
@@ -343,12 +362,6 @@ class Stages:
             else:
                 out.append(Statement(0, "float", f"u.{kind}[{which}]", f"u.k[{i}]"))
         return out + ([s for statements in self.spared.values() for s in statements] if spare else [])
-
-
-@functools.cache
-def remaking(stages: Stages) -> Stages:
-    """The same, with the sources made again on the way back in place of being kept beside the rest."""
-    return Stages(stages.division, with_sources=True, front=stages.front)
 
 
 def words(text: str) -> frozenset[str]:

@@ -17,7 +17,7 @@ import numpy as np
 from seqmnist_jax.rnn import cells, derived, recurrence
 from seqmnist_jax.rnn.jaxprs import NotDivisibleError
 from seqmnist_jax.rnn.native.cpu import calls
-from seqmnist_jax.rnn.stages import Operands, Options, Stages, remaking
+from seqmnist_jax.rnn.stages import Operands, Options, Stages
 from tests.faults.sanitized_kernel import Case
 from tests.rnn import any_cells
 
@@ -150,7 +150,7 @@ def _sizes(cell: Cell, draw: random.Random, may_be_large: bool) -> tuple[int, in
     """Batch, time, features, hidden."""
     batch, time, features, hidden = (draw.randint(0, most) for most in MOST)
     features = features if cell.few is None else cell.few
-    kept = len(remaking(cell.stages).kept)
+    kept = len(cell.stages.remaking.kept)
     if may_be_large and kept and draw.randrange(40) == 0:
         time, hidden = draw.randint(200, 600), draw.randint(1, 33)
         units = -(-hidden // calls.PADDING) * calls.PADDING
@@ -167,7 +167,7 @@ def draw_cases(wanted: list[Cell], count: int, seed: int, may_be_large: bool = T
 
 
 def _draw(cell: Cell, number: int, draw: random.Random, may_be_large: bool) -> Case:
-    stages, d = remaking(cell.stages), cell.stages.division
+    stages, d = cell.stages.remaking, cell.stages.division
     batch, time, features, hidden = _sizes(cell, draw, may_be_large)
     rng = np.random.default_rng(draw.randrange(2**31))
     replicas = 1 if time > MOST[1] else draw.randint(1, 3)
@@ -290,6 +290,6 @@ def _wanted(cell: Cell, case: Case, replica: int) -> dict[str, np.ndarray]:
         d_vectors = np.concatenate([d_vectors[: len(vectors)], d_inputs.sum((0, 1))])
     else:
         wanted["d_inputs"] = d_inputs
-    kernel = remaking(stages)
+    kernel = stages.remaking
     wanted["sums"] = d_vectors[[kernel.sum_of.index(i) for i in range(len(kernel.sums))]]
     return wanted

@@ -353,6 +353,8 @@ inline float ex2(float x) { return std::exp2(x); }
 inline float rcp(float x) { return 1.f / x; }
 inline float tanh_(float x) { return std::tanh(x); }
 inline float log_(float x) { return std::log(x); }
+inline float log1p_(float x) { return std::log1p(x); }
+inline float expm1_(float x) { return std::expm1(x); }
 inline float sqrt_(float x) { return std::sqrt(x); }
 inline float sin_(float x) { return std::sin(x); }
 inline float cos_(float x) { return std::cos(x); }

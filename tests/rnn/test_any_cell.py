@@ -269,6 +269,43 @@ def test_what_has_no_kernel_is_told_with_the_line_of_the_user(function, operatio
     assert re.search(rf"{operation} of the state \({re.escape(__file__)}:{line}:", told), told
 
 
+def test_explain_step_refuses_what_the_scan_does():
+    with pytest.raises(ValueError, match=r"^x has shape \(2, 5\)"):
+        rnn.explain_step(lambda p, h, x: (h, h), None, jnp.ones((2, 5)), jnp.ones((2, 5)))
+
+
+@jax.custom_jvp
+def almost_sigmoid(x):
+    """Of the same operations in the same order."""
+    e = jnp.exp(-jnp.abs(x))
+    small = e / (3.0 + e)
+    return jnp.where(x > 0, 1.0 - small, small)
+
+
+@almost_sigmoid.defjvp
+def _(primals, tangents):
+    return almost_sigmoid(*primals), tangents[0]
+
+
+@pytest.mark.parametrize("backend", ["fused", "native"])
+@pytest.mark.parametrize(
+    ("function", "scale"),
+    [(almost_sigmoid, 1.0), (lambda z: jnp.expm1(z) / z, 1e-6), (lambda z: jnp.log1p(z) / z, 1e-6)],
+    ids=["custom", "expm1", "log1p"],
+)
+def test_functions_that_look_like_others_are_themselves(function, scale, backend, need_native):
+    need_native(backend)
+    x = scale * (0.5 + jax.random.uniform(jax.random.key(0), (2, 3, 5)))
+
+    def of(x, backend):
+        return rnn.scan(lambda p, h, x: (function(h * 0 + x),) * 2, None, x, jnp.ones((2, 5)), backend=backend)[1]
+
+    np.testing.assert_allclose(of(x, backend), of(x, "scan"), rtol=1e-6)
+    found, wanted = (jax.grad(lambda x, b=b: of(x, b).sum())(x) for b in (backend, "scan"))
+    if function is almost_sigmoid:
+        np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
 # ---- Random cells ----
 
 SHAPES = st.fixed_dictionaries(

@@ -11,7 +11,7 @@ import pytest
 from jax import export
 
 from seqmnist_jax import rnn
-from seqmnist_jax.rnn import eager
+from seqmnist_jax.rnn import eager, recurrence
 from tests.tiny import quick_compiler
 
 PARAMS = rnn.init_gru(jax.random.key(0), 3, 8)
@@ -123,6 +123,34 @@ def test_nothing_that_a_step_closes_over_is_kept():
     gc.collect()
     assert alive() is None
     assert len(eager._PROGRAMS) == before
+
+
+def test_no_step_that_was_divided_is_kept_for_good():
+    def call(held):
+        return rnn.scan(lambda p, c, x_t: (c + x_t * held, c), None, X, X[:, 0], backend="fused")
+
+    held = np.ones((4, 3))
+    alive = weakref.ref(held)
+    call(held)
+    del held
+    # What remembers a bounded number of steps forgets this one after that many others, JAX too.
+    for bounded in (recurrence._divided, recurrence._stages):
+        bounded.cache_clear()
+    jax.clear_caches()
+    gc.collect()
+    assert alive() is None
+
+
+def test_numbers_that_are_equal_or_unequal_to_themselves():
+    def step(p, h, x_t):
+        return h, x_t / p["a"]
+
+    def call(a):
+        return float(rnn.scan(step, {"a": a}, X, H)[1][0, 0, 0])
+
+    assert [call(a) for a in (0.0, -0.0, 0.0)] == [np.inf, -np.inf, np.inf]
+    assert np.isnan([call(float("nan")), call(float("nan"))]).all()
+    assert len(eager._PROGRAMS[step]) == 3
 
 
 def test_steps_that_close_over_what_is_traced():

@@ -231,6 +231,20 @@ def test_numbers_are_found_and_taken():
     assert np.exp(-np.exp(ring.init(jax.random.key(0), 1, 64)["nu"])).min() >= 0.9 - 1e-6
 
 
+@pytest.mark.parametrize(
+    ("x", "options", "error"),
+    [
+        (np.ones((2, 3)), {}, ValueError),
+        (np.full((2, 3, 1), np.nan), {}, ValueError),
+        (np.ones((2, 3, 1)), {"reverse": "yes"}, ValueError),
+        (np.ones((2, 3, 1)), {"lenghts": [1, 2]}, TypeError),
+    ],
+)
+def test_the_diagonal_s_last_state_refuses_what_its_loop_does(x, options, error):
+    with pytest.raises(error):
+        CELLS["diagonal"].cell.layer(init["diagonal"](1, 4), x, return_sequences=False, **options)
+
+
 def test_the_diagonal_s_phases_and_time_constants():
     params = init["diagonal"](1, 4, sequence_length=49, states=800, shortest=0.5, longest=3.0)
     np.testing.assert_allclose(params["theta"], 2 * np.pi * (np.arange(800) + 0.5) / 49, rtol=1e-6)

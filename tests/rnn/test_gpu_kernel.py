@@ -113,8 +113,8 @@ class Emulator:
         self.change = lambda text: text
 
     def library(self, stages, shape):
-        of = independent if isinstance(shape, independent.Shape) else source
-        text, count = numbered(self.change(of.source(stages, shape, MACHINE.read_text())))
+        text = shape.source(stages).replace(source.file("machine.h"), MACHINE.read_text())
+        text, count = numbered(self.change(text))
         name = hashlib.sha256(text.encode()).hexdigest()[:16]
         if name not in self.libraries:
             path = self.folder / f"{name}.cc"

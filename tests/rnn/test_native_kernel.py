@@ -10,7 +10,6 @@ import pytest
 
 from seqmnist_jax import rnn
 from seqmnist_jax.rnn.native.cpu import calls
-from seqmnist_jax.rnn.stages import remaking
 from tests import copier
 
 B, T, F, H = 3, 4, 6, 5
@@ -166,7 +165,7 @@ def zeros(*shape):
 
 def operands(cell, name):
     """Arguments and results of a call that fits, of all outputs."""
-    stages = remaking(copier.stages(cell))
+    stages = copier.stages(cell).remaking
     d, inputs = stages.division, stages.division.count("x")
     arguments = {
         "weights": zeros(len(d.products), H, H),

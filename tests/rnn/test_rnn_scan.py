@@ -149,9 +149,13 @@ def test_bad_input_is_named(x, lengths, name, return_sequences):
             lambda p, c, x: (c | {"h": c["h"][:, :2]}, x),
             r"step turns carry\['h'\] float32\[3,5\] into float32\[3,2\]; ",
         ),
+        (
+            lambda p, c, x: (c | {"h": c["h"].mean(1, keepdims=True)}, x),
+            r"step turns carry\['h'\] float32\[3,5\] into float32\[3,1\]; ",
+        ),
         (lambda p, c, x: (c | {"n": c["n"] + 0.5}, x), r"step turns carry\['n'\] int32\[3\] into float32\[3\]; "),
     ],
-    ids=["no pair", "another tree", "another shape", "another type"],
+    ids=["no pair", "another tree", "another shape", "a shape that broadcasts", "another type"],
 )
 def test_a_step_that_does_not_keep_the_carry_s_form_is_told_so(step, message, lengths):
     carry = {"h": np.zeros((3, 5), np.float32), "n": np.zeros(3, np.int32)}

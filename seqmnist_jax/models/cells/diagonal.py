@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from seqmnist_jax import rnn
+from seqmnist_jax.rnn.checks import check_sequences, flag
 
 Array = jax.Array
 Params = dict[str, Array]
@@ -125,9 +126,11 @@ def layer(
 
     The states move by a loop, which has no product with them, and are read after it.
     """
-    whole = carry is None and all(options.get(name) is None for name in ("lengths", "mask", "resets"))
-    if whole and not options.get("return_sequences", True) and options.get("backend", "auto") == "auto":
-        end, states = _last(params, x, options.get("reverse", False), precision)
+    given = {name: option for name, option in options.items() if option is not None}
+    reverse = given.pop("reverse", False)
+    if carry is None and given in ({"return_sequences": False}, {"return_sequences": False, "backend": "auto"}):
+        x, *_ = check_sequences(x)
+        end, states = _last(params, x, flag("reverse", reverse), precision)
     else:
         end, states = STATES.layer(params, x, carry, precision=precision, **options)
     return end, _read(params, states, precision)

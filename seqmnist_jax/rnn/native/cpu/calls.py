@@ -18,7 +18,7 @@ from seqmnist_jax.rnn.jaxprs import NotDivisibleError
 from seqmnist_jax.rnn.native import build
 from seqmnist_jax.rnn.native.compiler import CannotBuildError, Source
 from seqmnist_jax.rnn.native.cpu.source import FOLDER, source
-from seqmnist_jax.rnn.stages import Operands, Options, Stages, remaking
+from seqmnist_jax.rnn.stages import OUTPUTS, Operands, Options, Stages, floats
 
 Array = jax.Array
 
@@ -31,7 +31,6 @@ LAUNCHER = Source(
     ("seqmnist_add", *CALLS.values()),
 )
 MULTIPLIES_X = True
-OUTPUTS = ("none", "all", "last")
 # Units are padded to this in what is kept.
 PADDING = 16
 
@@ -70,10 +69,10 @@ def _number(text: str) -> int:
     return number
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def text(stages: Stages, precision: str) -> str:
     """The source that is generated for a cell."""
-    return source(remaking(stages), "bfloat16" if precision == "bfloat16" else "float32")
+    return source(stages.remaking, "bfloat16" if precision == "bfloat16" else "float32")
 
 
 # What went wrong with the compiler, not with a step.
@@ -84,8 +83,6 @@ def _trouble(make: Callable[[], Any]) -> str | None:
     try:
         make()
         return None
-    except NotDivisibleError as error:
-        return str(error)
     except CannotBuildError as error:
         why = str(error)
     except Exception as error:  # Whatever it is, there is another backend.
@@ -101,11 +98,19 @@ def problem() -> str | None:
 
 
 @build.once
+def _trouble_of(text: str) -> str | None:
+    return _trouble(lambda: _number(text))
+
+
 def unfit(stages: Stages, options: Options) -> str | None:
     """Why the kernel can't run a cell, or None where it is ready; builds it at the first call."""
     if stages.division.dtype != jnp.float32:
         return f"the kernel computes in float32, and these arrays are {stages.division.dtype}"
-    return _trouble(lambda: _number(text(stages, options.precision)))
+    try:
+        made = text(stages, options.precision)
+    except NotDivisibleError as error:
+        return str(error)
+    return _trouble_of(made)
 
 
 def describe() -> str:
@@ -140,10 +145,6 @@ def _call(name: str, stages: Stages, options: Options, results: Any, arguments: 
     )
 
 
-def _floats(*shape: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, jnp.float32)
-
-
 def _output_shape(stages: Stages, options: Options, operands: Operands) -> tuple[int, ...]:
     d, (batch, time, _) = stages.division, operands.x.shape
     shapes = {"all": (batch, time), "last": (batch,), "none": (0,)}
@@ -151,9 +152,7 @@ def _output_shape(stages: Stages, options: Options, operands: Operands) -> tuple
 
 
 def _arguments(operands: Operands, carry: Array) -> tuple[Array, ...]:
-    batch, time, _ = operands.x.shape
-    lengths = jnp.full((batch,), time, jnp.int32) if operands.lengths is None else operands.lengths
-    return operands.weights, operands.vectors, operands.inputs, operands.x, carry, lengths
+    return *operands[:4], carry, operands.ends()
 
 
 def forward(stages: Stages, options: Options, operands: Operands, save: bool) -> tuple[Array, Array | None, Kept]:
@@ -169,9 +168,9 @@ def forward(stages: Stages, options: Options, operands: Operands, save: bool) ->
         stages,
         options,
         (
-            _floats(len(d.carries), batch, d.hidden),
-            _floats(*_output_shape(stages, options, operands)),
-            _floats(time if save else 0, batch, units, len(remaking(stages).kept)),
+            floats(len(d.carries), batch, d.hidden),
+            floats(*_output_shape(stages, options, operands)),
+            floats(time if save else 0, batch, units, len(stages.remaking.kept)),
         ),
         _arguments(operands, operands.carry),
     )
@@ -196,11 +195,11 @@ def backward(
         stages,
         options,
         (
-            _floats(len(d.carries), batch, d.hidden),
-            _floats(*operands.inputs.shape),
-            _floats(len(d.products), d.hidden, d.hidden),
-            _floats(len(stages.sums), d.hidden),
-            _floats(batch if stages.front and wants_dx else 0, time, features),
+            floats(len(d.carries), batch, d.hidden),
+            floats(*operands.inputs.shape),
+            floats(len(d.products), d.hidden, d.hidden),
+            floats(len(stages.sums), d.hidden),
+            floats(batch if stages.front and wants_dx else 0, time, features),
         ),
         (*_arguments(operands, kept.carry), kept.values, d_carry, d_outputs),
     )

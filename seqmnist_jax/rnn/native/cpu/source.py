@@ -186,7 +186,7 @@ def _backward(stages: Stages) -> Body:
 
 
 def cell(stages: Stages) -> str:
-    """The struct `Cell`, of stages that make their sources again (`remaking`)."""
+    """The struct `Cell`, of stages that make their sources again (`Stages.remaking`)."""
     d = stages.division
     forward, backward = _forward(stages), _backward(stages)
     results_of = {k: frozenset(p.result for p in d.products if p.source == k) for k in range(len(d.sources))}
@@ -264,11 +264,10 @@ def cell(stages: Stages) -> str:
         [
             w.call.format("Vec{}") + ";"
             for w in backward.writes
-            if w.stage == stage and w.call.startswith(("at.dm", "at.rem"))
+            if w.stage == stage and w.call.startswith(("at.dm", "at.remade"))
         ]
         for stage in range(d.rounds + 1)
     ]
-    none = [[line for line in lines if "remember" not in line] for lines in none]
     no_inputs = [
         [w.call.format("Vec{}") + ";" for w in backward.writes if w.stage == stage and w.call.startswith("at.dx")]
         for stage in range(d.rounds + 1)

@@ -37,6 +37,11 @@ SEQMNIST_INLINE Vec exp_(Vec x) {
   return x < -87.0f ? vec(0.0f) : near;
 }
 
+SEQMNIST_INLINE Vec expm1_(Vec x) {
+  const Expm1 e = expm1_parts(x);
+  return x > 80.0f ? exp_(x) : e.scale * e.part + (e.scale - 1.0f);
+}
+
 // e^-|x| is at most 1, so nothing overflows, and a gate that is nearly open or closed keeps its
 // last bits; 1 / (1 + e^-x) would round always the same way there, which adds up over the steps.
 SEQMNIST_INLINE Vec logistic_(Vec x) {
@@ -76,6 +81,9 @@ SEQMNIST_INLINE Vec sqrt_(Vec x) {
 }
 SEQMNIST_INLINE Vec log_(Vec x) {
   return by_lanes(x, [](float v) { return std::log(v); });
+}
+SEQMNIST_INLINE Vec log1p_(Vec x) {
+  return by_lanes(x, [](float v) { return std::log1p(v); });
 }
 SEQMNIST_INLINE Vec sin_(Vec x) {
   return by_lanes(x, [](float v) { return std::sin(v); });

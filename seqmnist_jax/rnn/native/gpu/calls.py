@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from seqmnist_jax.rnn.native.gpu import independent, load, nvrtc
-from seqmnist_jax.rnn.native.gpu.source import Shape, blocks, groups, misfit, piece_words, shared_bytes, source
-from seqmnist_jax.rnn.stages import Operands, Options, Stages
+from seqmnist_jax.rnn.native.gpu.source import Shape, blocks, groups, misfit, piece_words, shared_bytes
+from seqmnist_jax.rnn.stages import Operands, Options, Stages, floats
 
 Array = jax.Array
 
@@ -55,10 +55,6 @@ def _call(stages: Stages, shape: Shape, name: str, results: Any, arguments: tupl
     return call(*arguments, **{name: np.int64(value) for name, value in integers.items()})
 
 
-def _floats(*shape: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, jnp.float32)
-
-
 def _shape(stages: Stages, options: Options, operands: Operands, save: bool) -> Shape:
     masked = operands.lengths is not None or operands.carry.shape[1] % 8 != 0
     half = options.precision == "tensorfloat32"
@@ -90,11 +86,9 @@ def _padded(array: Array, units: int, *axes: int) -> Array:
 
 def _arguments(operands: Operands, carry: Array, units: int) -> tuple[Array, ...]:
     """The first arrays of either kernel."""
-    weights, vectors, inputs, x, _, lengths = operands
-    batch, time, _ = x.shape
-    if lengths is None:
-        lengths = jnp.full((batch,), time, jnp.int32)
-    return _padded(weights, units, 1, 2), _padded(vectors, units, 1), _padded(inputs, units, 3), x, carry, lengths
+    weights, vectors, inputs, x, *_ = operands
+    padded = _padded(weights, units, 1, 2), _padded(vectors, units, 1), _padded(inputs, units, 3)
+    return *padded, x, carry, operands.ends()
 
 
 def unfit(stages: Stages, options: Options) -> str | None:
@@ -125,7 +119,7 @@ def text(stages: Stages, precision: str) -> str:
     d, half = stages.division, precision == "tensorfloat32"
     if not d.products:
         return independent.text(stages)
-    return source(stages, Shape(d.hidden, blocks(stages), 8, "all", True, False, False, half))
+    return Shape(d.hidden, blocks(stages), 8, "all", True, False, False, half).source(stages)
 
 
 def forward(stages: Stages, options: Options, operands: Operands, save: bool) -> tuple[Array, Array | None, Any]:
@@ -142,8 +136,8 @@ def forward(stages: Stages, options: Options, operands: Operands, save: bool) ->
         shape,
         load.FORWARD,
         (
-            _floats(len(d.carries), batch, units),
-            _floats(*sizes[options.outputs]),
+            floats(len(d.carries), batch, units),
+            floats(*sizes[options.outputs]),
             jax.ShapeDtypeStruct((_rows(batch), time, words), jnp.uint32),
             *(jax.ShapeDtypeStruct(size, _dtype(shape)) for size in saved),
         ),
@@ -177,9 +171,9 @@ def backward(
         shape,
         load.BACKWARD,
         (
-            _floats(len(d.carries), batch, units),
-            _floats(batch, time, d.count("x"), units),
-            _floats(_rows(batch), len(stages.sums), units),
+            floats(len(d.carries), batch, units),
+            floats(batch, time, d.count("x"), units),
+            floats(_rows(batch), len(stages.sums), units),
             *(jax.ShapeDtypeStruct((batch, time, len(results) * units), _dtype(shape)) for _, results in joined),
         ),
         (

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from seqmnist_jax.rnn.native.gpu import load
-from seqmnist_jax.rnn.native.gpu.source import OUTPUTS, file, stage_functions, table
-from seqmnist_jax.rnn.stages import Operands, Options, Stages, Statement, substitute, words
+from seqmnist_jax.rnn.native.gpu.source import file, stage_functions, table
+from seqmnist_jax.rnn.stages import OUTPUTS, Operands, Options, Stages, Statement, floats, substitute, words
 
 Array = jax.Array
 
@@ -32,8 +32,14 @@ class Shape(NamedTuple):
     reverse: bool
 
     def source(self, stages: Stages) -> str:
-        """The source that NVRTC is given."""
-        return source(stages, self)
+        """All of a kernel's source, which includes nothing."""
+        sizes = {"kHidden": self.hidden, "kThreads": THREADS, "kAll": 1, "kLast": 2}
+        sizes |= {"kOutputs": OUTPUTS.index(self.outputs)}
+        flags = {"kSave": self.save, "kMasked": self.masked, "kReverse": self.reverse}
+        constants = [f"constexpr int {', '.join(f'{k} = {v}' for k, v in sizes.items())};"]
+        constants += [f"constexpr bool {k} = {str(v).lower()};" for k, v in flags.items()]
+        parts = [file("machine.h"), file("stages.h"), "\n".join(constants), cell(stages, self), file("independent.cu")]
+        return "\n\n".join(parts)
 
 
 class Kept(NamedTuple):
@@ -62,7 +68,7 @@ class Back(NamedTuple):
     inputs: list[int]
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def back(stages: Stages) -> Back:
     """The step is made again, for nothing in it waits for another unit."""
     d, made = stages.division, [s.name for s in stages.forward]
@@ -146,22 +152,11 @@ def cell(stages: Stages, shape: Shape) -> str:
             "  struct Backward {",
             f"    float {', '.join(raw)}, {after}, {bars};",
             "  };",
-            *stage_functions("forward", "Forward", stages.forward, forward_writes, 0)[1:],
-            *stage_functions("backward", "Backward", backward.statements, back_writes, 0)[1:],
+            *stage_functions("forward", "Forward", stages.forward, forward_writes, 0)[1],
+            *stage_functions("backward", "Backward", backward.statements, back_writes, 0)[1],
             "};",
         ]
     )
-
-
-def source(stages: Stages, shape: Shape, machine: str | None = None) -> str:
-    """All of a kernel's source, as `source.source`."""
-    sizes = {"kHidden": shape.hidden, "kThreads": THREADS, "kAll": 1, "kLast": 2}
-    sizes |= {"kOutputs": OUTPUTS.index(shape.outputs)}
-    flags = {"kSave": shape.save, "kMasked": shape.masked, "kReverse": shape.reverse}
-    constants = [f"constexpr int {', '.join(f'{k} = {v}' for k, v in sizes.items())};"]
-    constants += [f"constexpr bool {k} = {str(v).lower()};" for k, v in flags.items()]
-    parts = [file("machine.h") if machine is None else machine, file("stages.h"), "\n".join(constants)]
-    return "\n\n".join([*parts, cell(stages, shape), file("independent.cu")])
 
 
 def blocks(shape: Shape, batch: int) -> int:
@@ -182,19 +177,9 @@ def _shape(stages: Stages, options: Options, operands: Operands, save: bool) -> 
     return Shape(stages.division.hidden, options.outputs, save, operands.lengths is not None, options.reverse)
 
 
-def _floats(*shape: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, jnp.float32)
-
-
-def _arguments(operands: Operands) -> tuple[Array, ...]:
-    batch, time, _ = operands.x.shape
-    lengths = jnp.full((batch,), time, jnp.int32) if operands.lengths is None else operands.lengths
-    return (*operands[:5], lengths)
-
-
 def text(stages: Stages) -> str:
     """The source that is generated for a cell, for whole sequences in training."""
-    return source(stages, Shape(stages.division.hidden, "all", True, False, False))
+    return Shape(stages.division.hidden, "all", True, False, False).source(stages)
 
 
 def forward(stages: Stages, options: Options, operands: Operands, save: bool) -> tuple[Array, Array | None, Kept]:
@@ -202,9 +187,9 @@ def forward(stages: Stages, options: Options, operands: Operands, save: bool) ->
     d, shape, (batch, time, _) = stages.division, _shape(stages, options, operands, save), operands.x.shape
     sizes = {"none": (0,), "all": (batch, time, d.outputs, d.hidden), "last": (batch, d.outputs, d.hidden)}
     from_outputs = bool(in_outputs(stages, shape))
-    kept = _floats(batch if save and not from_outputs else 0, time, len(back(stages).carries), d.hidden)
-    results = (_floats(len(d.carries), batch, d.hidden), _floats(*sizes[options.outputs]), kept)
-    end, outputs, states = _call(stages, shape, load.FORWARD, results, _arguments(operands))
+    kept = floats(batch if save and not from_outputs else 0, time, len(back(stages).carries), d.hidden)
+    results = (floats(len(d.carries), batch, d.hidden), floats(*sizes[options.outputs]), kept)
+    end, outputs, states = _call(stages, shape, load.FORWARD, results, (*operands[:5], operands.ends()))
     return end, None if options.outputs == "none" else outputs, Kept(end, outputs if from_outputs else states)
 
 
@@ -215,7 +200,7 @@ def backward(
     d, shape, (batch, time, _) = stages.division, _shape(stages, options, operands, True), operands.x.shape
     sizes = (len(d.carries), batch), (batch, time, d.count("x")), (batch, len(stages.sums))
     bars = jnp.zeros((0,), jnp.float32) if d_outputs is None else d_outputs
-    results = tuple(_floats(*size, d.hidden) for size in sizes)
-    arguments = (*_arguments(operands), kept.carry, kept.states, d_carry, bars)
+    results = tuple(floats(*size, d.hidden) for size in sizes)
+    arguments = (*(*operands[:5], operands.ends()), kept.carry, kept.states, d_carry, bars)
     d_start, d_inputs, sums = _call(stages, shape, load.BACKWARD, results, arguments)
     return stages.gradients(operands, operands.weights, sums.sum(0), d_inputs, d_start)

@@ -3,7 +3,6 @@
 import ctypes
 import functools
 import hashlib
-import threading
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,17 +51,9 @@ def device() -> Device:
     return Device(capability, found.core_count)
 
 
-_one_at_a_time = threading.Lock()
-
-
+@build.once
 def _launcher() -> Any:
     """The library that starts kernels, registered with XLA."""
-    with _one_at_a_time:
-        return _registered()
-
-
-@functools.cache
-def _registered() -> Any:
     library = build.library(LAUNCHER).library
     library.seqmnist_gpu_load.restype = ctypes.c_char_p
     library.seqmnist_gpu_load.argtypes = [ctypes.c_int64, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int]
@@ -90,7 +81,7 @@ def describe() -> str:
     return f"a CUDA kernel made of the cell's step by NVRTC {nvrtc.version()} for compute capability {major}.{minor}"
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def kernel(stages: Stages, shape: Any, name: str, shared: int) -> int:
     """The number under which the launcher has a kernel; compiled at first use.
 

@@ -124,6 +124,8 @@ DEVICE float tanh_(float x) {
   return y;
 }
 DEVICE float log_(float x) { return __logf(x); }
+DEVICE float log1p_(float x) { return log1pf(x); }
+DEVICE float expm1_(float x) { return expm1f(x); }
 DEVICE float sqrt_(float x) { return sqrtf(x); }
 DEVICE float sin_(float x) { return sinf(x); }
 DEVICE float cos_(float x) { return cosf(x); }

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from seqmnist_jax.rnn.stages import Output, Stages, Statement, crossing, substitute
+from seqmnist_jax.rnn.stages import OUTPUTS, Output, Stages, Statement, crossing, substitute
 
 FOLDER = Path(__file__).parent
-OUTPUTS = ("none", "all", "last")
 # Of a cluster. The registers of one multiprocessor hold 128 units with five products, those of four 256.
 BLOCKS = 4
 MOST_UNITS, MOST_UNITS_OF_BLOCK = 256, 128
@@ -67,8 +66,9 @@ class Shape(NamedTuple):
         return self.sequences // 2 // self.split
 
     def source(self, stages: Stages) -> str:
-        """The source that NVRTC is given."""
-        return source(stages, self)
+        """All of a kernel's source, which includes nothing."""
+        parts = [file("machine.h"), file("stages.h"), constants(self), cell(stages, self), file("recurrence.cu")]
+        return "\n\n".join(parts)
 
 
 def blocks(stages: Stages) -> int:
@@ -128,8 +128,8 @@ def table(name: str, values: Sequence[int]) -> str:
 
 def stage_functions(
     name: str, struct: str, statements: list[Statement], writes: list[tuple[str, Output, int]], last: int
-) -> list[str]:
-    """One function a stage; what crosses stages lives in the struct."""
+) -> tuple[list[str], list[str]]:
+    """One function a stage; what crosses stages lives in the struct, whose fields come first."""
     cross = crossing(statements, [(out, stage) for _, out, stage in writes])
     fields = [f"    {kind} {name};" for name, kind in cross.items()]
 
@@ -153,7 +153,7 @@ def stage_functions(
                 lines.append(f"    {to} = {known(s.text)};")
         lines += [f"    {to} = {known(out.text)};" for to, out, at in writes if at == stage]
         lines.append("  }")
-    return [*fields, "<functions>", *lines]
+    return fields, lines
 
 
 def recalled(stages: Stages, shape: Shape) -> list[tuple[int, int]]:
@@ -225,7 +225,7 @@ def cell(stages: Stages, shape: Shape) -> str:
     keeps = [(f"k[{i}]", Output(stages.texts[place], 0), d.rounds) for i, place in enumerate(apart)]
     # `keep` is a function of its own, so all that it reads crosses.
     beyond = [(to, out, d.rounds + 1) for to, out, _ in keeps]
-    forward = stage_functions("forward", "Forward", stages.forward, writes + beyond, d.rounds)
+    fields, functions = stage_functions("forward", "Forward", stages.forward, writes + beyond, d.rounds)
     back = [*stages.recall(apart, spares(shape)), *stages.backward]
     if shape.outputs == "none":  # Zeros that the compiler would add, for what they do to a negative zero.
         back = [s._replace(text=re.sub(r" \+ u\.dy\[\d+\]$", "", s.text)) for s in back]
@@ -233,12 +233,7 @@ def cell(stages: Stages, shape: Shape) -> str:
     back_writes += [(f"u.dx[{i}]", out, d.rounds) for i, out in enumerate(stages.d_inputs)]
     ends = [(f"sum[{i}]", out, d.rounds + 1) for i, out in enumerate(stages.sums)]
     ends += [(f"before[{i}]", out, d.rounds + 1) for i, out in enumerate(stages.d_carry)]
-    backward = stage_functions("backward", "Backward", back, back_writes + ends, d.rounds)
-    fields, functions = forward[: forward.index("<functions>")], forward[forward.index("<functions>") + 1 :]
-    back_fields, back_functions = (
-        backward[: backward.index("<functions>")],
-        backward[backward.index("<functions>") + 1 :],
-    )
+    back_fields, back_functions = stage_functions("backward", "Backward", back, back_writes + ends, d.rounds)
 
     def through(names: list[str], text: str) -> str:
         words = {f.split()[1].rstrip(";") for f in names}
@@ -291,18 +286,6 @@ def constants(shape: Shape) -> str:
 def file(name: str) -> str:
     """A file of this folder."""
     return (FOLDER / name).read_text()
-
-
-def source(stages: Stages, shape: Shape, machine: str | None = None) -> str:
-    """All of a kernel's source, which includes nothing; `machine` in place of `machine.h`."""
-    parts = [
-        file("machine.h") if machine is None else machine,
-        file("stages.h"),
-        constants(shape),
-        cell(stages, shape),
-        file("recurrence.cu"),
-    ]
-    return "\n\n".join(parts)
 
 
 def piece_words(stages: Stages, shape: Shape) -> int:
