@@ -8,18 +8,18 @@ measured next. A measurement repeats its program until it lasts long enough for 
 import dataclasses
 import datetime
 import importlib.metadata
-import json
 import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from absl import flags
 
-from seqmnist_jax.workdir import provenance
+from seqmnist_jax.workdir import files, provenance
 
 # Does its work so many times and waits until it is done.
 Program = Callable[[int], Any]
@@ -174,9 +174,7 @@ def facts() -> dict[str, Any]:
 def write_json(path: str, content: Mapping[str, Any]) -> None:
     """Writes figures with the facts about their origin; nothing where the path is empty."""
     if path:
-        with open(path, "w") as file:
-            json.dump({**content, **facts()}, file, indent=2)
-            file.write("\n")
+        files.write_json(Path(path), {**content, **facts()})
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

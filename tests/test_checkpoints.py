@@ -56,6 +56,15 @@ def test_the_last_two_and_the_best_are_kept(checkpoints, learner, state):
     assert_restores(checkpoints, learner, state, 20)
 
 
+def test_an_end_that_a_longer_run_has_not_takes_no_place_of_the_best(tmp_path, state):
+    with Checkpoints(tmp_path / "checkpoints", lasts=lambda step: step % 10 == 0) as found:
+        for step, accuracy in ((10, 0.8), (20, 0.6), (30, 0.7), (33, 0.9)):
+            save(found, state, step, accuracy)
+        assert found.wait() is None
+        assert found.steps() == [10, 30, 33]
+        assert found.best_step() == 33
+
+
 def test_what_is_saved_is_the_state_at_the_call(checkpoints, learner, state):
     """The buffers of a state are donated to the next dispatch while the save goes on."""
     given = jax.tree.map(lambda leaf: leaf.copy(), at(state, 5))
@@ -100,7 +109,9 @@ def test_of_what_waits_in_memory_only_what_would_be_kept_does(checkpoints, state
     for step in range(10, 100, 10):
         save(checkpoints, state, step, 0.9 if step == 30 else 0.5)
     checkpoints.wait()
-    assert [item.step for item in checkpoints._unsaved] == [30, 80, 90]
+    save(checkpoints, state, 90)  # as where a run diverges in the step after
+    checkpoints.wait()
+    assert [item.step for item in checkpoints._unsaved] == [30, 90, 90]
 
 
 def test_nothing_is_saved_before_what_must_come_first(checkpoints, state):
@@ -131,7 +142,7 @@ def test_a_flipped_bit_is_noticed_and_set_aside(checkpoints, learner, state, tmp
     with pytest.raises(CheckpointError, match="20 can't be restored"):
         restore_state(checkpoints, 20, learner.template())
     told = checkpoints.set_aside_damaged(learner.template().shapes())
-    assert list(told) == [20]
+    assert list(told) == [20] == checkpoints.lost_steps()
     assert "damaged/20-0" in told[20]
     assert (tmp_path / "run" / "damaged" / "20-0").is_dir()
     assert checkpoints.steps() == [10]

@@ -10,12 +10,15 @@ import pytest
 
 from configs import row_lstm
 from seqmnist_jax.analysis.rerun import first_difference
+from seqmnist_jax.cli import text
 from seqmnist_jax.errors import UsageError
 from seqmnist_jax.training import plan, sweep
 from seqmnist_jax.training.replicas import QUIET, Diverged, Watch
 from seqmnist_jax.training.run import build_run
+from seqmnist_jax.training.start import FINISHED, look
 from seqmnist_jax.training.train import Stopped, train, train_replicas
-from seqmnist_jax.workdir import provenance
+from seqmnist_jax.workdir import config as configs
+from seqmnist_jax.workdir import files, provenance
 from seqmnist_jax.workdir.checkpoints import Checkpoints
 from seqmnist_jax.workdir.files import WorkdirError
 from seqmnist_jax.workdir.lock import Moved
@@ -330,3 +333,44 @@ def test_a_result_is_not_given_to_another_checkpoint(tmp_path):
     told = [*before["warnings"], "Checkpoint 10, once the best, is lost."]
     assert after == {**before, "lost_checkpoints": [10], "warnings": told} == summary_of(tmp_path)
     assert [line for line in said if "checkpoint 10 is lost, whose result the summary has" in line]
+
+
+def test_a_result_stands_where_another_checkpoint_is_damaged(tmp_path):
+    before = run_in(tmp_path)
+    other = next(step for step in (10, 20) if step != before["best_step"])
+    (tmp_path / "checkpoints" / str(other) / "metrics" / "metrics").write_text("{")
+    said = []
+    assert train(build_run(config_of()), tmp_path, watch=Watch(say=said.append)) == before == summary_of(tmp_path)
+    assert [line for line in said if line.startswith(f"WARNING: Checkpoint {other} is set aside")]
+
+
+def test_the_result_of_an_earlier_version_is_known_again(tmp_path):
+    summary = run_in(tmp_path / "run")
+    (tmp_path / "kept").mkdir()
+    for field in ("train.noise", "model.memory"):
+        assert summary["identity"].pop(field) == configs.ADDED[field]
+    del summary["test_accuracy_interval"]
+    (tmp_path / "kept" / "summary.json").write_text(json.dumps(summary))
+    run = build_run(config_of())
+    assert look(run, tmp_path / "kept") == FINISHED
+    assert "over images" not in text.result(train(run, tmp_path / "kept", watch=QUIET))
+
+
+def test_a_sweep_is_refused_where_a_file_is(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"file is a file; expected a folder"):
+        sweep_in(tmp_path / "file", "1-2")
+
+
+def test_trials_are_those_of_a_sweep_and_no_folder_of_that_name(tmp_path):
+    for folder in ("trials/a", "sweep/trials/b", "sweep/replicas/c"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "summary.json").touch()
+    (tmp_path / "sweep" / "sweep.json").touch()
+    assert {path.parent.name for path in files.under(tmp_path, "summary.json")} == {"a", "c"}
+
+
+def test_a_file_that_can_t_be_written_is_named_by_its_own_name(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught:
+        files.write_bytes(tmp_path / "nowhere" / "page.html", b"")
+    assert caught.value.filename == str(tmp_path / "nowhere" / "page.html")

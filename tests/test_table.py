@@ -95,6 +95,14 @@ def test_times_are_those_of_one_device_and_one_commit_and_the_row_says_whose(run
     assert f"| [{runs}]({runs}) | 2026-11-26 |" in page
 
 
+def test_folders_of_a_row_may_be_named_in_two_ways(runs, monkeypatch):
+    monkeypatch.chdir(runs)
+    (row,) = rows_of(["gru1", "gru2"])
+    assert row["folder"] == "."
+    (row,) = rows_of(["gru1", str(runs / "gru2")])
+    assert row["folder"] == str(runs)
+
+
 def test_of_as_many_seeds_on_each_the_fastest_device_is_timed(runs):
     for seed in (4, 5, 6):
         make_run(runs / f"gpu{seed}", seed, 0.98, device="1 x GPU", train_seconds=9.0)

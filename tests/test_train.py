@@ -374,13 +374,17 @@ def test_a_damaged_last_checkpoint_is_set_aside_and_the_one_before_used(whole, t
     assert [path.name for path in (tmp_path / "damaged").iterdir()] == ["40-0"]
 
 
-def test_a_damaged_best_checkpoint_is_said_to_be_lost(tmp_path):
+@pytest.mark.parametrize("by_an_earlier_start", [False, True])
+def test_a_damaged_best_checkpoint_is_said_to_be_lost(tmp_path, by_an_earlier_start):
     changes = {"train.eval_every": 10, "optimizer.name": "sgd", "optimizer.learning_rate": 0.0, "model.norm": "none"}
     best = run_in(tmp_path, **changes, **{"train.steps": 50})["best_step"]
     assert best == 10, "of equals the earliest"
     (tmp_path / "checkpoints" / str(best) / "metadata" / "metadata").unlink()
-    said = []
-    summary = training.train(build_run(tiny.config(**changes)), tmp_path, watch=Watch(say=said.append))
+    run, said = build_run(tiny.config(**changes)), []
+    if by_an_earlier_start:  # that was killed before it saved anything
+        with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+            assert list(checkpoints.set_aside_damaged(run.learner.template().shapes())) == [best]
+    summary = training.train(run, tmp_path, watch=Watch(say=said.append))
     assert [line for line in said if f"checkpoint {best} was the best by validation" in line]
     assert summary["lost_checkpoints"] == [best]
     assert summary["best_step"] != best

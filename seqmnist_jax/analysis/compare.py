@@ -11,6 +11,7 @@ from seqmnist_jax.analysis.recorded import Answers, read_answers, task_differenc
 from seqmnist_jax.errors import UsageError
 from seqmnist_jax.training import scores
 from seqmnist_jax.workdir import caveats, files
+from seqmnist_jax.workdir import config as configs
 
 Json = dict[str, Any]
 
@@ -83,11 +84,16 @@ def compare(first: Path, second: Path) -> Json:
 
 def _rerun(a: Measured, b: Measured) -> Json | None:
     """Where a run and its rerun part; None for runs of different configs, data or seeds."""
-    parts = ("identity", "steps")  # of which runs of earlier versions have no identity
-    if any(name not in a.summary or a.summary[name] != b.summary.get(name) for name in parts):
+    if _identity(a) is None or _identity(a) != _identity(b):
         return None
     found = rerun.first_difference(a.workdir, b.workdir)
     return {"first_difference": None if found is None else found._asdict()}
+
+
+def _identity(run: Measured) -> configs.FlatConfig | None:
+    """What makes it this run, its length too; None where an earlier version has not written that."""
+    found = run.summary.get("identity")
+    return found and configs.completed(found) | {"train.steps": run.summary.get("steps")}
 
 
 def _read(workdir: Path) -> Measured:
@@ -125,9 +131,9 @@ def _verdict(a: Measured, b: Measured, test: Json) -> str:
     if test["p_value"] >= SIGNIFICANCE:
         return f"The test images do not tell these two trained models apart (exact McNemar test, {p})."
     better = a if test["accuracy_difference"] > 0 else b
-    recipes = [{**run.summary.get("identity", {}), "seed": run.summary.get("steps")} for run in (a, b)]
+    recipes = [(identity := _identity(run)) and {**identity, "seed": None} for run in (a, b)]
     takes = "whether its config is better takes several seeds of each"
-    if len(recipes[0]) > 1 and recipes[0] == recipes[1]:
+    if recipes[0] and recipes[0] == recipes[1]:
         takes = "their configs are the same but for the seed, so it was the luckier seed"
     return (
         f"{better.workdir} is the better of these two trained models, by "

@@ -6,6 +6,7 @@ Only summary.json and, where it is, metrics.jsonl are read, so that a result can
 
 import csv
 import hashlib
+import io
 import json
 import os
 import re
@@ -225,11 +226,17 @@ def _row(group: Sequence[Result]) -> Json:
         "test_interval": test["interval"],
         "test_range": [test["min"], test["max"]],
         **_times(ended, epochs),
-        "folder": os.path.commonpath([one.folder for one in group]),
+        "folder": _common([one.folder for one in group]),
         **origin,
         "command": command,
         "warnings": [*dict.fromkeys(told), *caveats.of_means(len(diverged), len(group), mixed)],
     }
+
+
+def _common(folders: Sequence[Path]) -> str:
+    """The folder that has all of these."""
+    is_mixed = len({folder.is_absolute() for folder in folders}) > 1
+    return os.path.commonpath([folder.absolute() if is_mixed else folder for folder in folders]) or "."
 
 
 def _origin(summaries: Sequence[Json]) -> Json:
@@ -324,11 +331,12 @@ def _protocol(recipe: configs.FlatConfig, dataset: Json) -> str:
 
 def write_csv(rows: Sequence[Json], path: Path) -> None:
     """Writes the rows with full precision; lists are separated by spaces, mappings are JSON."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(rows[0])
-        for row in rows:
-            writer.writerow(map(_plain, row.values()))
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(rows[0])
+    for row in rows:
+        writer.writerow(map(_plain, row.values()))
+    files.write_bytes(path, text.getvalue().encode())
 
 
 def _plain(value: Any) -> Any:

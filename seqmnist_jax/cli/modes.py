@@ -22,10 +22,11 @@ FLAGS = flags.FLAGS
 def train() -> Output | None:
     """Trains, or resumes; the result and what to do next, None in all processes but the first."""
     config = _join(given_config())
-    from seqmnist_jax.cli import process, text
+    from seqmnist_jax.cli import text
     from seqmnist_jax.cli.terminal import Terminal
     from seqmnist_jax.devices import processes
     from seqmnist_jax.training import jobs, plan, sweep
+    from seqmnist_jax.training.programs import keep_programs
     from seqmnist_jax.training.replicas import Diverged, Watch
     from seqmnist_jax.training.run import build_run
     from seqmnist_jax.training.signals import StopOnSignal
@@ -37,7 +38,7 @@ def train() -> Output | None:
     if config.runtime.executor and not grid:
         raise UsageError("runtime.executor runs the groups of a sweep, but there is neither --seeds nor config.sweep.")
     run = points[0].run if points else build_run(config, named=named_fields())
-    process.keep_programs(config.runtime.compilation_cache)
+    keep_programs(config.runtime.compilation_cache)
     # Only now, with everything checked, is a folder made.
     workdir = given_path("workdir") or commands.new_workdir()
     quiet, go_on = FLAGS.quiet or not processes.is_main(), commands.to_go_on(workdir)
@@ -111,9 +112,10 @@ def evaluate() -> Output:
     """The metrics of a work directory's selected checkpoint."""
     workdir = checked_path(given("workdir", "the folder of a run"), "--workdir")
     from seqmnist_jax.analysis import evaluate as evaluation
-    from seqmnist_jax.cli import process, text
+    from seqmnist_jax.cli import text
+    from seqmnist_jax.training.programs import keep_programs
 
-    process.keep_programs("")
+    keep_programs("")
     result = evaluation.evaluate(
         workdir,
         split=FLAGS.split,
@@ -131,7 +133,7 @@ def describe() -> Output:
     from seqmnist_jax.training import plan, start, sweep
     from seqmnist_jax.training.run import build_run
 
-    grid = plan.build_sweep(config)
+    grid = plan.build_sweep(config, FLAGS.seeds)
     points = plan.build_points(config, grid, named_fields()) if grid else []
     run = None if points else build_run(config, named=named_fields())
     found = None
@@ -185,9 +187,9 @@ def report() -> Output:
     if bool(FLAGS.workdir) == bool(FLAGS.workdirs):
         raise UsageError("--mode=report needs --workdir, the folder of a run, or --workdirs, several.")
     from seqmnist_jax.analysis.report import build
-    from seqmnist_jax.cli import process
+    from seqmnist_jax.training.programs import keep_programs
 
-    process.keep_programs("")
+    keep_programs("")
     workdir = given_path("workdir")
     path = build.write([workdir] if workdir else list(map(Path, given_folders())), given_path("out"))
     return Output(None, f"{path} ({path.stat().st_size / 2**20:.1f} MiB): open it in a browser.")

@@ -3,13 +3,9 @@
 import contextlib
 import os
 import threading
-from pathlib import Path
 
 import jax
 
-from seqmnist_jax.data.cache import folder
-
-NO_CACHE = "none"
 # XLA then takes no operation whose result depends on the order in which threads arrive, and
 # chooses kernels without timing them. A CPU's programs have none of either.
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
@@ -45,20 +41,3 @@ def device_problem() -> str:
             f"JAX finds no device: JAX_PLATFORMS is {asked!r} ({reason}). Unset it to take what is there; an NVIDIA "
             "GPU needs the package installed with '.[cuda]'."
         )
-
-
-def keep_programs(directory: str) -> None:
-    """Keeps compiled programs in a folder, so that the second start of a run need not compile.
-
-    Args:
-      directory: the folder; '' for what JAX_COMPILATION_CACHE_DIR names, else the package's own
-        cache folder; 'none' to compile at each start.
-    """
-    if directory == NO_CACHE:
-        jax.config.update("jax_enable_compilation_cache", False)
-        return
-    if directory or not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        place = Path(directory).expanduser() if directory else folder() / "xla"
-        jax.config.update("jax_compilation_cache_dir", str(place))
-    # JAX's own threshold of one second would leave out most of what a small network compiles.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -89,11 +89,11 @@ class Progress:
         self._rate = (step - self._step) / max(train_seconds, 1e-9)
         self._step = step
 
-    def close_window(self) -> float:
-        """Steps a second of training time since the last call."""
+    def close_window(self) -> float | None:
+        """Steps a second of training time since the last call; None where there was no step."""
         steps_done, seconds = self._step - self._window_step, self._clock.train - self._window_seconds
         self._window_step, self._window_seconds = self._step, self._clock.train
-        return steps_done / max(seconds, 1e-9)
+        return steps_done / max(seconds, 1e-9) if steps_done else None
 
     def is_due(self) -> bool:
         """Whether the user has waited long for a line."""
@@ -128,8 +128,9 @@ class Progress:
             if split != "train":
                 self._validated.append((self._step, scores[f"{split}/accuracy"]))
         self._scores |= scores
-        parts.append(f"{self._rate or 0.0:,.0f}/s" if (self._rate or 0.0) >= 10 else f"{self._rate or 0.0:.1f}/s")
-        parts.append(f"{as_time(self._seconds_left())} left")
+        if self._rate is not None:
+            parts.append(f"{self._rate:,.0f}/s" if self._rate >= 10 else f"{self._rate:.1f}/s")
+            parts.append(f"{as_time(self._seconds_left())} left")
         return "  ".join(parts)
 
 

@@ -87,8 +87,15 @@ def run_jobs(
     """
     # Ctrl-C is for this process, which passes it on: a job on this machine would get it twice.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    submitted: list[tuple[str, Any]] = []
     try:
-        submitted = [(name, executor.submit(work, *arguments)) for name, arguments in jobs]
+        for name, arguments in jobs:
+            submitted.append((name, executor.submit(work, *arguments)))
+    except RuntimeError as e:  # as submitit's of a scheduler that refuses one
+        for _, job in submitted:
+            _ask_to_stop(job, was_asked=False)
+        lines = str(e).strip().splitlines() or [type(e).__name__]
+        raise JobsFailed(f"{jobs[len(submitted)][0]} is no job that the executor takes: {lines[-1]}") from e
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     was_asked = False

@@ -6,6 +6,7 @@ Nothing here trains or writes; a choice is read from what the trials have left.
 import copy
 import dataclasses
 import itertools
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -61,8 +62,10 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         if not found:
             raise UsageError(f"--seeds is {text!r}; expected numbers or ranges, as in 1,2,3 or 1-8.")
         first, last = int(found[1]), int(found[2] or found[1])
-        if last < first or last - first >= MOST_RUNS:
+        if last < first:
             raise UsageError(f"--seeds has the range {part.strip()!r}; expected it to rise, as in 1-8.")
+        if last - first >= MOST_RUNS:
+            raise UsageError(f"--seeds has the range {part.strip()!r}; expected at most {MOST_RUNS:,} seeds.")
         seeds += range(first, last + 1)
     _check_values(SEED, seeds, "--seeds")
     return tuple(seeds)
@@ -201,10 +204,9 @@ def build_points(config: ml_collections.ConfigDict, grid: Grid, named: Iterable[
       UsageError: a value is impossible; the message names it.
     """
     choice = _parse(config, "choose", "")
-    count = 1
-    for values in (*grid.values(), *choice.values()):
-        count *= len(values)
-    if count > MOST_RUNS:
+    runs = math.prod(map(len, grid.values()))
+    trials = runs // len(grid.get(SEED, (0,))) * math.prod(map(len, choice.values())) if choice else 0
+    if (count := runs + trials) > MOST_RUNS:
         raise UsageError(f"The sweep has {count:,} runs; expected at most {MOST_RUNS:,}.")
     swept = [fields_of(key) for key in grid]
     named = {*named, *itertools.chain(*swept)}
@@ -227,9 +229,9 @@ def build_points(config: ml_collections.ConfigDict, grid: Grid, named: Iterable[
     tried = _build(config, asked, {*named, *start})
     _check_validates(tried[0].run)
     tried = [trial._replace(run=dataclasses.replace(trial.run, tests=False)) for trial in tried]
-    count = len(candidates)
-    trials = {recipe: tuple(tried[place * count :][:count]) for place, recipe in enumerate(firsts)}
-    return [point._replace(trials=trials[recipe_of(point)], candidates=tuple(candidates)) for point in points]
+    each = len(candidates)
+    trials_of = {recipe: tuple(tried[place * each :][:each]) for place, recipe in enumerate(firsts)}
+    return [point._replace(trials=trials_of[recipe_of(point)], candidates=tuple(candidates)) for point in points]
 
 
 def _check_validates(run: Run) -> None:

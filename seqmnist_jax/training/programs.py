@@ -1,7 +1,9 @@
 """The compiled programs of one run or of several replicas, and their data on the device."""
 
 import math
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from seqmnist_jax.data import cache
 from seqmnist_jax.data.batches import ExampleStream
 from seqmnist_jax.devices import memory
 from seqmnist_jax.devices.mesh import DATA, REPLICA, make_mesh
@@ -19,6 +22,8 @@ from seqmnist_jax.training.run import Run
 from seqmnist_jax.training.state import TrainState, as_numbers, data_key, eval_metrics
 
 Scores = dict[str, float]
+# The folder of compiled programs that means none.
+NO_CACHE = "none"
 # What the training steps are called with, for those who draw them; and the axis of replicas of each, None
 # where they share it.
 ARGUMENTS = {
@@ -31,6 +36,23 @@ ARGUMENTS = {
     "data/count": None,
     "state/alive": 0,
 }
+
+
+def keep_programs(directory: str) -> None:
+    """Keeps compiled programs in a folder, so that the second start of a run need not compile.
+
+    Args:
+      directory: the folder; '' for what JAX_COMPILATION_CACHE_DIR names, else the package's own
+        cache folder; 'none' to compile at each start.
+    """
+    if directory == NO_CACHE:
+        jax.config.update("jax_enable_compilation_cache", False)
+        return
+    if directory or not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        place = Path(directory).expanduser() if directory else cache.folder() / "xla"
+        jax.config.update("jax_compilation_cache_dir", str(place))
+    # JAX's own threshold of one second would leave out most of what a small network compiles.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 class Divergence(NamedTuple):

@@ -210,6 +210,10 @@ class Run:
         """Whether the model after this step is measured, so that it may be the selected one."""
         return configs.is_measured(step, self.eval_every, self.steps)
 
+    def stays_measured(self, step: int) -> bool:
+        """Whether a longer run is measured after this step too, which may be the end of this one."""
+        return step % self.eval_every == 0
+
     @property
     def program(self) -> str:
         """What the compiled program depends on: runs of which it is the same can be its replicas."""

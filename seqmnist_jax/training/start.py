@@ -50,6 +50,21 @@ def explaining_full_disk(workdirs: Sequence[Path]) -> Iterator[None]:
         ) from e
 
 
+def check_folder(workdir: Path) -> None:
+    """Checks that this is, or can be made, a folder for a run or a sweep.
+
+    Raises:
+      UsageError: it is a file, or lies among a run's checkpoints.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise UsageError(f"{workdir} is a file; expected a folder, or a name for a new one. Choose another --workdir.")
+    around = files.run_around(workdir)
+    if around and files.CHECKPOINTS in workdir.absolute().relative_to(around).parts:
+        raise UsageError(
+            f"{workdir} is among the checkpoints of a run. Name the run, {around}, or choose another --workdir."
+        )
+
+
 def look(run: Run, workdir: Path) -> str:
     """What a folder is to a run, found without writing anything.
 
@@ -59,15 +74,9 @@ def look(run: Run, workdir: Path) -> str:
 
     Raises:
       WorkdirError: it holds something else, or what can't be gone on with; the message says what.
-      UsageError: it is no folder, lies among a run's checkpoints, or the run has done more steps.
+      UsageError: as `check_folder`; or the run has done more steps.
     """
-    if workdir.exists() and not workdir.is_dir():
-        raise UsageError(f"{workdir} is a file; expected a folder, or a name for a new one. Choose another --workdir.")
-    around = files.run_around(workdir)
-    if around and files.CHECKPOINTS in workdir.absolute().relative_to(around).parts:
-        raise UsageError(
-            f"{workdir} is among the checkpoints of a run. Name the run, {around}, or choose another --workdir."
-        )
+    check_folder(workdir)
     if (workdir / files.SWEEP).exists():
         raise files.WorkdirError(
             f"{workdir} holds a sweep, not one run. Give its --seeds or config.sweep to go on with it, name one of its "
@@ -80,7 +89,7 @@ def look(run: Run, workdir: Path) -> str:
         identity = configs.identity(old, files.read_facts(workdir)["content_hash"])
         _check_identity(run, identity, str(workdir), folder or "the digits in the package, or what TFDS had")
     elif isinstance(summary.get("identity"), dict):  # of which only the results were kept
-        _check_identity(run, summary["identity"], str(workdir))
+        _check_identity(run, configs.completed(summary["identity"]), str(workdir))
     elif left := [name for name in LEFT_BY_RUNS if (workdir / name).exists()]:
         raise files.WorkdirError(
             f"{workdir} has {left[0]} but no {files.CONFIG}, so it can't be told whose that is. "
@@ -155,8 +164,11 @@ def _finished(run: Run, workdir: Path, watch: Watch) -> Json:
         read_saved(folder, lambda checkpoints: checkpoints.check(step, shapes), run.is_measured)
         return summary
     with owned(workdir), Checkpoints(folder, counts=run.is_measured) as checkpoints:
-        for sentence in checkpoints.set_aside_damaged(shapes).values():
-            watch.say(f"WARNING: {sentence}")
+        aside = checkpoints.set_aside_damaged(shapes)
+    for sentence in aside.values():
+        watch.say(f"WARNING: {sentence}")
+    if step not in aside:
+        return summary
     summary["lost_checkpoints"] = [*summary.get("lost_checkpoints", []), step]
     summary["warnings"] = caveats.warnings(summary["dataset"], summary)
     files.write_json(workdir / files.SUMMARY, summary)
@@ -225,12 +237,11 @@ def open_group(exits: ExitStack, runs: Sequence[Run], waiting: Mapping[int, Repl
     have this as their last or the one before, as after a death among the saves; who is further on waits for
     another turn, and loses nothing. What is damaged is set aside.
     """
-    damaged, ends = {}, {}
-    for place, replica in waiting.items():
-        folder = replica.workdir / files.CHECKPOINTS
-        replica.checkpoints = exits.enter_context(Checkpoints(folder, counts=replica.run.is_measured))
-        damaged[place] = replica.checkpoints.set_aside_damaged(replica.run.learner.template().shapes())
-        for sentence in damaged[place].values():
+    ends = {}
+    for replica in waiting.values():
+        run, folder = replica.run, replica.workdir / files.CHECKPOINTS
+        replica.checkpoints = exits.enter_context(Checkpoints(folder, counts=run.is_measured, lasts=run.stays_measured))
+        for sentence in replica.checkpoints.set_aside_damaged(run.learner.template().shapes()).values():
             watch.say(f"WARNING: {sentence}")
     processes.wait("damaged checkpoints are set aside")
     for place, replica in waiting.items():
@@ -241,7 +252,7 @@ def open_group(exits: ExitStack, runs: Sequence[Run], waiting: Mapping[int, Repl
     for replica in group.replicas:
         ranks = {event["step"]: (event["accuracy"], -event["loss"]) for event in _measured(replica)}
         best = ranks.get(replica.checkpoints.best_step() or 0, (-1.0, 0.0))
-        lost = [one for one in damaged[replica.place] if one < step and replica.run.is_measured(one)]
+        lost = [one for one in replica.checkpoints.lost_steps() if one < step and replica.run.is_measured(one)]
         replica.lost_checkpoints = [one for one in lost if ranks.get(one, best) >= best]
         if replica.lost_checkpoints:
             watch.say(
@@ -269,7 +280,7 @@ def _restore_or_init(group: ReplicaGroup, replica: Replica) -> TrainState:
     metadata = checkpoints.metadata(step)
     config, content_hash = configs.from_json(metadata["config"]), metadata["data"]["content_hash"]
     _check_identity(run, configs.identity(config, content_hash), f"{replica.workdir}, checkpoint {step},")
-    replica.lost_checkpoints += metadata.get("lost", [])
+    replica.lost_checkpoints = sorted({*replica.lost_checkpoints, *metadata.get("lost", [])})
     # Earlier versions knew of the last sitting only.
     before = metadata.get("sittings") or [{"first_step": 1, **{name: metadata.get(name) for name in origin}}]
     is_same = {**before[-1], "first_step": 0} == {**origin, "first_step": 0}

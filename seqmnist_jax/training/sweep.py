@@ -15,11 +15,12 @@ from seqmnist_jax.devices.memory import TooLarge
 from seqmnist_jax.training import plan
 from seqmnist_jax.training.jobs import run_jobs
 from seqmnist_jax.training.plan import Grid, Overrides, SweepPoint
+from seqmnist_jax.training.programs import keep_programs
 from seqmnist_jax.training.replicas import ALOUD, Diverged, Watch
 from seqmnist_jax.training.run import Run
 from seqmnist_jax.training.scores import over_seeds
 from seqmnist_jax.training.signals import StopOnSignal
-from seqmnist_jax.training.start import BEGUN, GOING, LEFT_BY_RUNS, NEW, explaining_full_disk, look
+from seqmnist_jax.training.start import BEGUN, GOING, LEFT_BY_RUNS, NEW, check_folder, explaining_full_disk, look
 from seqmnist_jax.training.train import train_replicas
 from seqmnist_jax.workdir import caveats, files
 from seqmnist_jax.workdir import config as configs
@@ -123,6 +124,7 @@ def survey(grid: Grid, points: Sequence[SweepPoint], workdir: Path) -> tuple[str
     Raises:
       WorkdirError, UsageError: the folder, or that of a run, holds something else; the message says what.
     """
+    check_folder(workdir)
     old: Json = {}
     points, chosen = decide(points, workdir), _chosen_fields(points)
     for trial in plan.all_trials(points):
@@ -186,6 +188,7 @@ def train_stored(stored: Sequence[Stored]) -> None:
         Job(dataclasses.replace(run, **own), folder, command)
         for run, (_, own, folder, command) in zip(runs, stored, strict=True)
     ]
+    keep_programs(runs[0].config["runtime"]["compilation_cache"])
     with StopOnSignal(by_hand=False) as stop:
         _train_group(jobs, ALOUD._replace(should_stop=stop))
 
@@ -193,18 +196,21 @@ def train_stored(stored: Sequence[Stored]) -> None:
 def _train_group(jobs: list[Job], watch: Watch) -> None:
     """Trains runs of one program together, in chunks where they don't fit the memory."""
     runs, folders, commands = (list(column) for column in zip(*jobs, strict=True))
+    half = len(jobs) // 2
     try:
         train_replicas(runs, folders, commands, watch)
+        return
     except TooLarge as e:
         if len(jobs) == 1:
             raise
-        half = len(jobs) // 2
         watch.say(f"{e} So these {len(jobs)} replicas train in chunks, of {len(jobs) - half} and {half}.")
-        for chunk in (jobs[:-half], jobs[-half:]):
-            if any(job.folder for job in chunk):
-                _train_group(chunk, watch)
     except Diverged as e:
         watch.say(str(e))
+        return
+    # Not while the error is handled, which holds the arrays of what failed.
+    for chunk in (jobs[:-half], jobs[-half:]):
+        if any(job.folder for job in chunk):
+            _train_group(chunk, watch)
 
 
 def _folder(workdir: Path, point: SweepPoint) -> Path:

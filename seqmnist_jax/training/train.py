@@ -198,7 +198,8 @@ def report(group: ReplicaGroup, programs: Programs, state: LoopState) -> tuple[L
     """Measures the models and records it, with what was gathered in training; gives what was measured of each."""
     run, step, rates = group.run, state.step, group.learning_rates(state.step)
     states = state.per_replica(group)
-    times = {"steps_per_second": group.progress.close_window(), "seconds": group.clock_of_one().train}
+    pace = group.progress.close_window()  # None where the run was stopped before this report, and goes on with it
+    times = ({} if pace is None else {"steps_per_second": pace}) | {"seconds": group.clock_of_one().train}
     scores = [
         _named("train", as_numbers(own.metrics) | times | {"learning_rate": rate})
         for own, rate in zip(states, rates, strict=True)

@@ -80,7 +80,7 @@ def read_saved(
                 raise
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # arrays have no one truth
 class _Item:
     """What one checkpoint consists of, in this process's memory."""
 
@@ -101,9 +101,24 @@ class Checkpoints:
     whenever it is read; those of earlier versions have none.
     """
 
-    def __init__(self, folder: Path, *, read_only: bool = False, counts: Callable[[int], bool] = lambda step: True):
-        """Opens a folder; of the steps that were evaluated only those that `counts` takes may be the best."""
-        self._counts = counts
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        read_only: bool = False,
+        counts: Callable[[int], bool] = lambda step: True,
+        lasts: Callable[[int], bool] = lambda step: True,
+    ):
+        """Opens a folder.
+
+        Args:
+          folder: it.
+          read_only: whether nothing may be changed in it.
+          counts: which of the steps that were evaluated may be the best.
+          lasts: which of these a longer run has too. Of them the best is kept: a better end of this run, which is one
+            of the last two as long as it is the end, would otherwise be all that the longer one finds.
+        """
+        self._counts, self._lasts = counts, lasts
         folder = self._folder = folder.absolute()  # orbax takes no relative path
         process = jax.process_index()
         self._saves = not read_only and process == 0
@@ -236,7 +251,8 @@ class Checkpoints:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _rank(self, metrics: Json) -> Rank:
-        return _rank(metrics) if self._counts(metrics["step"]) else (-1.0, 0.0, 0)
+        step = metrics["step"]
+        return _rank(metrics) if self._counts(step) and self._lasts(step) else (-1.0, 0.0, 0)
 
     def _delete(self) -> None:
         shutil.rmtree(self._folder / DELETED, ignore_errors=True)
@@ -298,6 +314,11 @@ class Checkpoints:
         number = next(n for n in range(10_000) if not (place / f"{step}-{n}").exists())
         (self._folder / str(step)).rename(place / f"{step}-{number}")
         self._aside[step] = f"Checkpoint {step} is set aside, in {place / f'{step}-{number}'}. {error}"
+
+    def lost_steps(self) -> list[int]:
+        """The steps whose checkpoints were set aside, now or earlier, and were not saved anew."""
+        names = [path.name.partition("-")[0] for path in self._folder.with_name(DAMAGED).glob("*-*")]
+        return sorted({int(name) for name in names if name.isdigit()} - {*self.steps()})
 
     def refresh(self) -> None:
         """Looks again at what is in the folder, where another process saves."""

@@ -190,6 +190,11 @@ def is_measured(step: int, eval_every: int, steps: int) -> bool:
     return step % eval_every == 0 or step == steps
 
 
+def completed(identity: FlatConfig) -> FlatConfig:
+    """An identity, as an earlier version wrote it, with the fields that it lacks."""
+    return {name: value for name, value in ADDED.items() if not name.startswith("runtime.")} | identity
+
+
 def identity(config: ml_collections.ConfigDict, content_hash: str) -> FlatConfig:
     """What makes a run this run and no other, by field.
 

@@ -46,7 +46,12 @@ def matching(text: str) -> list[Path]:
 
 def under(folder: Path, name: str) -> list[Path]:
     """The files of a name in and below a folder, but for those of the trials of sweeps there."""
-    return [path for path in folder.rglob(name) if TRIALS not in path.relative_to(folder).parts]
+
+    def is_of_trials(path: Path) -> bool:
+        above = list(path.parents)[: len(path.relative_to(folder).parts) - 1]
+        return any(one.name == TRIALS and ((one / SWEEP).exists() or (one.parent / SWEEP).exists()) for one in above)
+
+    return [path for path in folder.rglob(name) if not is_of_trials(path)]
 
 
 def _write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
@@ -58,9 +63,11 @@ def _write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(name, path)
-    except BaseException:
+    except BaseException as e:
         with contextlib.suppress(OSError):
             os.unlink(name)
+        if isinstance(e, OSError):  # of a name that nobody has given
+            e.filename, e.filename2 = str(path), None
         raise
 
 
