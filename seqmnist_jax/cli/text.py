@@ -11,7 +11,7 @@ from seqmnist_jax.analysis import results_page
 from seqmnist_jax.analysis.export import DESCRIPTION, PARAMETERS, PROGRAM
 from seqmnist_jax.data.protocols import SELECTIONS, TEST_SELECTION
 from seqmnist_jax.data.task import SPLITS
-from seqmnist_jax.training.plan import choice_in_words
+from seqmnist_jax.training.plan import choice_in_words, ranked_in_words
 from seqmnist_jax.training.run import Run
 from seqmnist_jax.training.scores import in_percent
 from seqmnist_jax.workdir import caveats, provenance
@@ -67,16 +67,9 @@ def _warnings(result: Json) -> list[str]:
 
 def sweep(summary: Json) -> str:
     """A sweep's summary: the ranking by validation accuracy; of one recipe each run too."""
-
-    def told(scores: Json | None) -> str:
-        return "-" if scores is None else in_percent(scores["mean"], scores["std"], scores["interval"])
-
     lines = [("", "runs", "validation, %", "test, %")]
     for entry in summary["ranking"]:
-        changes = ", ".join(f"{field}={value}" for field, value in entry["changes"].items()) or "all seeds"
-        runs, lost = len(entry["replicas"]), len(entry["diverged"])
-        count = f"{runs} of {runs + lost}" if lost else str(runs)
-        lines.append((changes, count, told(entry["validation"]), told(entry["test"])))
+        lines.append(ranked_in_words(entry))
         if len(summary["ranking"]) == 1:
             for name, scores in entry["scores"].items():
                 validation, test = ("-" if one is None else f"{100 * one:.2f}" for one in scores.values())

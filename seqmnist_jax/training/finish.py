@@ -39,7 +39,7 @@ def write_results(group: ReplicaGroup, programs: Programs, states: TrainState) -
     best_steps = [(replica.checkpoints.best_step() if selects else None) or run.steps for replica in ended]
     if not run.tests:
         return {
-            replica.place: _write_summary(replica, _summary(group, replica, step))
+            replica.place: _write_summary(group, replica, step, {})
             for replica, step in zip(ended, best_steps, strict=True)
         }
     variables = [state.variables for state in unstack(states, len(group.runs))]
@@ -84,22 +84,17 @@ def _write_result(
         "test_calibration_error": scores["calibration_error"],
         "last_test_accuracy": last["accuracy"],
     }
-    return _write_summary(replica, tested | _summary(group, replica, best_step))
+    return _write_summary(group, replica, best_step, tested)
 
 
-def _write_summary(replica: Replica, summary: Json) -> Json:
-    replica.write_json(files.SUMMARY, summary)
-    return summary
-
-
-def _summary(group: ReplicaGroup, replica: Replica, best_step: int) -> Json:
-    """A run's summary, but for what the test images say of it."""
+def _write_summary(group: ReplicaGroup, replica: Replica, best_step: int, tested: Json) -> Json:
+    """Writes a run's summary, and gives it; `tested` is what the test images say of it."""
     run, clock = replica.run, group.clock_of_one()
     dataset = {name: value for name, value in replica.facts["data"].items() if name != "permutation_indices"}
     measured = replica.checkpoints.validation(best_step)
     selects = run.task.protocol.selection != "last" and measured is not None
     validated = measured if run.task.measured_split == "validation" else None
-    summary = {
+    summary = tested | {
         "validation_accuracy": None if validated is None else validated["accuracy"],
         "selected_on": run.task.measured_split if selects else "last",
         "best_step": best_step,

@@ -19,6 +19,7 @@ from seqmnist_jax.data.task import Task
 from seqmnist_jax.errors import UsageError, did_you_mean, parse_mapping
 from seqmnist_jax.training.optimizers import SWEEPABLE
 from seqmnist_jax.training.run import Run, build_run
+from seqmnist_jax.training.scores import in_percent
 from seqmnist_jax.training.start import GOING, look
 from seqmnist_jax.workdir import config as configs
 from seqmnist_jax.workdir import files
@@ -364,6 +365,17 @@ def choice_in_words(choice: Json) -> str:
     ]
     names = ", ".join(field.split(".")[-1] for field in choice["chosen"])
     return f"{names} {_values_in_words(choice['chosen'])} of {', '.join(told)}"
+
+
+def ranked_in_words(entry: Json) -> tuple[str, str, str, str]:
+    """An entry of a sweep's ranking: its recipe, how many runs it has, validation and test accuracy in percent."""
+    recipe = ", ".join(f"{field}={value}" for field, value in entry["changes"].items()) or "all seeds"
+    runs, lost = len(entry["replicas"]), len(entry.get("diverged", []))
+    validation, test = (
+        "-" if one is None else in_percent(one["mean"], one["std"], one["interval"])
+        for one in (entry["validation"], entry["test"])
+    )
+    return recipe, f"{runs} of {runs + lost}" if lost else str(runs), validation, test
 
 
 def _values_in_words(one: Overrides) -> str:

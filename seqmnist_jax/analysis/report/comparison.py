@@ -12,6 +12,7 @@ from seqmnist_jax.analysis.report import summary as summaries
 from seqmnist_jax.analysis.report.runs import Found
 from seqmnist_jax.errors import UsageError
 from seqmnist_jax.training import scores
+from seqmnist_jax.training.plan import ranked_in_words
 from seqmnist_jax.workdir import config as configs
 from seqmnist_jax.workdir import files
 
@@ -157,26 +158,12 @@ def _recipes(runs: Sequence[Found]) -> list[Json]:
     ]
 
 
-def _count(entry: Json) -> str:
-    runs, lost = len(entry["replicas"]), len(entry.get("diverged", []))
-    return f"{runs} of {runs + lost}" if lost else str(runs)
-
-
 def _ranking(sweep: Path) -> list[Json]:
     """A finished sweep's ranking by validation, and what of it diverged."""
     if not (sweep / files.SUMMARY).exists():
         return []
     told = files.read_json(sweep / files.SUMMARY, needed=("ranking", "diverged"))
-
-    def in_words(score: Json | None) -> str:
-        return "-" if score is None else scores.in_percent(score["mean"], score["std"], score["interval"])
-
-    return [
-        {
-            "recipe": ", ".join(f"{field}={value}" for field, value in entry["changes"].items()) or "all seeds",
-            "runs": _count(entry),
-            "validation": in_words(entry["validation"]),
-            "test": in_words(entry["test"]),
-        }
-        for entry in told["ranking"]
-    ] + [{"recipe": entry["name"], "runs": 1, "validation": "diverged", "test": "-"} for entry in told["diverged"]]
+    columns = ("recipe", "runs", "validation", "test")
+    return [dict(zip(columns, ranked_in_words(entry), strict=True)) for entry in told["ranking"]] + [
+        {"recipe": entry["name"], "runs": 1, "validation": "diverged", "test": "-"} for entry in told["diverged"]
+    ]
