@@ -20,7 +20,10 @@ Array = jax.Array
 
 @functools.lru_cache(maxsize=8)
 def _response(order: int, time: int) -> np.ndarray:
-    """What one value leaves in the memory after 0, 1, ... steps, float32 [time, order]."""
+    """The spectrum of what one value leaves in the memory after 0, 1, ... steps, complex64 [1 + time, order].
+
+    At twice the length, so that the convolution is no circular one.
+    """
     from scipy import linalg  # at first use: imported by nothing else in training
 
     i, j = np.arange(order)[:, None], np.arange(order)
@@ -33,7 +36,7 @@ def _response(order: int, time: int) -> np.ndarray:
     for _ in range(time):
         rows.append(state)
         state = step @ state
-    return np.array(rows, np.float32)
+    return np.fft.rfft(rows, 2 * time, axis=0).astype(np.complex64)
 
 
 def with_memory(x: Array, order: int) -> Array:
@@ -44,8 +47,6 @@ def with_memory(x: Array, order: int) -> Array:
       order: coefficients for each feature; the window is the whole sequence.
     """
     time = x.shape[1]
-    # Twice the length: the convolution is no circular one.
-    response = jnp.fft.rfft(jnp.asarray(_response(order, time)), 2 * time, axis=0)
-    spectrum = jnp.fft.rfft(x, 2 * time, axis=1)
-    memory = jnp.fft.irfft(spectrum[..., None] * response[:, None], 2 * time, axis=1)[:, :time]
+    spectrum = jnp.fft.rfft(x, 2 * time, axis=1)[..., None] * _response(order, time)[:, None]
+    memory = jnp.fft.irfft(spectrum, 2 * time, axis=1)[:, :time]
     return jnp.concatenate([x, memory.reshape(*x.shape[:2], -1).astype(x.dtype)], axis=-1)
