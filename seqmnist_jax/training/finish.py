@@ -122,4 +122,6 @@ def _write_summary(group: ReplicaGroup, replica: Replica, best_step: int, tested
         # When it ended, for who cites it: a commit has no day of its own.
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
-    return {**summary, "warnings": caveats.warnings(dataset, summary)}
+    summary["warnings"] = caveats.warnings(dataset, summary)
+    replica.write_json(files.SUMMARY, summary)
+    return summary
