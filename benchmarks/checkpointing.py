@@ -85,9 +85,8 @@ def main(argv: list[str]) -> None:
         costs = [1.0 - with_it / without for with_it, without in zip(rates[every], rates[NEVER], strict=True)]
         rows.append([every or "never", statistics.median(rates[every]), 100.0 * statistics.median(costs)])
     print(timing.markdown(["a checkpoint every, s", "steps a second", "cost, %"], rows))
-    if FLAGS.json:
-        facts = {"waits": waits, "rates": {str(every): found for every, found in rates.items()}}
-        timing.write_json(FLAGS.json, {**facts, "config": FLAGS.config.to_dict()})
+    facts = {"waits": waits, "rates": {str(every): found for every, found in rates.items()}}
+    timing.write_json(FLAGS.json, {**facts, "config": FLAGS.config.to_dict()})
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
 A layer is cell:hidden:batch[:replicas] and reads sequences of one feature from a zero state. Measured are
 the forward pass to the last output, and that with the gradients of all parameters. LSTM and GRU run through
-`rnn.lstm` and `rnn.gru`, other cells from their steps alone (`benchmarks.steps`) through `rnn.scan`. cuDNN runs
+`rnn.lstm` and `rnn.gru`, other cells from their steps alone (`models.CELLS`) through `rnn.scan`. cuDNN runs
 in float32 with TF32 products and in float16, called step by step and as a CUDA graph: its best counts.
 
 Calls follow one another without waiting, as in training. Each result is compared with float64 on the CPU, which a

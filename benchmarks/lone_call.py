@@ -31,8 +31,7 @@ def main(argv: list[str]) -> None:
     timings = timing.alternate(programs, rounds=FLAGS.rounds, seconds=FLAGS.seconds)
     rows = [{"batch": int(batch), **timings[batch].facts()} for batch in FLAGS.batch]
     print(timing.markdown(["batch", "ms a call"], [[row["batch"], row["milliseconds"]] for row in rows]))
-    if FLAGS.json:
-        timing.write_json(FLAGS.json, {"rows": rows})
+    timing.write_json(FLAGS.json, {"rows": rows})
 
 
 if __name__ == "__main__":

@@ -38,8 +38,7 @@ def main(argv: list[str]) -> None:
         for row in rows
     ]
     print(timing.markdown(header, body))
-    if FLAGS.json:
-        timing.write_json(FLAGS.json, {"rows": rows, "config": FLAGS.config.to_dict()})
+    timing.write_json(FLAGS.json, {"rows": rows, "config": FLAGS.config.to_dict()})
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ itself wrote. Compared are the first and the last tenth of the run, after the fi
 compiles and makes its caches.
 """
 
-import json
 import statistics
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from absl import app, flags
 
 from benchmarks import timing
 from seqmnist_jax.workdir import files
+from seqmnist_jax.workdir.metrics import read_events
 
 FLAGS = flags.FLAGS
 ROOT = Path(__file__).parent.parent
@@ -75,15 +75,14 @@ def main(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory() as name:
         workdir = Path(name) / "run"
         samples = watch(workdir)
-        events = [json.loads(line) for line in (workdir / files.METRICS).read_text().splitlines()]
+        events = read_events(workdir)
     rates = [event["steps_per_second"] for event in events if event["split"] == "train"]
     rows = []
     for name, values in (("resident memory, MiB", [mib for _, mib in samples]), ("steps a second", rates)):
         first, last = tenths(values)
         rows.append([name, first, last, 100.0 * (last / first - 1.0)])
     print(timing.markdown([f"{FLAGS.steps:,} steps of {FLAGS.config}", "start", "end", "change, %"], rows))
-    if FLAGS.json:
-        timing.write_json(FLAGS.json, {"memory": samples, "rates": rates, "steps": FLAGS.steps})
+    timing.write_json(FLAGS.json, {"memory": samples, "rates": rates, "steps": FLAGS.steps})
 
 
 if __name__ == "__main__":

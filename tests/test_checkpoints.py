@@ -111,7 +111,11 @@ def test_of_what_waits_in_memory_only_what_would_be_kept_does(checkpoints, state
     checkpoints.wait()
     save(checkpoints, state, 90)  # as where a run diverges in the step after
     checkpoints.wait()
-    assert [item.step for item in checkpoints._unsaved] == [30, 90, 90]
+    assert [(item.step, item.metrics is None) for item in checkpoints._unsaved] == [
+        (30, False),
+        (80, False),
+        (90, False),
+    ]
 
 
 def test_nothing_is_saved_before_what_must_come_first(checkpoints, state):

@@ -6,16 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import ml_collections
-
 from seqmnist_jax.errors import Interrupted, UsageError, parse_mapping
 from seqmnist_jax.training.train import Stopped
 
 Json = dict[str, Any]
 
-# What config.runtime.executor may name: '' is this process.
-HERE, LOCAL, SLURM = "", "local", "slurm"
-EXECUTORS = (HERE, LOCAL, SLURM)
+# What config.runtime.executor may name beside '', this process.
+EXECUTORS = ("local", "slurm")
 # How often one looks whether jobs have ended, or are to be stopped.
 LOOK_SECONDS = 0.5
 
@@ -36,24 +33,20 @@ def parse_options(text: str) -> Json:
     return options
 
 
-def build_executor(config: ml_collections.ConfigDict, folder: Path) -> Any:
-    """What runs a sweep's groups as jobs; None for this process. Arguments and errors as in `make_executor`."""
-    options = parse_options(config.runtime.executor_options)
-    return None if config.runtime.executor == HERE else make_executor(config.runtime.executor, options, folder)
-
-
 def make_executor(name: str, options: Json, folder: Path) -> Any:
-    """Submitit's executor.
+    """Submitit's executor; None for this process.
 
     Args:
-      name: 'local', jobs as processes of this machine; or 'slurm'.
+      name: 'local', jobs as processes of this machine; 'slurm'; or '', this process.
       options: its parameters.
       folder: for what jobs are given, give back and print; on a cluster all machines must see it.
 
     Raises:
       UsageError: submitit is not installed, there is no Slurm, or it knows no such parameter.
     """
-    if name not in EXECUTORS[1:]:
+    if not name:
+        return None
+    if name not in EXECUTORS:
         raise UsageError(f"runtime.executor is {name!r}; expected '', 'local' or 'slurm'.")
     try:
         import submitit

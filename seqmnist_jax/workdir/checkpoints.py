@@ -209,7 +209,8 @@ class Checkpoints:
         metrics = None if validation is None else {**validation, "step": step}
         item = _Item(step, parts, {"content": content, "checksum": _json_checksum(content)}, metrics)
         self.wait()
-        self._unsaved.append(item)
+        if metrics is not None or all(waiting.step != step for waiting in self._unsaved):
+            self._unsaved.append(item)
         self._saving = self._worker.submit(self._save_all, first)
 
     def _save_all(self, first: Callable[[], None]) -> str | None:
