@@ -124,7 +124,7 @@ def changed(folder):
 @pytest.fixture
 def first_use(monkeypatch):
     """As in a process that has not asked for a kernel yet."""
-    for name in ("_launcher", "_number", "problem", "unfit"):
+    for name in ("_launcher", "_number", "problem", "_trouble_of"):
         monkeypatch.setattr(calls, name, build.once(getattr(calls, name).__wrapped__))
     # XLA takes one library a process, and this one may have another already.
     monkeypatch.setattr(jax.ffi, "register_ffi_target", lambda *given, **options: None)
