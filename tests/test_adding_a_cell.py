@@ -249,7 +249,7 @@ def test_a_stack_is_told_from_a_layer():
 
 
 def test_python_s_own_modules_have_no_cell():
-    with pytest.raises(UsageError, match="but Python's own time has no 'gru'"):
+    with pytest.raises(UsageError, match="but the module time has no 'gru'"):
         own_cell.find("time:gru")
 
 

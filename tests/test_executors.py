@@ -1,6 +1,7 @@
 """Groups of a sweep as jobs of submitit's local executor: results, restarts, failures with their logs, bad requests."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -70,6 +71,22 @@ def test_unknown_executors_and_parameters(tmp_path):
     pytest.importorskip("submitit", reason="submitit is not installed")
     with pytest.raises(UsageError, match="timeout_minutes"):
         jobs.make_executor("local", {"timeout_minutes": 3}, tmp_path)
+
+
+def test_a_job_that_is_refused_ends_those_before_it():
+    cancelled = []
+
+    class Executor:
+        def submit(self, work, name):
+            if name == "c":
+                raise RuntimeError("Batch job submission failed:\ninvalid partition specified: nope")
+            return SimpleNamespace(cancel=lambda: cancelled.append(name))
+
+    with pytest.raises(
+        jobs.JobsFailed, match=r"refuses c: invalid partition .* The 2 jobs before it are asked to stop"
+    ):
+        jobs.run_jobs(Executor(), print, [(name, (name,)) for name in "abcd"])
+    assert cancelled == ["a", "b"]
 
 
 def test_slurm_that_is_not_there(tmp_path, monkeypatch):

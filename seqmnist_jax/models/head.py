@@ -114,7 +114,7 @@ class WithRecurrence:
 
     def at(self, precision: str) -> nn.Module:
         """The same model at another precision."""
-        # A GPU has no kernel for full float32.
+        # 'native' is asked of training; a GPU has no kernel for full float32, in which evaluation may be.
         backend = "auto" if self.engine.backend == "native" else self.engine.backend
         return self.clone(engine=self.engine._replace(backend=backend, precision=precision))
 

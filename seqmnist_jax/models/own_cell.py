@@ -58,7 +58,7 @@ def find(name: str, recorded: str = "", content_hash: str = "") -> Found:
     file = Path(getattr(module, "__file__", None) or "")
     if not hasattr(module, attribute):
         cells = [known for known, value in vars(module).items() if isinstance(value, rnn.Cell)]
-        where = file if file.name else f"Python's own {module_name}"
+        where = file if file.name else f"the module {module_name}"
         raise _error(name, f", but {where} has no {attribute!r}", did_you_mean(attribute, cells))
     cell = getattr(module, attribute)
     if not isinstance(cell, rnn.Cell):

@@ -19,8 +19,8 @@ _PROGRAMS: weakref.WeakKeyDictionary[Any, dict[Any, Callable[..., Any]]] = weakr
 
 
 @functools.lru_cache(maxsize=128, typed=True)
-def _bound(function: Any, names: tuple[str, ...], *values: Any) -> Any:
-    """One object for all partials that are equal; the last of the values have the names."""
+def _bound(function: Any, names: tuple[str, ...], floats: tuple[str, ...], *values: Any) -> Any:
+    """One object for all partials that are equal; the last of the values have the names. `floats` tells zeros apart."""
     count = len(values) - len(names)
     return functools.partial(function, *values[:count], **dict(zip(names, values[count:], strict=True)))
 
@@ -43,9 +43,11 @@ def compiled(run: Callable[..., Any], function: Any, arguments: tuple[Any, ...],
         return run(function, *arguments, *options)  # Whose content can change.
     try:
         if isinstance(function, functools.partial) and getattr(function.func, "__closure__", None) is None:
-            function = _bound(function.func, tuple(function.keywords), *function.args, *function.keywords.values())
+            values = *function.args, *function.keywords.values()
+            floats = tuple(repr(value) for value in values if isinstance(value, float))
+            function = _bound(function.func, tuple(function.keywords), floats, *values)
         programs = _PROGRAMS.setdefault(function, {})
-        # In words, since 0.0 equals -0.0, and no NaN itself.
+        # As text: 0.0 equals -0.0, and NaN not even itself.
         numbers = tuple((type(other), repr(other)) for other in others)
         key = (run, tree, numbers, tuple((type(option), option) for option in options))
         if key not in programs:

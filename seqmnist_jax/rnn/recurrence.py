@@ -36,7 +36,7 @@ Array = jax.Array
 #   ``backward(stages, options, operands, kept, d_carry, d_outputs, wants_dx) -> Operands``, the gradients, that of x
 #   where it multiplies x and it is wanted, else zero.
 KERNELS: dict[str, Any] = {"cpu": cpu, "cuda": gpu, "derived": derived}
-# That name for each of JAX's platforms.
+# The name there for each of JAX's platforms.
 PLATFORMS = {"cpu": "cpu", "gpu": "cuda", "cuda": "cuda"}
 BACKENDS = ("auto", "scan", "fused", "native")
 
@@ -131,7 +131,8 @@ def problem(call: Call, given: Given) -> str | None:
 def _without_readout(call: Call, given: Given) -> Call:
     """The call of the step's part in the loop; products that the output alone needs then stand behind it.
 
-    Not for all steps on CPUs, whose kernels multiply those faster than XLA does.
+    On CPUs only where the last output alone is wanted: for the outputs of all steps their kernels multiply faster than
+    XLA does.
     """
     if call.platform not in KERNELS or (call.platform == "cpu" and call.options.outputs == "all"):
         return call
@@ -287,7 +288,7 @@ def _in_segments(call: Call, given: Given) -> tuple[Any, Array | None]:
 
 
 def run(call: Call, given: Given) -> tuple[Any, Array | None]:
-    """`recurrence`; in segments, half as slow again, where it would keep more than `MOST_KEPT_BYTES`."""
+    """`recurrence`; in segments, at half as much time again, where it would keep more than `MOST_KEPT_BYTES`."""
     end, outputs = (_in_segments if _is_too_much(_kept(call, given), given.x) else recurrence)(call, given)
     if isinstance(call.step, Inner):
         outputs = call.step.outputs(*given, outputs, call.options.reverse)

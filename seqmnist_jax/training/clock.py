@@ -118,7 +118,7 @@ class Progress:
         return passed / max(1, self._step - self._first_step) * (self._total - self._step)
 
     def line(self, scores: dict[str, float]) -> str:
-        """Notes what was measured, and words it in a line: step, of each split loss and accuracy, speed, time left."""
+        """Notes what was measured, and words it in a line: step, each split's loss and accuracy, speed, time left."""
         self._last_line = time.perf_counter()
         total = f"{self._total:,}"
         parts = [f"step {self._step:>{len(total)},}/{total}"]

@@ -100,8 +100,8 @@ def _write_summary(group: ReplicaGroup, replica: Replica, best_step: int, tested
         "best_step": best_step,
         "lost_checkpoints": replica.lost_checkpoints,
         "steps": run.steps,
-        # Of a run among replicas: its share of what they took together.
-        "replicas": len(group.runs),
+        # The times are its share of what so many runs took together.
+        "replicas": len(group.replicas),
         "processes": jax.process_count(),
         "train_seconds": clock.train,
         "compile_seconds": clock.compile,

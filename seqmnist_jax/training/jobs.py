@@ -75,7 +75,8 @@ def run_jobs(
       should_stop: when true all jobs are asked to stop, which gives them time to save.
 
     Raises:
-      JobsFailed: at least one failed; the others are done all the same.
+      JobsFailed: at least one failed, and the others are done all the same; or the executor refused one, and those
+        before it are asked to stop.
       Stopped: `should_stop` said so, and all jobs have come to their end.
     """
     # Ctrl-C is for this process, which passes it on: a job on this machine would get it twice.
@@ -88,7 +89,10 @@ def run_jobs(
         for _, job in submitted:
             _ask_to_stop(job, was_asked=False)
         lines = str(e).strip().splitlines() or [type(e).__name__]
-        raise JobsFailed(f"{jobs[len(submitted)][0]} is no job that the executor takes: {lines[-1]}") from e
+        raise JobsFailed(
+            f"The executor refuses {jobs[len(submitted)][0]}: {lines[-1]}. The {len(submitted)} jobs before it are "
+            "asked to stop; the same command goes on with all of them."
+        ) from e
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     was_asked = False

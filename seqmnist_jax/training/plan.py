@@ -208,7 +208,8 @@ def build_points(config: ml_collections.ConfigDict, grid: Grid, named: Iterable[
     runs = math.prod(map(len, grid.values()))
     trials = runs // len(grid.get(SEED, (0,))) * math.prod(map(len, choice.values())) if choice else 0
     if (count := runs + trials) > MOST_RUNS:
-        raise UsageError(f"The sweep has {count:,} runs; expected at most {MOST_RUNS:,}.")
+        told = f"{count:,} runs{', trials among them' if trials else ''}"
+        raise UsageError(f"The sweep has {told}; expected at most {MOST_RUNS:,}.")
     swept = [fields_of(key) for key in grid]
     named = {*named, *itertools.chain(*swept)}
     joint = {field for fields in swept if len(fields) > 1 for field in fields}

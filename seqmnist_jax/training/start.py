@@ -250,8 +250,8 @@ def open_group(exits: ExitStack, runs: Sequence[Run], waiting: Mapping[int, Repl
     step = processes.agree(min(end[-1] for end in ends.values()))
     group = ReplicaGroup(runs, [waiting[place] for place in ends if step in ends[place]], step, Clock(), watch)
     for replica in group.replicas:
-        ranks = {event["step"]: (event["accuracy"], -event["loss"]) for event in _measured(replica)}
-        best = ranks.get(replica.checkpoints.best_step() or 0, (-1.0, 0.0))
+        ranks = {event["step"]: (event["accuracy"], -event["loss"], -event["step"]) for event in _measured(replica)}
+        best = ranks.get(replica.checkpoints.best_step() or 0, (-1.0, 0.0, 0))
         lost = [one for one in replica.checkpoints.lost_steps() if one < step and replica.run.is_measured(one)]
         replica.lost_checkpoints = [one for one in lost if ranks.get(one, best) >= best]
         if replica.lost_checkpoints:

@@ -112,11 +112,11 @@ class Checkpoints:
         """Opens a folder.
 
         Args:
-          folder: it.
+          folder: theirs.
           read_only: whether nothing may be changed in it.
           counts: which of the steps that were evaluated may be the best.
-          lasts: which of these a longer run has too. Of them the best is kept: a better end of this run, which is one
-            of the last two as long as it is the end, would otherwise be all that the longer one finds.
+          lasts: after which of these a longer run is measured too. The best of them alone is kept: the end of this run
+            is one of the last two anyway, and a longer run would have only that.
         """
         self._counts, self._lasts = counts, lasts
         folder = self._folder = folder.absolute()  # orbax takes no relative path
@@ -317,7 +317,7 @@ class Checkpoints:
         self._aside[step] = f"Checkpoint {step} is set aside, in {place / f'{step}-{number}'}. {error}"
 
     def lost_steps(self) -> list[int]:
-        """The steps whose checkpoints were set aside, now or earlier, and were not saved anew."""
+        """The steps whose checkpoints were set aside, now or earlier, and are not there again."""
         names = [path.name.partition("-")[0] for path in self._folder.with_name(DAMAGED).glob("*-*")]
         return sorted({int(name) for name in names if name.isdigit()} - {*self.steps()})
 

@@ -55,7 +55,10 @@ def under(folder: Path, name: str) -> list[Path]:
 
 
 def _write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Replaces `path` by what `write` writes, or leaves it as it was."""
+    """Replaces `path` by what `write` writes, or leaves it as it was; a device, as /dev/stdout, is written to."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        with path.open("wb") as file:
+            return write(file)
     name = path.parent / f"{HALF_WRITTEN}{path.name}-{secrets.token_hex(4)}"  # tempfile's would not go by the umask
     try:
         with name.open("xb") as file:

@@ -301,8 +301,8 @@ def test_functions_that_look_like_others_are_themselves(function, scale, backend
         return rnn.scan(lambda p, h, x: (function(h * 0 + x),) * 2, None, x, jnp.ones((2, 5)), backend=backend)[1]
 
     np.testing.assert_allclose(of(x, backend), of(x, "scan"), rtol=1e-6)
-    found, wanted = (jax.grad(lambda x, b=b: of(x, b).sum())(x) for b in (backend, "scan"))
-    if function is almost_sigmoid:
+    if function is almost_sigmoid:  # the others' gradients are differences of large numbers
+        found, wanted = (jax.grad(lambda x, b=b: of(x, b).sum())(x) for b in (backend, "scan"))
         np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
 

@@ -152,6 +152,14 @@ def test_numbers_that_are_equal_or_unequal_to_themselves():
     assert np.isnan([call(float("nan")), call(float("nan"))]).all()
     assert len(eager._PROGRAMS[step]) == 3
 
+    def scaled(p, h, x_t, a):
+        return h, x_t / a
+
+    def bound(a):
+        return float(rnn.scan(functools.partial(scaled, a=a), None, X, H)[1][0, 0, 0])
+
+    assert [bound(a) for a in (0.0, -0.0, 0.0)] == [np.inf, -np.inf, np.inf]
+
 
 def test_steps_that_close_over_what_is_traced():
     def total(w):

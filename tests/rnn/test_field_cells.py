@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.linalg
 
 from seqmnist_jax import rnn
 from seqmnist_jax.models import CELLS
@@ -148,7 +149,10 @@ def test_orthogonal_matrices_are_orthogonal():
         # Wherever training takes it.
         moved = params["skew"] + jax.random.normal(jax.random.key(1), params["skew"].shape)
         u = orthogonal(moved, size)
-        np.testing.assert_allclose(u @ u.T, np.eye(size), atol=1e-4)
+        np.testing.assert_allclose(u @ u.T, np.eye(size), atol=1e-5)
+        upper = np.zeros((size, size))
+        upper[np.triu_indices(size, 1)] = moved
+        np.testing.assert_allclose(u, scipy.linalg.expm(upper - upper.T), atol=1e-5)
 
 
 def gates(bias):
@@ -237,6 +241,7 @@ def test_numbers_are_found_and_taken():
         (np.ones((2, 3)), {}, ValueError),
         (np.full((2, 3, 1), np.nan), {}, ValueError),
         (np.ones((2, 3, 1)), {"reverse": "yes"}, ValueError),
+        (np.ones((2, 3, 1)), {"reverse": None}, ValueError),
         (np.ones((2, 3, 1)), {"lenghts": [1, 2]}, TypeError),
     ],
 )

@@ -126,8 +126,8 @@ def layer(
 
     The states move by a loop, which has no product with them, and are read after it.
     """
-    given = {name: option for name, option in options.items() if option is not None}
-    reverse = given.pop("reverse", False)
+    reverse = options.get("reverse", False)
+    given = {name: option for name, option in options.items() if option is not None and name != "reverse"}
     if carry is None and given in ({"return_sequences": False}, {"return_sequences": False, "backend": "auto"}):
         x, *_ = check_sequences(x)
         end, states = _last(params, x, flag("reverse", reverse), precision)

@@ -110,6 +110,8 @@ def unfit(stages: Stages, options: Options) -> str | None:
         made = text(stages, options.precision)
     except NotDivisibleError as error:
         return str(error)
+    except Exception as error:  # Whatever it is, there is another backend.
+        return f"no kernel can be made of the step: {type(error).__name__}: {error}"
     return _trouble_of(made)
 
 

@@ -201,6 +201,6 @@ def backward(
     sizes = (len(d.carries), batch), (batch, time, d.count("x")), (batch, len(stages.sums))
     bars = jnp.zeros((0,), jnp.float32) if d_outputs is None else d_outputs
     results = tuple(floats(*size, d.hidden) for size in sizes)
-    arguments = (*(*operands[:5], operands.ends()), kept.carry, kept.states, d_carry, bars)
+    arguments = (*operands[:5], operands.ends(), kept.carry, kept.states, d_carry, bars)
     d_start, d_inputs, sums = _call(stages, shape, load.BACKWARD, results, arguments)
     return stages.gradients(operands, operands.weights, sums.sum(0), d_inputs, d_start)
