@@ -60,9 +60,10 @@ def inner_of(equation: Any) -> Any:
 def apply(equation: Any, arguments: Sequence[Any]) -> list[Any]:
     """One equation, on arrays of its own shapes."""
     if equation.primitive.name in CUSTOM:
+        given = {v: a for v, a in zip(equation.invars, arguments, strict=True) if not isinstance(v, jex.Literal)}
         info = inner_of(equation).jaxpr.debug_info
-        alone = jex.Jaxpr((), equation.invars, equation.outvars, [equation], debug_info=info)
-        return list(jex.jaxpr_as_fun(jex.ClosedJaxpr(alone, ()))(*arguments))
+        alone = jex.Jaxpr((), [*given], equation.outvars, [equation], debug_info=info)
+        return list(jex.jaxpr_as_fun(jex.ClosedJaxpr(alone, ()))(*given.values()))
     out = equation.primitive.bind(*arguments, **equation.params)
     return list(out) if equation.primitive.multiple_results else [out]
 

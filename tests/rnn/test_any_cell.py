@@ -288,6 +288,26 @@ def _(primals, tangents):
 
 
 @pytest.mark.parametrize("backend", ["fused", "native"])
+def test_a_custom_function_may_be_given_a_number(backend, need_native):
+    need_native(backend)
+
+    @jax.custom_jvp
+    def between(x, most):
+        return jnp.tanh(x / most) * most
+
+    between.defjvp(lambda given, slopes: (between(*given), slopes[0]))
+
+    def of(p, backend):
+        def step(p, h, x):
+            return (h * between(p, 2.0) + between(x + h, 0.5),) * 2
+
+        return rnn.scan(step, p, jnp.ones((2, 3, 5)), jnp.ones((2, 5)), backend=backend)[1].sum()
+
+    found, wanted = (jax.value_and_grad(of)(jnp.full(5, 0.3), b) for b in (backend, "scan"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, wanted)
+
+
+@pytest.mark.parametrize("backend", ["fused", "native"])
 @pytest.mark.parametrize(
     ("function", "scale"),
     [(almost_sigmoid, 1.0), (lambda z: jnp.expm1(z) / z, 1e-6), (lambda z: jnp.log1p(z) / z, 1e-6)],

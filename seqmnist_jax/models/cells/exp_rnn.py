@@ -48,7 +48,7 @@ def _exp(a: Array) -> Array:
     length = jnp.sqrt(jnp.abs(jax.lax.stop_gradient(square)).sum(1).max())
     halvings = jnp.clip(jnp.ceil(jnp.log2(length)), 0, MOST_HALVINGS)
     # A power of two to the last bit, else b2 would not be b b.
-    scale = jnp.ldexp(jnp.ones((), a.dtype), -halvings.astype(jnp.int32))
+    scale = 1 / jnp.left_shift(1, halvings.astype(jnp.int32)).astype(a.dtype)
     b, b2 = a * scale, square * (scale * scale)
     powers = jnp.eye(len(a), dtype=a.dtype), b, b2, times(b2, b)
     b4 = times(b2, b2)
