@@ -386,7 +386,8 @@ class Checkpoints:
     def _damaged(self, step: int, reason: str) -> CheckpointError:
         return CheckpointError(
             f"The checkpoint {self._folder / str(step)} can't be restored into this model ({reason}). "
-            "It is damaged, or its work directory's config.json is not the one it was trained with."
+            "It is damaged, or its work directory's config.json is not the one it was trained with. The command that "
+            "trained the run, given again, sets aside what is damaged."
         )
 
     def close(self) -> None:
