@@ -68,8 +68,9 @@ class Case(NamedTuple):
 
 def made_by(case: Case, platform: str) -> recurrence.Call:
     """The case's layer on a platform, with its last output or, of a linear recurrence, all."""
-    return recurrence.Call(
-        MEASURED[case.cell].step, Options("all" if case.cell == LRU_STATE else "last", False, case.precision), platform
+    options = Options("all" if case.cell == LRU_STATE else "last", False, case.precision)
+    return recurrence.without_readout(
+        recurrence.Call(MEASURED[case.cell].step, options, platform), recurrence.Given(*shapes(case))
     )
 
 
@@ -78,7 +79,7 @@ def output(way: str, case: Case, params: Any, x: Array) -> Array:
     call = made_by(case, {"generated": jax.default_backend(), "derived": "derived", "scan": ""}[way])
     carry = first_carry(MEASURED[case.cell], params, jnp.zeros((case.batch, case.hidden)))
     given = recurrence.Given(params, x, carry, None)
-    outputs = (recurrence.plain if way == "scan" else recurrence.recurrence)(call, given)[1]
+    outputs = (recurrence.plain if way == "scan" else recurrence.run)(call, given)[1]
     assert outputs is not None
     return outputs
 

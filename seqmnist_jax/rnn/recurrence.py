@@ -128,13 +128,13 @@ def problem(call: Call, given: Given) -> str | None:
     return found
 
 
-def _without_readout(call: Call, given: Given) -> Call:
+def without_readout(call: Call, given: Given) -> Call:
     """The call of the step's part in the loop; products that the output alone needs then stand behind it.
 
     On CPUs only where the last output alone is wanted: for the outputs of all steps their kernels multiply faster than
     XLA does.
     """
-    if call.platform not in KERNELS or (call.platform == "cpu" and call.options.outputs == "all"):
+    if call.platform != "cuda" and (call.platform != "cpu" or call.options.outputs == "all"):
         return call
     try:
         params, x, carry = shapes((given.params, given.x, given.carry))
@@ -156,7 +156,7 @@ def choose(step: Step[Any], options: Options, given: Given, backend: str, platfo
         return backend, native, "named by the caller"
     why = "named by the caller"
     if backend != "fused":
-        inner = _without_readout(native, given)
+        inner = without_readout(native, given)
         trouble = problem(inner, given)
         if trouble is None:
             after = "" if inner == native else "; products that only the output needs stand behind the loop"
