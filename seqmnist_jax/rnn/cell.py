@@ -83,12 +83,16 @@ def cell(
         carry = zeros(made, params, x) if carry is None else carry
         options |= {"lengths": lengths, "precision": precision, "backend": backend}
         by = "scan" if options.get("unroll", 1) > 1 else backend
-        return any_cell.scan(run_by(params, x, carry, by, precision), params, x, carry, **options)
+        # Of the kernel that will run: another one would be built for nothing.
+        outputs = "last" if options.get("return_sequences") is False else "all"
+        return any_cell.scan(run_by(params, x, carry, by, precision, outputs), params, x, carry, **options)
 
-    def run_by(params: Any, x: Any, carry: Any, backend: str, precision: str) -> Callable[..., Any]:
+    def run_by(
+        params: Any, x: Any, carry: Any, backend: str, precision: str, outputs: str = "all"
+    ) -> Callable[..., Any]:
         """The step: with a precision of its own where `lax.scan` runs it, since all else rounds what it multiplies."""
         plain = at_precision(step, "float32")
-        options, given = Options("all", False, precision), Given(params, x, carry, None)
+        options, given = Options(outputs, False, precision), Given(params, x, carry, None)
         choice("backend", backend, recurrence.BACKENDS)
         found, _, _ = recurrence.choose(plain, options, given, backend, jax.default_backend())
         return at_precision(step, precision) if found == "scan" else plain
