@@ -3,6 +3,10 @@
 The process is told that it has an H100; programs are lowered for it, and run on the CPU, where the same call is a scan.
 """
 
+import re
+from pathlib import Path
+
+import any_cells
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -165,6 +169,23 @@ def test_x_has_a_gradient_where_it_is_asked_for(h100):
     assert (inside.count("s"), inside.count("x"), outside.count("s"), outside.count("x")) == (1, 0, 0, 3)
     text = lowered(jax.grad(loss(rnn.gru, precision="bfloat16"), 1), params, X, jnp.zeros((6, 8)))
     assert "tensor<6x9x3x32xf32>" in text
+
+
+@pytest.mark.parametrize("cell", ["gru", "ind_rnn"])
+def test_a_call_has_all_that_the_launcher_reads(h100, cell):
+    """Each way once, with every attribute; of float16 the way back may run again, and writes its scales where they stood."""
+    step, params, _ = any_cells.CELLS[cell](8, 1)
+
+    def total(params, x, h):
+        return rnn.scan(step, params, x, h, precision="tensorfloat32")[1].sum()
+
+    text = lowered(jax.vmap(jax.grad(total), (None, 0, None)), params, jnp.stack([X, X]), jnp.zeros((6, 8)))
+    calls = [line for line in text.splitlines() if f"@{load.LAUNCH}" in line]
+    read = re.findall(r'Attr<int64_t>\("(\w+)"\)', Path(gpu.__file__).with_name("launch.cc").read_text())
+    assert [set(re.findall(r"(\w+) = -?\d+ : i64", call)) for call in calls] == [set(read)] * 2
+    launches = [int(re.search(r"launches = (\d+)", call)[1]) for call in calls]
+    assert launches == ([1, 2] if cell == "gru" else [1, 1])
+    assert ["output_operand_alias" in call for call in calls] == [False, cell == "gru"]
 
 
 @pytest.mark.slow

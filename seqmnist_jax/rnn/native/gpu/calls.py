@@ -32,6 +32,10 @@ class Kept(NamedTuple):
     sources: tuple[Array, ...]
 
 
+# The place of the scales in the arguments of the way back, and in its results.
+SCALES = {9: 3}
+
+
 def _call(stages: Stages, shape: Shape, name: str, results: Any, arguments: tuple[Array, ...]) -> Any:
     batch, time, _ = arguments[3].shape
     few = shape._replace(sequences=4)
@@ -50,8 +54,10 @@ def _call(stages: Stages, shape: Shape, name: str, results: Any, arguments: tupl
         "few_shared": few_shared,
         "batch": batch,
         "time": time,
+        "launches": 1 + (direction and shape.half),
     }
-    call = jax.ffi.ffi_call(load.LAUNCH, results, vmap_method="broadcast_all")
+    aliases = SCALES if direction else None
+    call = jax.ffi.ffi_call(load.LAUNCH, results, vmap_method="broadcast_all", input_output_aliases=aliases)
     return call(*arguments, **{name: np.int64(value) for name, value in integers.items()})
 
 
@@ -65,17 +71,20 @@ def _dtype(shape: Shape) -> Any:
     return jnp.float16 if shape.half else jnp.bfloat16
 
 
-def _scale(shape: Shape, *bars: Array | None) -> Array:
-    """A power of two for the cotangents, such that their largest is about 4, or 1 / 16 where each step adds its own.
+def _scales(shape: Shape, *bars: Array | None) -> Array:
+    """Powers of two for the cotangents in either launch of the way back, and 0, in place of which it tells of a second.
 
-    What float16 rounds to a subnormal is then too small to be seen in a sum, and what grows has room until 65,504.
+    First their largest is about 4, or 1 / 16 where each step adds its own: what float16 rounds to a subnormal is then too
+    small to be seen in a sum, and what grows has room until 65,504. Where that was too little they begin at 2^-16, where a
+    subnormal's rounding is 2^-9 of the largest, as bfloat16's is.
     """
     if not shape.half:
-        return jnp.ones((1,), jnp.float32)
-    target = -4 if shape.outputs == "all" else 2
+        return jnp.asarray([1.0, 1.0, 0.0], jnp.float32)
+    targets = jnp.asarray([-4 if shape.outputs == "all" else 2, -16])
     largest = jnp.stack([jnp.abs(bar).max(initial=0.0) for bar in bars if bar is not None]).max()
     exponent = jnp.frexp(largest)[1]
-    return jnp.where((largest > 0) & jnp.isfinite(largest), jnp.ldexp(jnp.float32(1), target - exponent), 1.0)[None]
+    scales = jnp.where((largest > 0) & jnp.isfinite(largest), jnp.ldexp(jnp.float32(1), targets - exponent), 1.0)
+    return jnp.append(scales, 0.0)
 
 
 def _padded(array: Array, units: int, *axes: int) -> Array:
@@ -165,8 +174,8 @@ def backward(
         return independent.backward(stages, options, operands, kept, d_carry, d_outputs)
     d, shape = stages.division, _shape(stages, options, operands, True)
     units, (batch, time, _) = shape.units, operands.x.shape
-    joined, scale = groups(stages), _scale(shape, d_carry, d_outputs)
-    d_start, d_inputs, sums, *d_results = _call(
+    joined = groups(stages)
+    d_start, d_inputs, sums, scales, *d_results = _call(
         stages,
         shape,
         load.BACKWARD,
@@ -174,6 +183,7 @@ def backward(
             floats(len(d.carries), batch, units),
             floats(batch, time, d.count("x"), units),
             floats(_rows(batch), len(stages.sums), units),
+            floats(3),
             *(jax.ShapeDtypeStruct((batch, time, len(results) * units), _dtype(shape)) for _, results in joined),
         ),
         (
@@ -181,10 +191,11 @@ def backward(
             kept.pieces,
             _padded(d_carry, units, 2),
             _floats_of(d_outputs, units),
-            scale,
+            _scales(shape, d_carry, d_outputs),
             *kept.sources,
         ),
     )
+    scale = jnp.where(scales[2] > 0, scales[1], scales[0])
     in_order = _in_order if shape.blocks == 1 else lambda array, axis: array
     of_pairs: dict[tuple[int, int], Array] = {}
     for (sources, results), of_sources, of_results in zip(joined, kept.sources, d_results, strict=True):

@@ -168,7 +168,7 @@ def _call(stages: Stages, shape: Shape, name: str, results: Any, arguments: tupl
     batch, time, _ = arguments[3].shape
     number = load.kernel(stages, shape, name, 0)
     integers = {"kernel": number, "few_kernel": number, "few": 0, "tiles": blocks(shape, batch), "blocks": 1}
-    integers |= {"threads": THREADS, "shared": 0, "few_shared": 0, "batch": batch, "time": time}
+    integers |= {"threads": THREADS, "shared": 0, "few_shared": 0, "batch": batch, "time": time, "launches": 1}
     call = jax.ffi.ffi_call(load.LAUNCH, results, vmap_method="broadcast_all")
     return call(*arguments, **{name: np.int64(value) for name, value in integers.items()})
 

@@ -65,7 +65,7 @@ struct Failure : std::string {
 
 ffi::Error launch(Stream stream, ffi::RemainingArgs args, ffi::RemainingRets rets, int64_t kernel, int64_t few_kernel,
                   int64_t few, int64_t tiles, int64_t blocks, int64_t threads, int64_t shared, int64_t few_shared, int64_t batch,
-                  int64_t time) {
+                  int64_t time, int64_t launches) {
   if (args.size() + rets.size() > kMostPointers) return ffi::Error::Internal("the recurrence has too many arrays");
   Pointers pointers{};
   int count = 0;
@@ -84,10 +84,13 @@ ffi::Error launch(Stream stream, ffi::RemainingArgs args, ffi::RemainingRets ret
   }
   if (!found) return ffi::Error::Internal("a kernel of the recurrence is not loaded in this process");
   int sizes[3] = {static_cast<int>(batch), static_cast<int>(time), static_cast<int>(is_few ? 2 * tiles : tiles)};
-  void* parameters[] = {&pointers, &sizes[0], &sizes[1], &sizes[2]};
-  const int code = driver().launch(found, replicas * sizes[2] * blocks, 1, 1, threads, 1, 1, is_few ? few_shared : shared, stream,
-                                   parameters, nullptr);
-  return code ? ffi::Error::Internal(Failure("cuLaunchKernel", code)) : ffi::Error::Success();
+  int again = 0;  // The last parameter, of a kernel that is launched again.
+  void* parameters[] = {&pointers, &sizes[0], &sizes[1], &sizes[2], &again};
+  for (; again < launches; again++)
+    if (int code = driver().launch(found, replicas * sizes[2] * blocks, 1, 1, threads, 1, 1, is_few ? few_shared : shared, stream,
+                                   parameters, nullptr))
+      return ffi::Error::Internal(Failure("cuLaunchKernel", code));
+  return ffi::Error::Success();
 }
 
 }  // namespace
@@ -126,5 +129,6 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(seqmnist_gpu_launch, launch,
                                   .Attr<int64_t>("shared")
                                   .Attr<int64_t>("few_shared")
                                   .Attr<int64_t>("batch")
-                                  .Attr<int64_t>("time"),
+                                  .Attr<int64_t>("time")
+                                  .Attr<int64_t>("launches"),
                               {ffi::Traits::kCmdBufferCompatible});

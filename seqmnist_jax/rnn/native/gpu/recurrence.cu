@@ -16,6 +16,10 @@
 // block, after all its warps that the buffer concerns had read what stood there at step t. No block ends while something
 // is sent to it, for it waits for all of that.
 //
+// Gradients that explode leave float16: its largest number is 65,504. The way back is then made again with cotangents so much
+// smaller that they may grow by 2^32, and about as exact as in bfloat16; where it has nothing to mend the second launch ends
+// at once.
+//
 // Arrays are [replica, ..., batch, time, ...] outside. What is kept for the way back stands in the order of the threads.
 
 struct Pointers {
@@ -45,6 +49,7 @@ constexpr int kKeptWords = (Cell::kKept * kPairs + 1) / 2, kPiece = kThreads * 4
 constexpr int kRecalledBytes = kThreads * 4 * kColumns * Cell::kRecalled;  // carries read back from the sources
 constexpr int kStages = 6, kStage = kPiece + kRecalledBytes;
 constexpr int kScalarsAhead = 2;
+constexpr float kMostHalf = 65504.f;
 
 DEVICE void mma_back(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
   if (kHalf)
@@ -454,7 +459,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kThreads, 1) recurrence_for
 
 // ---- Backward ----------------------------------------------------------------------------
 
-extern "C" __global__ void CLUSTER __launch_bounds__(kThreads, 1) recurrence_backward(Pointers p, int batch, int time, int tiles) {
+extern "C" __global__ void CLUSTER __launch_bounds__(kThreads, 1) recurrence_backward(Pointers p, int batch, int time, int tiles, int again) {
   using Unit = Cell::Backward;
   SHARED(shared);
   const Place here(batch, time, tiles);
@@ -465,7 +470,10 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kThreads, 1) recurrence_bac
   const char* piece = (const char*)p.at[6] + ((u64)blockIdx.x * time + when(time - 1, time)) * kPiece;
   const float* d_end = (const float*)p.at[7] + (u64)here.replica * Cell::kCarries * batch * kUnits;
   const float* d_outputs = (const float*)p.at[8];
-  const float scale = ((const float*)p.at[9])[here.replica], unscale = 1.f / scale;
+  // The scales of both launches, and not 0 where something was too large for the first; it stands among the results too.
+  float* const scales = (float*)p.at[9] + 3 * here.replica;
+  if (again && scales[2] == 0.f) return;
+  const float scale = scales[again], unscale = 1.f / scale;
   float* d_start = (float*)p.at[10 + Cell::kGroups] + (u64)here.replica * Cell::kCarries * batch * kUnits;
   float* d_inputs = (float*)p.at[11 + Cell::kGroups];
   // As many rows as there are blocks of 4 sequences: where a block has 8, its second row is zero.
@@ -507,7 +515,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kThreads, 1) recurrence_bac
     });
   }
   Unit u[kPairs];
-  float total[at_least_one(Cell::kSums)][kRows] = {};
+  float total[at_least_one(Cell::kSums)][kRows] = {}, most = 0.f;
   int length[kColumns];
 #pragma unroll
   for (int i = 0; i < kPairs; i++) {
@@ -546,7 +554,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kThreads, 1) recurrence_bac
   Walk<u16> d_results[at_least_one(Cell::kGroups)];
 #pragma unroll
   for (int i = 0; i < Cell::kGroups; i++) {
-    u16* const rows = (u16*)p.at[13 + Cell::kGroups + i];
+    u16* const rows = (u16*)p.at[14 + Cell::kGroups + i];
     const int width = Cell::group_results(i) * kUnits, t = when(time - 1, time);
     d_results[i].start(here, rows, width, t, here.word(), true);
     if (kBlocks > 1) turned.start(d_results[i], rows, width, time, t);
@@ -623,7 +631,10 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kThreads, 1) recurrence_bac
         if (Cell::result_round(j) == kRound) {
           float v[kPairs];
 #pragma unroll
-          for (int i = 0; i < kPairs; i++) v[i] = running[here.column(i)] && here.is_unit(i) ? u[i].dm[j] : 0.f;
+          for (int i = 0; i < kPairs; i++) {
+            v[i] = running[here.column(i)] && here.is_unit(i) ? u[i].dm[j] : 0.f;
+            if (kHalf) most = max_(most, abs_(v[i]));  // It is seen here first: what comes of it may be no number.
+          }
           const int group = Cell::result_group(j), first = Cell::result_place(j) * kUnits;
           if constexpr (kBlocks == 1) {
             put<pack_back>(to + buffer + j * kTileBack, v);
@@ -726,6 +737,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kThreads, 1) recurrence_bac
       d_results[i].advance();
     if (Cell::kInputs > 0) dx.advance();
   }
+  if (most > kMostHalf) scales[2] = 1.f;
 #pragma unroll
   for (int i = 0; i < kPairs; i++)
     if (here.inside[here.column(i)])

@@ -94,7 +94,7 @@ def misfit(stages: Stages, capability: int) -> str | None:
         return f"the weights of {what} take {weights} registers of a thread, where {MOST_WEIGHTS} are free for them"
     if shape.blocks > 1 and capability < 90:
         return f"{what} need a cluster of blocks, which {gpu} does not have"
-    if (arrays := 13 + 2 * len(groups(stages))) > MOST_ARRAYS:
+    if (arrays := 14 + 2 * len(groups(stages))) > MOST_ARRAYS:
         return f"it has {arrays} arrays; the GPU kernel has at most {MOST_ARRAYS}"
     there = SHARED_MEMORY.get(capability, min(SHARED_MEMORY.values()))
     kilobytes = max(*shared_bytes(stages, shape), *shared_bytes(stages, shape._replace(half=True))) / 1024
