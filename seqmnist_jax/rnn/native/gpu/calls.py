@@ -74,9 +74,9 @@ def _dtype(shape: Shape) -> Any:
 def _scales(shape: Shape, *bars: Array | None) -> Array:
     """Powers of two for the cotangents in either launch of the way back, and 0, in place of which it tells of a second.
 
-    First their largest is about 4, or 1 / 16 where each step adds its own: what float16 rounds to a subnormal is then too
-    small to be seen in a sum, and what grows has room until 65,504. Where that was too little they begin at 2^-16, where a
-    subnormal's rounding is 2^-9 of the largest, as bfloat16's is.
+    First their largest is about 4, or 1 / 16 where each step adds its own: what float16 rounds to a subnormal is then
+    too small to be seen in a sum, and what grows has room until 65,504. Where that was too little they begin at 2^-16,
+    where a subnormal's rounding is 2^-9 of the largest, as bfloat16's is.
     """
     if not shape.half:
         return jnp.asarray([1.0, 1.0, 0.0], jnp.float32)
