@@ -348,6 +348,8 @@ inline u32 turn_matrix(u32 v) {  // Lane 4 r + c has the elements (r, 2 c) and (
 }
 inline void put_word(u32 address, u32 v) { std::memcpy(emulated::shared(address), &v, 4); }
 inline u32 bits(float v) { return emulated::bits(v); }
+inline float number(u32 v) { return emulated::number(v); }
+inline void raise(float* at, float v) { *at = std::fmax(*at, v); }
 
 inline float ex2(float x) { return std::exp2(x); }
 inline float rcp(float x) { return 1.f / x; }

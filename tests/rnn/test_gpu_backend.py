@@ -173,7 +173,7 @@ def test_x_has_a_gradient_where_it_is_asked_for(h100):
 
 @pytest.mark.parametrize("cell", ["gru", "ind_rnn"])
 def test_a_call_has_all_that_the_launcher_reads(h100, cell):
-    """Each way once, with every attribute; in float16 the way back may run twice, and writes its scales in place."""
+    """Each way once, with every attribute; in float16 the way back is launched thrice and writes its scales in place."""
     step, params, _ = any_cells.CELLS[cell](8, 1)
 
     def total(params, x, h):
@@ -184,7 +184,7 @@ def test_a_call_has_all_that_the_launcher_reads(h100, cell):
     read = re.findall(r'Attr<int64_t>\("(\w+)"\)', Path(gpu.__file__).with_name("launch.cc").read_text())
     assert [set(re.findall(r"(\w+) = -?\d+ : i64", call)) for call in calls] == [set(read)] * 2
     launches = [int(re.search(r"launches = (\d+)", call)[1]) for call in calls]
-    assert launches == ([1, 2] if cell == "gru" else [1, 1])
+    assert launches == ([1, 3] if cell == "gru" else [1, 1])
     assert ["output_operand_alias" in call for call in calls] == [False, cell == "gru"]
 
 

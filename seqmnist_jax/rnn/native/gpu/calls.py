@@ -32,7 +32,8 @@ class Kept(NamedTuple):
     sources: tuple[Array, ...]
 
 
-# The place of the scales in the arguments of the way back, and in its results.
+# The way back in float16 is launched so often. The place of its scales in the arguments, and in the results.
+LAUNCHES = 3
 SCALES = {9: 3}
 
 
@@ -54,7 +55,7 @@ def _call(stages: Stages, shape: Shape, name: str, results: Any, arguments: tupl
         "few_shared": few_shared,
         "batch": batch,
         "time": time,
-        "launches": 1 + (direction and shape.half),
+        "launches": LAUNCHES if direction and shape.half else 1,
     }
     aliases = SCALES if direction else None
     call = jax.ffi.ffi_call(load.LAUNCH, results, vmap_method="broadcast_all", input_output_aliases=aliases)
@@ -72,19 +73,18 @@ def _dtype(shape: Shape) -> Any:
 
 
 def _scales(shape: Shape, *bars: Array | None) -> Array:
-    """Powers of two for the cotangents in either launch of the way back, and 0, in place of which it tells of a second.
+    """A power of two for the cotangents, and three zeros, in place of which the kernel tells of those that outgrow it.
 
-    First their largest is about 4, or 1 / 16 where each step adds its own: what float16 rounds to a subnormal is then
-    too small to be seen in a sum, and what grows has room until 65,504. Where that was too little they begin at 2^-16,
-    where a subnormal's rounding is 2^-9 of the largest, as bfloat16's is.
+    Their largest is then about 4, or 1 / 16 where each step adds its own: what float16 rounds to a subnormal is too
+    small to be seen in a sum, and what grows has room until 65,504.
     """
     if not shape.half:
-        return jnp.asarray([1.0, 1.0, 0.0], jnp.float32)
-    targets = jnp.asarray([-4 if shape.outputs == "all" else 2, -16])
+        return jnp.asarray([1.0, 0.0, 0.0, 0.0], jnp.float32)
+    target = -4 if shape.outputs == "all" else 2
     largest = jnp.stack([jnp.abs(bar).max(initial=0.0) for bar in bars if bar is not None]).max()
     exponent = jnp.frexp(largest)[1]
-    scales = jnp.where((largest > 0) & jnp.isfinite(largest), jnp.ldexp(jnp.float32(1), targets - exponent), 1.0)
-    return jnp.append(scales, 0.0)
+    scale = jnp.where((largest > 0) & jnp.isfinite(largest), jnp.ldexp(jnp.float32(1), target - exponent), 1.0)
+    return jnp.zeros(4, jnp.float32).at[0].set(scale)
 
 
 def _padded(array: Array, units: int, *axes: int) -> Array:
@@ -183,7 +183,7 @@ def backward(
             floats(len(d.carries), batch, units),
             floats(batch, time, d.count("x"), units),
             floats(_rows(batch), len(stages.sums), units),
-            floats(3),
+            floats(4),
             *(jax.ShapeDtypeStruct((batch, time, len(results) * units), _dtype(shape)) for _, results in joined),
         ),
         (
@@ -195,7 +195,7 @@ def backward(
             *kept.sources,
         ),
     )
-    scale = jnp.where(scales[2] > 0, scales[1], scales[0])
+    scale = jnp.where(scales[1] > 0, scales[3], scales[0])
     in_order = _in_order if shape.blocks == 1 else lambda array, axis: array
     of_pairs: dict[tuple[int, int], Array] = {}
     for (sources, results), of_sources, of_results in zip(joined, kept.sources, d_results, strict=True):

@@ -84,9 +84,9 @@ ffi::Error launch(Stream stream, ffi::RemainingArgs args, ffi::RemainingRets ret
   }
   if (!found) return ffi::Error::Internal("a kernel of the recurrence is not loaded in this process");
   int sizes[3] = {static_cast<int>(batch), static_cast<int>(time), static_cast<int>(is_few ? 2 * tiles : tiles)};
-  int again = 0;  // The last parameter, of a kernel that is launched again.
-  void* parameters[] = {&pointers, &sizes[0], &sizes[1], &sizes[2], &again};
-  for (; again < launches; again++)
+  int one = 0;  // The last parameter, of a kernel that is launched several times.
+  void* parameters[] = {&pointers, &sizes[0], &sizes[1], &sizes[2], &one};
+  for (; one < launches; one++)
     if (int code = driver().launch(found, replicas * sizes[2] * blocks, 1, 1, threads, 1, 1, is_few ? few_shared : shared, stream,
                                    parameters, nullptr))
       return ffi::Error::Internal(Failure("cuLaunchKernel", code));

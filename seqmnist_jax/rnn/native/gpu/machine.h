@@ -65,6 +65,9 @@ DEVICE u32 turn_matrix(u32 v) {
 }
 DEVICE void put_word(u32 address, u32 v) { asm volatile("st.shared.u32 [%0],%1;" ::"r"(address), "r"(v) : "memory"); }
 DEVICE u32 bits(float x) { return __float_as_uint(x); }
+DEVICE float number(u32 v) { return __uint_as_float(v); }
+// To the larger one; neither is negative.
+DEVICE void raise(float* at, float v) { atomicMax((int*)at, __float_as_int(v)); }
 // For two warps that follow each other.
 DEVICE void pair_barrier(int pair) { asm volatile("bar.sync %0,64;" ::"r"(1 + pair) : "memory"); }
 

@@ -16,9 +16,9 @@
 // block, after all its warps that the buffer concerns had read what stood there at step t. No block ends while something
 // is sent to it, for it waits for all of that.
 //
-// Gradients that explode leave float16: its largest number is 65,504. The way back is then made again with cotangents so much
-// smaller that they may grow by 2^32, and about as exact as in bfloat16; where it has nothing to mend the second launch ends
-// at once.
+// Gradients that explode leave float16, whose largest number is 65,504. The way back is therefore launched three times, and the
+// last two end at once where there is nothing to mend. They bring the cotangents of each sequence near 8 before each product;
+// the second finds the largest of all, the third stores them at the scale that leaves it in float16.
 //
 // Arrays are [replica, ..., batch, time, ...] outside. What is kept for the way back stands in the order of the threads.
 
@@ -206,6 +206,36 @@ DEVICE void recall(const char* stage, int tid, u32* words) {
   }
   if constexpr (N & 1) words[N - 1] = ((const u32*)(rest + 8 * kThreads * (N >> 1 & 1)))[tid];
 }
+
+// The exponent, as it stands in a float's bits, of the power of two that brings a number near 2^target; of 1 where none can.
+DEVICE u32 fitting(float largest, int target) {
+  const int exponent = bits(largest) >> 23, fits = 2 * 127 + target - exponent;  // 127 is that of 1, 0 of 0, 255 of infinity.
+  return exponent == 0 || exponent == 255 ? 127 : fits < 1 ? 1 : fits > 253 ? 253 : fits;
+}
+
+// Powers of two that bring the cotangents of a thread's sequences near 8, and back.
+struct Fit {
+  float down[kColumns], up[kColumns];
+
+  // Of the largest that this thread has; each warp tells its own in a table, which stands until the round's barrier.
+  DEVICE void find(const Place& here, const float (&largest)[kColumns], float* peaks) {
+#pragma unroll
+    for (int c = 0; c < kColumns; c++) {
+      float m = largest[c];
+#pragma unroll
+      for (int lanes = 4; lanes < 32; lanes *= 2) m = max_(m, __shfl_xor_sync(~0u, m, lanes));
+      if (here.lane < 4) peaks[here.warp * kSequences + kColumns * here.quad + c] = m;
+    }
+    __syncthreads();
+#pragma unroll
+    for (int c = 0; c < kColumns; c++) {
+      float m = 0.f;
+      for (int warp = 0; warp < kWarps; warp++) m = max_(m, peaks[warp * kSequences + kColumns * here.quad + c]);
+      const u32 exponent = fitting(m, 3);
+      down[c] = number(exponent << 23), up[c] = number((254 - exponent) << 23);
+    }
+  }
+};
 
 // Scalars of x, read some steps before they are needed; backward from the last step to the first.
 template <bool kBackward>
@@ -459,7 +489,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kThreads, 1) recurrence_for
 
 // ---- Backward ----------------------------------------------------------------------------
 
-extern "C" __global__ void CLUSTER __launch_bounds__(kThreads, 1) recurrence_backward(Pointers p, int batch, int time, int tiles, int again) {
+extern "C" __global__ void CLUSTER __launch_bounds__(kThreads, 1) recurrence_backward(Pointers p, int batch, int time, int tiles, int launch) {
   using Unit = Cell::Backward;
   SHARED(shared);
   const Place here(batch, time, tiles);
@@ -470,10 +500,13 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kThreads, 1) recurrence_bac
   const char* piece = (const char*)p.at[6] + ((u64)blockIdx.x * time + when(time - 1, time)) * kPiece;
   const float* d_end = (const float*)p.at[7] + (u64)here.replica * Cell::kCarries * batch * kUnits;
   const float* d_outputs = (const float*)p.at[8];
-  // The scales of both launches, and not 0 where something was too large for the first; it stands among the results too.
-  float* const scales = (float*)p.at[9] + 3 * here.replica;
-  if (again && scales[2] == 0.f) return;
-  const float scale = scales[again], unscale = 1.f / scale;
+  // The scale, whether something left float16 by it, the largest of all then, and the scale of what is stored. It is a result too.
+  float* const scales = (float*)p.at[9] + 4 * here.replica;
+  const bool again = kHalf && launch > 0;
+  if (again && scales[1] == 0.f) return;
+  const float scale = scales[0], unscale = 1.f / scale;
+  const float stored = launch == 2 ? number(fitting(scales[2], 14) << 23) : 1.f;
+  if (launch == 2 && here.tid == 0) scales[3] = scale * stored;
   float* d_start = (float*)p.at[10 + Cell::kGroups] + (u64)here.replica * Cell::kCarries * batch * kUnits;
   float* d_inputs = (float*)p.at[11 + Cell::kGroups];
   // As many rows as there are blocks of 4 sequences: where a block has 8, its second row is zero.
@@ -538,6 +571,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kThreads, 1) recurrence_bac
   const u32 to = base + 2 * ((here.lane & 7) * kRowBack + 16 * here.warp + ((here.lane >> 3) & 1) * 8);
   // Of a cluster: parts of the sums stand in the order of tiles and lanes, those of one block behind another's.
   constexpr int kPart = kStages * kStage + 2 * Cell::kResults * kTileBack, kArrivals = kPart + 2 * Cell::kSources * kParts;
+  float* const peaks = (float*)(shared + (kBlocks > 1 ? kArrivals + 16 * Cell::kRounds : kPart));
   constexpr int kLane = 8 * kColumns;
   const Turned turned(here);
   const u32 to_word = base + 2 * (turned.row * kRowBack + turned.unit - kOwned * here.rank);
@@ -626,23 +660,41 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kThreads, 1) recurrence_bac
       constexpr int kRound = Cell::kRounds - waited.value;
       if (kBlocks > 1 && here.tid == 0)
         barrier_expect(arrivals(ring + kArrivals, kRound, step), sources_of(kRound) * kParts);
+      float largest[kColumns] = {};
+#pragma unroll
+      for (int j = 0; j < Cell::kResults; j++)
+        if (Cell::result_round(j) == kRound)
+#pragma unroll
+          for (int i = 0; i < kPairs; i++) {
+            const int c = here.column(i);
+            u[i].dm[j] = running[c] && here.is_unit(i) ? u[i].dm[j] : 0.f;
+            if (kHalf) largest[c] = max_(largest[c], abs_(u[i].dm[j]));
+          }
+#pragma unroll
+      for (int c = 0; c < kColumns; c++) most = max_(most, largest[c]);  // Before a product makes no number of it.
+      Fit fit;
+      if (again) fit.find(here, largest, peaks);
 #pragma unroll
       for (int j = 0; j < Cell::kResults; j++)
         if (Cell::result_round(j) == kRound) {
-          float v[kPairs];
+          float v[kPairs], fitted[kPairs];
 #pragma unroll
           for (int i = 0; i < kPairs; i++) {
-            v[i] = running[here.column(i)] && here.is_unit(i) ? u[i].dm[j] : 0.f;
-            if (kHalf) most = max_(most, abs_(v[i]));  // It is seen here first: what comes of it may be no number.
+            v[i] = u[i].dm[j];
+            if (again) fitted[i] = v[i] * fit.down[here.column(i)], v[i] *= stored;
           }
           const int group = Cell::result_group(j), first = Cell::result_place(j) * kUnits;
           if constexpr (kBlocks == 1) {
-            put<pack_back>(to + buffer + j * kTileBack, v);
+            if (again)
+              put<pack_back>(to + buffer + j * kTileBack, fitted);
+            else
+              put<pack_back>(to + buffer + j * kTileBack, v);
             put_rows<pack_back>(here, d_results[group], first, v);
           } else {
-            const u32 word = Turned::word<pack_back>(v);
-            if (turned.is_row) put_word(to_word + buffer + j * kTileBack, word);
+            u32 word = Turned::word<pack_back>(v);
             turned.put_row(d_results[group], first, word);
+            if (again) word = Turned::word<pack_back>(fitted);
+            if (turned.is_row) put_word(to_word + buffer + j * kTileBack, word);
           }
         }
       __syncthreads();
@@ -679,6 +731,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kThreads, 1) recurrence_bac
 #pragma unroll
                 for (int q = 0; q < Cell::kProducts; q++)
                   if (Cell::product_source(q) == k) sum += d[q][i][Place::sum(n)];
+                if (again) sum *= fit.up[n % kColumns];
                 part[n] = bits(sum);
               }
               put_far(far[i] + there + k * kParts + 32 * kLane * ((kFar * here.warp + i) % kOwnedTiles), part,
@@ -710,6 +763,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kThreads, 1) recurrence_bac
                   const float term = d[q][0][Place::sum(i)];
                   u[i].ds[k] = terms++ ? u[i].ds[k] + term : term;
                 }
+              if (again) u[i].ds[k] *= fit.up[here.column(i)];
             }
         Cell::backward(Int<waited.value + 1>{}, u[i]);
       }
@@ -737,7 +791,8 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kThreads, 1) recurrence_bac
       d_results[i].advance();
     if (Cell::kInputs > 0) dx.advance();
   }
-  if (most > kMostHalf) scales[2] = 1.f;
+  if (launch == 0 && most > kMostHalf) scales[1] = 1.f;
+  if (launch == 1) raise(scales + 2, most);
 #pragma unroll
   for (int i = 0; i < kPairs; i++)
     if (here.inside[here.column(i)])

@@ -303,4 +303,6 @@ def shared_bytes(stages: Stages, shape: Shape) -> tuple[int, int]:
         barriers = 2 * 8 * d.rounds
         forward += len(d.results) * shape.threads * shape.sequences + barriers
         back += 2 * len(d.sources) * shape.units * shape.sequences * 4 + barriers
+    if shape.half:
+        back += 4 * shape.threads // 32 * shape.sequences
     return forward, back
