@@ -173,7 +173,7 @@ def test_x_has_a_gradient_where_it_is_asked_for(h100):
 
 @pytest.mark.parametrize("cell", ["gru", "ind_rnn"])
 def test_a_call_has_all_that_the_launcher_reads(h100, cell):
-    """Each way once, with every attribute; in float16 the way back is launched thrice and writes its scales in place."""
+    """Each way once, with every attribute; in float16 the way back is launched thrice, its scales in place."""
     step, params, _ = any_cells.CELLS[cell](8, 1)
 
     def total(params, x, h):
