@@ -428,11 +428,12 @@ def noticed(emulator, monkeypatch):
 def test_each_barrier_is_needed(order, emulator, errors, exploding, noticed):
     reached = set()
     cases = [functools.partial(errors, CASES[name]) for name in ("gru", "cluster, gru")]
-    for of_case in (*cases, functools.partial(exploding, 1)):
+    for of_case in (*cases, again := functools.partial(exploding, 1)):
         emulator.without = -1
         assert not noticed(of_case, order)
         count, barriers = emulator.barriers
-        for number in barriers - reached:
+        # The later launches have one barrier more a round, which can stand in for another.
+        for number in barriers - reached if of_case is again else barriers:
             emulator.without = number
             assert noticed(of_case, order), f"barrier {number}"
         reached |= barriers
