@@ -47,6 +47,14 @@ SEQMNIST_INLINE Vec smaller(Vec high, Vec x) { return high < x ? high : x; }
 SEQMNIST_INLINE Vec load(const float* from) { return *reinterpret_cast<const UnalignedVec*>(from); }
 SEQMNIST_INLINE void store(float* to, Vec v) { *reinterpret_cast<UnalignedVec*>(to) = v; }
 
+// Loaded once: GCC would load a vector anew for each product that it is in, and AVX2 loads two in the time of two products.
+SEQMNIST_INLINE Vec in_register(Vec v) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  asm("" : "+x"(v));
+#endif
+  return v;
+}
+
 // The first `lanes` of a vector; the others are read as zero and never written.
 SEQMNIST_INLINE Vec load_some(const float* from, int lanes) {
   if (lanes == kLanes) return load(from);
@@ -202,7 +210,7 @@ SEQMNIST_INLINE void accumulate(Vec (&sums)[R][V], const float* a, std::ptrdiff_
   for (std::ptrdiff_t k = 0; k < depth; ++k) {
     Vec columns[V];
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) columns[v] = load(b + k * b_step + v * b_column);
+    for (int v = 0; v < V; ++v) columns[v] = in_register(load(b + k * b_step + v * b_column));
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const float word = kInterleaved ? a[k * kUnit + r] : a[r * a_row + k];
