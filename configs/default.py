@@ -17,8 +17,8 @@ def get_config() -> ml_collections.ConfigDict:
     # "{'seed': (1, 2, 3), 'optimizer.learning_rate': (1e-3, 4e-3)}". Fields that go together share a key:
     # "{'model.cell, model.hidden_size': (('gru', 149), ('lstm', 128))}".
     config.sweep = ""
-    # '', or hyperparameters that are chosen anew for each combination of a sweep but its seed: a mapping as above, of
-    # whose combinations each first trains alone (with the sweep's first seed), and the best by validation is taken.
+    # '', or hyperparameters to choose, a mapping as above. For each combination of the sweep's other fields every
+    # candidate first trains alone, with the sweep's first seed; the best by validation is taken.
     config.choose = ""
     # How many steps each of these trials has, with the schedule for so many.
     config.choose_steps = 0

@@ -7,7 +7,7 @@ parameters only, where the tutorial clips the norm layer's too.
 
 Result on MNIST, test accuracy, mean of seeds 1 to 3: 95.8 % with `frozen` (96.07, 96.05, 95.42),
 96.7 % with `batch` (96.83, 96.98, 96.22); the tutorial's own graph reaches 95.3 % in TensorFlow
-2.21, one seed. 5,000 steps take 4 to 6 s on two cores of an AMD EPYC with AVX-512.
+2.21, one seed. 5,000 steps take 4 to 7 s on two cores of an AMD EPYC with AVX-512.
 """
 
 import ml_collections

@@ -20,6 +20,7 @@ from seqmnist_jax.rnn.stages import Operands, Options, Stages
 Array = jax.Array
 
 MULTIPLIES_X = False
+BACK_AS_FORTH = False
 MOST_BLOCK_STEPS = 28
 
 

@@ -32,6 +32,7 @@ Array = jax.Array
 # - ``unfit(stages, options) -> str | None``, why it can't run a cell, and ``text(stages, precision)``, its source;
 # - ``MULTIPLIES_X``, whether it makes what is linear in x itself (`Stages.front`), and without products of the state
 #   all that is element-wise in x;
+# - ``BACK_AS_FORTH``, whether only as many replicas can go the way back together as went forward together;
 # - ``forward(stages, options, operands, save) -> (carry, outputs, kept)`` and
 #   ``backward(stages, options, operands, kept, d_carry, d_outputs, wants_dx) -> Operands``, the gradients, that of x
 #   where it multiplies x and it is wanted, else zero.
@@ -295,21 +296,31 @@ def run(call: Call, given: Given) -> tuple[Any, Array | None]:
     return end, outputs
 
 
-def _for_replicas(function: Callable[..., Any], replicas: int = 1) -> Callable[..., Any]:
-    """``function(replicas, ...)``: told how many `vmap` makes of it, though that comes after all shapes are fixed."""
-    call = custom_vmap(functools.partial(function, replicas))
+def _for_replicas(call: Call, function: Callable[..., Any], replicas: int = 1) -> Callable[..., Any]:
+    """``function(replicas, given, ...)``: told how many `vmap` makes of it, though that comes after all shapes are fixed.
 
-    @call.def_vmap
+    Those of cotangents alone, as of `jax.jacrev`, share one forward pass; a kernel may need them one after the other.
+    """
+    one = custom_vmap(functools.partial(function, replicas))
+
+    @one.def_vmap
     def _(size: int, is_mapped: Any, *arrays: Any) -> tuple[Any, Any]:
-        axes = jax.tree.map(lambda mapped: 0 if mapped else None, tuple(is_mapped))
+        is_mapped = tuple(is_mapped)
+        axes = jax.tree.map(lambda mapped: 0 if mapped else None, is_mapped)
 
         def several(count: int, *arrays: Any) -> Any:
             return jax.vmap(functools.partial(function, count), axes, axis_size=size)(*arrays)
 
-        results = _for_replicas(several, replicas * size)(*arrays)
+        def number(i: Array) -> Any:
+            return one(*jax.tree.map(lambda mapped, array: array[i] if mapped else array, is_mapped, arrays))
+
+        if KERNELS[call.platform].BACK_AS_FORTH and not any(jax.tree.leaves(is_mapped[0])):
+            results = jax.lax.map(number, jnp.arange(size))
+        else:
+            results = _for_replicas(call, several, replicas * size)(*arrays)
         return results, jax.tree.map(lambda _: True, results)
 
-    return call
+    return one
 
 
 def _forward(call: Call, save: bool, inline: bool, given: Given) -> Any:
@@ -326,7 +337,7 @@ def _forward(call: Call, save: bool, inline: bool, given: Given) -> Any:
             return end, outputs, nothing()
         return _either(call, kernel, lambda given: (*plain(call, given), nothing()))(given)
 
-    return _once(_for_replicas(function), given)
+    return _once(_for_replicas(call, function), given)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -368,7 +379,7 @@ def _recurrence_backward(call: Call, residuals: Any, bars: Any) -> tuple[Given]:
         return _either(call, kernel, lambda given, kept, bars: pulled(plain, given, bars))(given, kept, bars)
 
     bars = jax.tree.map(number, bars, is_leaf=lambda bar: isinstance(bar, SymbolicZero))
-    return (_once(_for_replicas(function), given, kept, bars),)
+    return (_once(_for_replicas(call, function), given, kept, bars),)
 
 
 recurrence.defvjp(_recurrence_forward, _recurrence_backward, symbolic_zeros=True)

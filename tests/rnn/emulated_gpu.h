@@ -362,8 +362,9 @@ inline float sin_(float x) { return std::sin(x); }
 inline float cos_(float x) { return std::cos(x); }
 inline bool is_negative(float x) { return std::signbit(x); }
 inline float abs_(float x) { return std::fabs(x); }
-inline float max_(float a, float b) { return std::fmax(a, b); }
-inline float min_(float a, float b) { return std::fmin(a, b); }
+inline float max_(float a, float b) { return a != a || a > b ? a : b; }
+inline float min_(float a, float b) { return a != a || a < b ? a : b; }
+inline float larger(float a, float b) { return std::fmax(a, b); }
 
 template <int N>
 inline void store_words(void* p, const u32* v) {

@@ -127,3 +127,38 @@ def test_replicas(name, precision):
     found = results(replicated, draw(LAYERS[name], 1, 64, replicas=3))
     expected = [in_float64(name, 1, 64, replica=replica)[1] for replica in range(3)]
     check(found, jax.tree.map(lambda *leaves: np.stack(leaves), *expected), TOLERANCE[precision])
+
+
+@pytest.mark.parametrize(("batch", "hidden"), cases([8, 600], [64, 256], every=4))
+def test_gradients_that_leave_float16(batch, hidden):
+    """Of a third of the sequences they begin small and grow tenfold a step; the GPU's kernel then scales them anew."""
+    rng = np.random.default_rng(3)
+    grows = np.arange(batch) % 3 == 0
+    w = np.linalg.qr(rng.standard_normal((hidden, hidden)))[0]
+    x = np.broadcast_to(np.where(grows, 10.0, 1.0)[:, None, None], (batch, 8, 1))
+    carry = 1e-4 * rng.standard_normal((batch, hidden))
+    factors = np.where(grows, 2.0**-8, 1.0)[:, None] * rng.standard_normal((batch, hidden))
+
+    def gradients(dtype, **options):
+        def loss(w, x, carry, factors):
+            run = functools.partial(rnn.scan, lambda w, h, x: (h * x @ w,) * 2, return_sequences=False, **options)
+            return (run(w, x, carry)[1] * factors).sum()
+
+        return jax.jit(jax.grad(loss, (0, 2)))(*(jnp.asarray(a, dtype) for a in (w, x, carry, factors)))
+
+    with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
+        of_w, of_carry = jax.tree.map(np.asarray, gradients(jnp.float64, backend="scan"))
+    found_w, found_carry = gradients(jnp.float32, precision="tensorfloat32")
+    check((found_w, list(found_carry)), (of_w, list(of_carry)), TOLERANCE["tensorfloat32"])
+
+
+def test_a_nan_is_seen_behind_a_maximum():
+    x = np.zeros((8, 5, 64), np.float32)
+    x[3, 2, 7] = np.nan
+
+    def step(w, h, x):
+        return (jnp.maximum(h @ w + x, 0),) * 2
+
+    run = jax.jit(functools.partial(rnn.scan, step, precision="tensorfloat32"))
+    h, _ = run(jnp.eye(64), jnp.asarray(x), jnp.ones((8, 64)))
+    assert np.isnan(np.asarray(h)).any(1).tolist() == [i == 3 for i in range(8)]

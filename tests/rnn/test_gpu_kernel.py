@@ -25,7 +25,7 @@ from seqmnist_jax.rnn.native.gpu import calls, independent, load, nvrtc, source
 from seqmnist_jax.rnn.native.gpu.source import Shape
 from seqmnist_jax.rnn.readout import taken_out
 from seqmnist_jax.rnn.recurrence import Call, Given, plain
-from seqmnist_jax.rnn.stages import Options
+from seqmnist_jax.rnn.stages import Operands, Options
 
 MACHINE = Path(__file__).with_name("emulated_gpu.h")
 COMPILER = shutil.which("g++")
@@ -382,6 +382,24 @@ def test_replicas(name, emulator, errors):
         jax.tree.map(lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-6), together, alone)
 
 
+@pytest.mark.sampled(1)
+@emulated_only
+@pytest.mark.parametrize("name", ["gru", "cluster, gru"])
+def test_cotangents_that_share_what_was_kept(name, emulator, errors):
+    """`jax.jacrev` maps the way back alone; what was kept is of one forward pass, in the order of its blocks."""
+    case = CASES[name]._replace(batch=9, precision="tensorfloat32")
+    errors(case)
+    _, (params, x, carry), _ = work(case)
+    step = taken_out(INIT["gru"][0], case.precision, params, carry, x)
+    call = Call(step, Options("all", False, case.precision), "cpu")
+    _, pull = jax.vjp(lambda params: recurrence.run(call, Given(params, x, carry, None))[1], params)
+    bars = jnp.asarray(np.random.default_rng(2).standard_normal((3, *x.shape[:2], case.hidden)), jnp.float32)
+    together = jax.vmap(pull)(bars)
+    assert emulator.trouble == []
+    for i, bar in enumerate(bars):
+        jax.tree.map(lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-6), together, pull(bar))
+
+
 # ---- Cells whose units see no other -------------------------------------------------------
 
 
@@ -456,6 +474,29 @@ def test_two_buffers_are_needed(buffer, emulator, errors, noticed):
 
 
 # ---- What needs no emulation -------------------------------------------------------------
+
+
+def test_scale_of_cotangents():
+    """It brings the largest near 1 / 16, and has an inverse, whatever stands in steps that don't run."""
+    shape = Shape(8, 1, 8, "all", save=True, masked=True, reverse=False, half=True)
+    none = jnp.zeros(0)
+    operands = Operands(none, none, none, jnp.zeros((2, 3, 1)), none, jnp.asarray([1, 3]))
+
+    def scale(carry, outputs):
+        (found, *others) = calls._scales(shape, operands, jnp.full((1, 2, 8), carry), jnp.asarray(outputs))
+        assert not np.any(others)
+        return float(found)
+
+    outputs = np.full((2, 3, 1, 8), 1e-6, np.float32)
+    assert 1 / 32 <= 1e-6 * scale(0.0, outputs) <= 1 / 16
+    outputs[0, 1:] = np.nan
+    assert 1 / 32 <= 1e-6 * scale(0.0, outputs) <= 1 / 16
+    assert 1 / 32 <= 3.0 * scale(3.0, outputs) <= 1 / 16
+    assert scale(0.0, 0 * outputs[[1, 1]]) == 1
+    for value in (3e38, 2e-38):
+        found = np.float32(scale(value, outputs))
+        assert 0 < found < np.inf
+        assert 0 < 1 / found < np.inf
 
 
 def stages_of(cell, hidden):

@@ -31,6 +31,7 @@ LAUNCHER = Source(
     ("seqmnist_add", *CALLS.values()),
 )
 MULTIPLIES_X = True
+BACK_AS_FORTH = False
 # Units are padded to this in what is kept.
 PADDING = 16
 

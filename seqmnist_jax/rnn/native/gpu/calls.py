@@ -15,6 +15,8 @@ Array = jax.Array
 # What a product of 16-bit numbers, summed in float32, is exact enough for.
 OF_PRODUCTS = ("tensorfloat32", "bfloat16")
 MULTIPLIES_X = False
+# What is kept stands in the order of blocks, whose size depends on how many sequences all replicas have.
+BACK_AS_FORTH = True
 
 
 class Kept(NamedTuple):
@@ -72,7 +74,7 @@ def _dtype(shape: Shape) -> Any:
     return jnp.float16 if shape.half else jnp.bfloat16
 
 
-def _scales(shape: Shape, *bars: Array | None) -> Array:
+def _scales(shape: Shape, operands: Operands, d_carry: Array, d_outputs: Array | None) -> Array:
     """A power of two for the cotangents, and three zeros, in place of which the kernel tells of those that outgrow it.
 
     Their largest is then about 4, or 1 / 16 where each step adds its own: what float16 rounds to a subnormal is too
@@ -81,9 +83,16 @@ def _scales(shape: Shape, *bars: Array | None) -> Array:
     if not shape.half:
         return jnp.asarray([1.0, 0.0, 0.0, 0.0], jnp.float32)
     target = -4 if shape.outputs == "all" else 2
-    largest = jnp.stack([jnp.abs(bar).max(initial=0.0) for bar in bars if bar is not None]).max()
-    exponent = jnp.frexp(largest)[1]
-    scale = jnp.where((largest > 0) & jnp.isfinite(largest), jnp.ldexp(jnp.float32(1), target - exponent), 1.0)
+    if operands.lengths is not None and d_outputs is not None:
+        # Nobody reads those of steps that don't run, so they may be anything.
+        steps = jnp.arange(operands.x.shape[1] if shape.outputs == "all" else 1)
+        runs = (steps < operands.ends()[:, None]).reshape(*d_outputs.shape[:-2], 1, 1)
+        d_outputs = jnp.where(runs, d_outputs, 0)
+    bars = [d_carry] if d_outputs is None else [d_carry, d_outputs]
+    largest = jnp.stack([jnp.abs(bar).max(initial=0.0) for bar in bars]).max()
+    # Of subnormal numbers, and of those near the largest, neither the scale nor its inverse may become infinite.
+    exponent = jnp.clip(target - jnp.frexp(largest)[1], -120, 120)
+    scale = jnp.where((largest > 0) & jnp.isfinite(largest), jnp.ldexp(jnp.float32(1), exponent), 1.0)
     return jnp.zeros(4, jnp.float32).at[0].set(scale)
 
 
@@ -191,7 +200,7 @@ def backward(
             kept.pieces,
             _padded(d_carry, units, 2),
             _floats_of(d_outputs, units),
-            _scales(shape, d_carry, d_outputs),
+            _scales(shape, operands, d_carry, d_outputs),
             *kept.sources,
         ),
     )

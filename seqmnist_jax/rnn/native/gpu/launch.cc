@@ -25,6 +25,8 @@ struct Driver {
   int (*init)(unsigned);
   int (*load)(void**, const void*, void*, void**, unsigned, void*, void**, unsigned);
   int (*find)(Kernel*, void*, const char*);
+  int (*count)(int*);
+  int (*device)(int*, int);
   int (*set)(int, int, Kernel, int);
   int (*launch)(Kernel, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, Stream, void**, void**);
   std::string problem;
@@ -42,6 +44,8 @@ struct Driver {
     get(init, "cuInit");
     get(load, "cuLibraryLoadData");
     get(find, "cuLibraryGetKernel");
+    get(count, "cuDeviceGetCount");
+    get(device, "cuDeviceGet");
     get(set, "cuKernelSetAttribute");
     get(launch, "cuLaunchKernel");
     if (problem.empty() && init(0)) problem = "the driver does not start";
@@ -102,15 +106,28 @@ extern "C" const char* seqmnist_gpu_load(int64_t number, const char* image, cons
     problem = std::move(words);
     return problem.c_str();
   };
-  std::lock_guard<std::mutex> lock(mutex);
-  if (kernels()[number]) return nullptr;
+  {
+    std::lock_guard<std::mutex> lock(mutex);
+    if (kernels()[number]) return nullptr;
+  }
+  // Nobody waits for the lock while the driver loads: it may wait for a device that waits for another one's launch.
   if (!driver().problem.empty()) return say(driver().problem);
   void* library = nullptr;
   Kernel kernel = nullptr;
   if (int code = driver().load(&library, image, nullptr, nullptr, 0, nullptr, nullptr, 0))
     return say(Failure("cuLibraryLoadData", code));
   if (int code = driver().find(&kernel, library, name)) return say(Failure("cuLibraryGetKernel", code));
-  if (int code = driver().set(kSharedMemoryAttribute, shared, kernel, 0)) return say(Failure("cuKernelSetAttribute", code));
+  // Each device has its own. One that the kernel was not made for may refuse.
+  int devices = 0, device = 0, refusal = 0, ready = 0;
+  if (int code = driver().count(&devices)) return say(Failure("cuDeviceGetCount", code));
+  for (int i = 0; i < devices; i++) {
+    int code = driver().device(&device, i);
+    if (!code) code = driver().set(kSharedMemoryAttribute, shared, kernel, device);
+    if (code) refusal = code;
+    else ready++;
+  }
+  if (!ready) return say(Failure("cuKernelSetAttribute", refusal));
+  std::lock_guard<std::mutex> lock(mutex);
   kernels()[number] = kernel;
   return nullptr;
 }

@@ -134,8 +134,18 @@ DEVICE float sin_(float x) { return sinf(x); }
 DEVICE float cos_(float x) { return cosf(x); }
 DEVICE bool is_negative(float x) { return __float_as_int(x) < 0; }
 DEVICE float abs_(float x) { return fabsf(x); }
-DEVICE float max_(float a, float b) { return fmaxf(a, b); }
-DEVICE float min_(float a, float b) { return fminf(a, b); }
+// NaN in either one is NaN, as in JAX; of `larger` it is the other one.
+DEVICE float max_(float a, float b) {
+  float y;
+  asm("max.NaN.f32 %0,%1,%2;" : "=f"(y) : "f"(a), "f"(b));
+  return y;
+}
+DEVICE float min_(float a, float b) {
+  float y;
+  asm("min.NaN.f32 %0,%1,%2;" : "=f"(y) : "f"(a), "f"(b));
+  return y;
+}
+DEVICE float larger(float a, float b) { return fmaxf(a, b); }
 
 // Global memory that is used once goes past the caches.
 template <int N>

@@ -223,14 +223,14 @@ struct Fit {
     for (int c = 0; c < kColumns; c++) {
       float m = largest[c];
 #pragma unroll
-      for (int lanes = 4; lanes < 32; lanes *= 2) m = max_(m, __shfl_xor_sync(~0u, m, lanes));
+      for (int lanes = 4; lanes < 32; lanes *= 2) m = larger(m, __shfl_xor_sync(~0u, m, lanes));
       if (here.lane < 4) peaks[here.warp * kSequences + kColumns * here.quad + c] = m;
     }
     __syncthreads();
 #pragma unroll
     for (int c = 0; c < kColumns; c++) {
       float m = 0.f;
-      for (int warp = 0; warp < kWarps; warp++) m = max_(m, peaks[warp * kSequences + kColumns * here.quad + c]);
+      for (int warp = 0; warp < kWarps; warp++) m = larger(m, peaks[warp * kSequences + kColumns * here.quad + c]);
       const u32 exponent = fitting(m, 3);
       down[c] = number(exponent << 23), up[c] = number((254 - exponent) << 23);
     }
@@ -668,10 +668,10 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kThreads, 1) recurrence_bac
           for (int i = 0; i < kPairs; i++) {
             const int c = here.column(i);
             u[i].dm[j] = running[c] && here.is_unit(i) ? u[i].dm[j] : 0.f;
-            if (kHalf) largest[c] = max_(largest[c], abs_(u[i].dm[j]));
+            if (kHalf) largest[c] = larger(largest[c], abs_(u[i].dm[j]));
           }
 #pragma unroll
-      for (int c = 0; c < kColumns; c++) most = max_(most, largest[c]);  // Before a product makes no number of it.
+      for (int c = 0; c < kColumns; c++) most = larger(most, largest[c]);  // Before a product makes no number of it.
       Fit fit;
       if (again) fit.find(here, largest, peaks);
 #pragma unroll

@@ -28,7 +28,4 @@ struct Exact {
     const float e = expf(-abs_(x)), small = e / (1.f + e);
     return x > 0.f ? -small : small;
   }
-  // NaN in either one is NaN.
-  static DEVICE float max_(float a, float b) { return a != a || a > b ? a : b; }
-  static DEVICE float min_(float a, float b) { return a != a || a < b ? a : b; }
 };
