@@ -304,7 +304,7 @@ def test_seeds_that_diverged_are_told(chosen_on_test, tmp_path):
     (row,) = table.rows(results)
     assert (row["seeds"], row["diverged_seeds"]) == ([0, 1], [7])
     assert "1 of 3 runs diverged, and are in no mean." in row["warnings"]
-    assert "| 0, 1, 7 diverged |" in results_page.as_markdown([row])
+    assert "| 0, 1; 7 diverged |" in results_page.as_markdown([row])
     with pytest.raises(UsageError, match=r"all runs found diverged: .*lost"):
         table.rows(table.find([str(lost)]).results)
     config["optimizer"]["learning_rate"] = 1e30

@@ -87,6 +87,9 @@ def _cited(cell: str) -> str:
 
 def result_cells(row: Json) -> dict[str, str]:
     """What the table of results says of a row, by the names of its columns."""
+    seeds = [", ".join(map(str, row["seeds"]))]
+    if row["diverged_seeds"]:
+        seeds.append(f"{', '.join(map(str, row['diverged_seeds']))} diverged")
     cells = [
         f"`{row['id']}`",
         row["config"] or "-",
@@ -95,7 +98,7 @@ def result_cells(row: Json) -> dict[str, str]:
         row["protocol"] + (" **(selected on test)**" if row["selected_on"].startswith("test") else ""),
         f"{row['parameters']:,}",
         f"{row['epochs']:.3g}",
-        ", ".join([*map(str, row["seeds"]), *(f"{seed} diverged" for seed in row["diverged_seeds"])]),
+        "; ".join(seeds),
         in_percent(row["validation_accuracy"], row["validation_std"]),
         in_percent(row["test_accuracy"], row["test_std"]),
         _bounds(row["test_interval"]),

@@ -297,7 +297,7 @@ def run(call: Call, given: Given) -> tuple[Any, Array | None]:
 
 
 def _for_replicas(call: Call, function: Callable[..., Any], replicas: int = 1) -> Callable[..., Any]:
-    """``function(replicas, given, ...)``: told how many `vmap` makes of it, though that comes after all shapes are fixed.
+    """``function(replicas, given, ...)``: told how many `vmap` makes of it, which comes after all shapes are fixed.
 
     Those of cotangents alone, as of `jax.jacrev`, share one forward pass; a kernel may need them one after the other.
     """
