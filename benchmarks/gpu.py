@@ -35,6 +35,7 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks import gpu_layers, timing
+from seqmnist_jax.workdir.metrics import read_events
 
 FLAGS = flags.FLAGS
 Json = dict[str, Any]
@@ -157,9 +158,7 @@ class Bench:
 
 def tell(workdir: Path, done: Done) -> Json:
     """What a run came to: its summary, and what of its time was neither training nor any other work that it counts."""
-    events = []
-    if (workdir / "metrics.jsonl").exists():
-        events = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    events = read_events(workdir)
     rates = [event["steps_per_second"] for event in events if event["split"] == "train"]
     told: Json = {
         "wall_seconds": done.seconds,

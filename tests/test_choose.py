@@ -179,7 +179,7 @@ def test_what_else_a_folder_may_be_asked_for(chosen, tmp_path):
     shutil.rmtree(folder / "trials")
     assert sweep.train_sweep(*built(), folder, watch=Watch(say=lines.append)) == chosen[1]
     assert not any("Compiled" in line for line in lines)
-    decided = sweep.decide(built()[1], folder)
+    decided = plan.decide(built()[1], folder)
     assert plan.trials_in_words(decided) == ""
     assert {point.overrides[RATE] == point.run.choice["chosen"][RATE] for point in decided} == {True}
 

@@ -136,7 +136,6 @@ def test_divisors():
     assert largest_divisor(6, 4) == 3
     assert largest_divisor(8, 4) == 4
     assert largest_divisor(7, 4) == 1
-    assert largest_divisor(12, 8, 8) == 4
 
 
 @pytest.mark.parametrize(

@@ -42,8 +42,6 @@ def test_a_step_depends_on_no_later_one(variables, x, t):
 @pytest.mark.parametrize("every_step", [False, True])
 def test_the_last_step_depends_on_its_receptive_field(every_step):
     model = TCN(num_classes=1, channels=2, levels=2, kernel_size=3)
-    assert model.receptive_field == 13
-    assert TCN(num_classes=10).receptive_field == 3061
     x = jnp.ones((1, TIME, 1))
     # All weights positive, and the input too, so that no ReLU hides a path.
     variables = jax.tree.map(jnp.abs, model.init(jax.random.key(0), x))

@@ -14,15 +14,14 @@ from ml_collections import config_flags
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from seqmnist_jax.errors import UsageError
-from seqmnist_jax.workdir.config import OF_SWEEPS
+from seqmnist_jax.workdir.config import OF_SWEEPS, of_one_run
 
 
 def of_this_run(changes: Mapping[str, Any] = MappingProxyType({})) -> str:
     """The command that makes this run anywhere, without this machine's paths; of a sweep the run with these values."""
     config = flags.FLAGS["config"]
     fields = {**config_flags.get_override_values(config), **changes}
-    kept = {field: value for field, value in fields.items() if not field.startswith("runtime.")}
-    kept = {field: value for field, value in kept.items() if field not in OF_SWEEPS}
+    kept = of_one_run(fields)
     # Where the file itself is that of a sweep, one run of it must say that it is none.
     file = ConfigFileFlagParser("config").parse(config_flags.get_config_filename(config))
     kept |= {field: nothing for field, nothing in OF_SWEEPS.items() if file.get(field, nothing) != nothing}

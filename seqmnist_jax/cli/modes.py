@@ -140,7 +140,7 @@ def describe() -> Output:
     found = None
     if workdir is not None:  # refused as training in it would be
         found = start.look(run, workdir) if run else sweep.survey(grid, points, workdir)[0]
-        points = sweep.decide(points, workdir)
+        points = plan.decide(points, workdir)
     run = run or points[0].run
     names = [point.name for point in points]
     result = describe_run(run, named_fields(), runs=names, trials=plan.trials_in_words(points), workdir=found)

@@ -29,9 +29,9 @@ def own_share(whole: jax.Array, axis: str | None) -> jax.Array:
     return jax.lax.dynamic_slice_in_dim(whole, jax.lax.axis_index(axis) * size, size)
 
 
-def largest_divisor(number: int, most: int, *others: int) -> int:
-    """The largest divisor of `number`, at most `most`, that divides each of `others` too."""
-    return max(d for d in range(1, most + 1) if number % d == 0 and all(other % d == 0 for other in others))
+def largest_divisor(number: int, most: int) -> int:
+    """The largest divisor of `number` that is at most `most`."""
+    return max(d for d in range(1, most + 1) if number % d == 0)
 
 
 def make_mesh(spec: str, replicas: int, batch_size: int) -> Mesh | None:

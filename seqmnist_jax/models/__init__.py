@@ -3,7 +3,6 @@
 Above `rnn`, whose layers they are made of, and `devices`; below `training`.
 """
 
-from seqmnist_jax.models.build import build_model
-from seqmnist_jax.models.cells import CELLS, CellChoice
+from seqmnist_jax.models.cells import CELLS
 
-__all__ = ["CELLS", "CellChoice", "build_model"]
+__all__ = ["CELLS"]

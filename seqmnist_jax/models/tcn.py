@@ -214,11 +214,6 @@ class TCN(WithoutRecurrence):
     kernel_size: int = 7
     data_axis: str | None = None
 
-    @property
-    def receptive_field(self) -> int:
-        """How many steps, itself included, a step's logits depend on."""
-        return 1 + 2 * (self.kernel_size - 1) * (2**self.levels - 1)
-
     @nn.compact
     def __call__(
         self,

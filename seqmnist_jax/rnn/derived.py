@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jax.extend import core as jex
 
 from seqmnist_jax.rnn import cells
-from seqmnist_jax.rnn.jaxprs import apply, evaluate
-from seqmnist_jax.rnn.scan import running_tm
+from seqmnist_jax.rnn.jaxprs import apply, flattened, read
+from seqmnist_jax.rnn.scan import running_tm, where_running
 from seqmnist_jax.rnn.stages import Operands, Options, Stages
 
 Array = jax.Array
@@ -58,8 +58,8 @@ class _Values:
         left = []
         for e in self._waiting:
             if all(isinstance(v, jex.Literal) or v in self._known for v in e.invars):
-                given = [v.val if isinstance(v, jex.Literal) else self._known[v] for v in e.invars]
-                self._known.update(zip(e.outvars, apply(e, given), strict=True))
+                made = apply(e, [read(self._known, v) for v in e.invars])
+                self._known.update(zip(e.outvars, made, strict=True))
             else:
                 left.append(e)
         self._waiting = left
@@ -70,8 +70,7 @@ class _Values:
 
     def result(self, i: int) -> Array:
         """A result that is known."""
-        v = self._jaxpr.outvars[i]
-        return v.val if isinstance(v, jex.Literal) else self._known[v]
+        return read(self._known, self._jaxpr.outvars[i])
 
 
 class _Program:
@@ -95,8 +94,7 @@ class _Program:
             return [*pull(tuple(bars)), *values[: len(d.sources)]]
 
         def trace(function: Any, count: int) -> Any:
-            closed = jax.make_jaxpr(jax.vmap(jax.vmap(function)))(*[shape] * count)
-            return jax.make_jaxpr(lambda *given: evaluate(closed, given, custom=True))(*[shape] * count)
+            return flattened(jax.vmap(jax.vmap(function)), [shape] * count, custom=True)
 
         self.forward = trace(forward, n)
         self.backward = trace(backward, n + made + len(d.sources) + len(d.carries) + d.outputs)
@@ -115,10 +113,6 @@ class _Program:
 def _outside_tm(operands: Operands) -> tuple[Array, Array]:
     """Inputs [time, number, batch, hidden] and x [time, batch, features]."""
     return jnp.transpose(operands.inputs, (1, 2, 0, 3)), jnp.swapaxes(operands.x, 0, 1)
-
-
-def _pick(running: Array | None, new: Array, old: Array) -> Array:
-    return new if running is None else jnp.where(running[:, None], new, old)
 
 
 class _Matrix(NamedTuple):
@@ -162,7 +156,7 @@ def forward(stages: Stages, options: Options, operands: Operands, save: bool) ->
                     made[result] = made[result] + part if result in made else part
             for i, value in made.items():
                 values.give(program.places["m"] + i, [value])
-        after = jnp.stack([_pick(running, values.result(n_sources + i), before[i]) for i in range(n_carries)])
+        after = jnp.stack([where_running(running, values.result(n_sources + i), before[i]) for i in range(n_carries)])
         outputs = [values.result(first_output + i) for i in range(d.outputs)]
         y = None if options.outputs == "none" else jnp.stack(outputs, axis=1)
         if y is not None and running is not None:
@@ -239,21 +233,21 @@ def backward(
             for i, (r, _) in enumerate(d.results):
                 if r == round:
                     bar = values.result(program.places["m"] + i)
-                    made[i] = _pick(running, bar, jnp.zeros_like(bar))
+                    made[i] = where_running(running, bar, jnp.zeros_like(bar))
             for k, (r, _) in enumerate(d.sources):
                 if r == round:
                     products, matrix = matrices[k]
                     joined = jnp.concatenate([made[d.products[q].result] for q in products], axis=1)
                     values.give(first_source + k, [cells.product(joined, matrix.T, options.precision)])
         new = [values.result(program.places["c"] + i) for i in range(n_carries)]
-        bars = jnp.stack([_pick(running, n, o) for n, o in zip(new, bars, strict=True)])
+        bars = jnp.stack([where_running(running, n, o) for n, o in zip(new, bars, strict=True)])
         zero = jnp.zeros_like(bars[0])
         vectors = [values.result(program.places["p"] + i) for i in representatives]
-        vectors = [_pick(running, v, zero).sum(0, dtype=sums.dtype) for v in vectors]
+        vectors = [where_running(running, v, zero).sum(0, dtype=sums.dtype) for v in vectors]
         share = jnp.stack(vectors) if vectors else jnp.zeros_like(sums)
-        inputs = [_pick(running, values.result(program.places["x"] + i), zero) for i in range(d.count("x"))]
+        inputs = [where_running(running, values.result(program.places["x"] + i), zero) for i in range(d.count("x"))]
         d_inputs = jnp.stack(inputs) if inputs else jnp.zeros((0, *zero.shape), zero.dtype)
-        sources = tuple(_pick(running, values.result(program.count + i), zero) for i in range(n_sources))
+        sources = tuple(where_running(running, values.result(program.count + i), zero) for i in range(n_sources))
         return (bars, before, sums + share), (d_inputs, sources, tuple(made[i] for i in range(len(made))))
 
     def rows(array_tm: Array) -> Array:

@@ -21,12 +21,12 @@ from seqmnist_jax.rnn.jaxprs import (
     ELEMENTWISE,
     SAME,
     NotDivisibleError,
-    alive,
     flattened,
     inner_of,
     is_elementwise,
     is_plain,
     name_of,
+    needed,
     where,
 )
 
@@ -63,7 +63,7 @@ class _Divider:
         self._kinds: dict[Any, str] = dict.fromkeys((*jaxpr.constvars, *self._params), "P")
         self._kinds |= dict.fromkeys(self._carries, "C") | {self._x: "X"}
         self._round: dict[Any, int] = {}
-        self._equations = equations = alive(jaxpr)
+        self._equations = equations = needed(jaxpr.eqns, jaxpr.outvars)
         self._made = {v: (e, i) for e in equations for i, v in enumerate(e.outvars)}
         readers = [v for e in equations for v in e.invars if not isinstance(v, jex.Literal)] + list(jaxpr.outvars)
         self._readers = {v: readers.count(v) for v in self._made}
@@ -234,7 +234,7 @@ class _Divider:
                 b += sum(e.params["sizes"][:i]) // self.hidden
             elif name == "slice":
                 b += e.params["start_indices"][1] // self.hidden
-            elif name not in ("copy", "copy_p", "stop_gradient"):
+            elif name not in ("copy", "stop_gradient"):
                 break
             v = e.invars[0]
         return Block(v, b)

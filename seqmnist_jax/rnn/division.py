@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.extend import core as jex
 
 from seqmnist_jax.rnn import cells
-from seqmnist_jax.rnn.jaxprs import CUSTOM, FROM_RESULT, KEPT, SAME, custom_call, follow, is_plain, is_sigmoid
+from seqmnist_jax.rnn.jaxprs import CUSTOM, FROM_RESULT, KEPT, SAME, custom_call, follow, is_plain, is_sigmoid, read
 
 Array = jax.Array
 
@@ -274,7 +274,7 @@ class Division:
         linear = {self.x: jnp.eye(1 + features, features, -1, dtype=self.dtype)}
 
         def row(v: Any) -> Array:
-            array = jnp.asarray(_read(values, v))
+            array = jnp.asarray(read(values, v))
             return array[:1] if array.ndim == 2 else array
 
         def part(e: Any, v: Any) -> Array:
@@ -340,10 +340,6 @@ class Division:
             jnp.concatenate(vectors) if vectors else jnp.zeros((0, hidden), inputs.dtype),
             inputs,
         )
-
-
-def _read(values: Mapping[Any, Any], v: Any) -> Any:
-    return v.val if isinstance(v, jex.Literal) else values[v]
 
 
 def _shape(e: Any) -> Any:

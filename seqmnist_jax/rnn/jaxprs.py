@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,25 +14,17 @@ from seqmnist_jax.rnn import cells
 
 Array = jax.Array
 
-_CALLS = {
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
-    "remat": "jaxpr",
-    "checkpoint": "jaxpr",
-    "remat2": "jaxpr",
-}
+_CALLS = {"jit": "jaxpr", "closed_call": "call_jaxpr", "remat2": "jaxpr"}
 # Calls with a derivative of their own, which stays theirs.
 CUSTOM = frozenset({"custom_jvp_call", "custom_vjp_call"})
 _ELEMENTWISE = """
     add add_any sub mul div neg abs sign max min square integer_pow sqrt rsqrt exp log log1p expm1 tanh logistic sin cos
-    select_n gt lt ge le eq ne and or not convert_element_type copy copy_p stop_gradient
+    select_n gt lt ge le eq ne and or not convert_element_type copy stop_gradient
 """
 ELEMENTWISE = frozenset(_ELEMENTWISE.split())
 # Their results are kept for the way back, which needs nothing else of them.
 KEPT = ("tanh", "logistic", "exp")
-SAME = frozenset({"broadcast_in_dim", "reshape", "squeeze", "expand_dims", "pvary"})
+SAME = frozenset({"broadcast_in_dim", "reshape", "squeeze", "pvary"})
 
 
 class NotDivisibleError(ValueError):
@@ -68,12 +60,23 @@ def apply(equation: Any, arguments: Sequence[Any]) -> list[Any]:
     return list(out) if equation.primitive.multiple_results else [out]
 
 
+def read(values: Mapping[Any, Any], v: Any) -> Any:
+    """A value that is known, or a literal's own."""
+    return v.val if isinstance(v, jex.Literal) else values[v]
+
+
+def known(closed: Any, arguments: Sequence[Any]) -> dict[Any, Any]:
+    """The values that a jaxpr begins with."""
+    jaxpr = closed.jaxpr
+    return dict(zip((*jaxpr.constvars, *jaxpr.invars), (*closed.consts, *arguments), strict=True))
+
+
 def follow(equations: Sequence[Any], values: dict[Any, Any]) -> None:
     """Adds what equations make, in their order, to the values that are known."""
     for equation in equations:
-        given = [v.val if isinstance(v, jex.Literal) else values[v] for v in equation.invars]
         with _from(equation):
-            values.update(zip(equation.outvars, apply(equation, given), strict=True))
+            made = apply(equation, [read(values, v) for v in equation.invars])
+        values.update(zip(equation.outvars, made, strict=True))
 
 
 def evaluate(closed: Any, arguments: Sequence[Any], *, custom: bool = False) -> list[Any]:
@@ -81,35 +84,32 @@ def evaluate(closed: Any, arguments: Sequence[Any], *, custom: bool = False) -> 
 
     A product of values side by side becomes the sum of their products: `concatenate([x, h]) @ W` is common.
     """
-    values = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
-    values.update(zip(closed.jaxpr.invars, arguments, strict=True))
+    values = known(closed, arguments)
     joined: dict[Any, list[Any]] = {}
-
-    def read(v: Any) -> Any:
-        return v.val if isinstance(v, jex.Literal) else values[v]
-
     for equation in closed.jaxpr.eqns:
-        name, given = equation.primitive.name, [read(v) for v in equation.invars]
+        name, operands = equation.primitive.name, [read(values, v) for v in equation.invars]
         with _from(equation):
             if name in _CALLS or (custom and name in CUSTOM):
                 inner = inner_of(equation)
-                out = evaluate(inner, given, custom=custom)
+                out = evaluate(inner, operands, custom=custom)
             elif name == "dot_general" and equation.invars[0] in joined and is_plain(equation):
                 (_, (axis,)), _ = equation.params["dimension_numbers"]
                 sizes = [part.shape[1] for part in joined[equation.invars[0]]]
                 starts = [sum(sizes[:i]) for i in range(len(sizes))]
-                rows = [jax.lax.slice_in_dim(given[1], s, s + n, axis=axis) for s, n in zip(starts, sizes, strict=True)]
+                rows = [
+                    jax.lax.slice_in_dim(operands[1], s, s + n, axis=axis) for s, n in zip(starts, sizes, strict=True)
+                ]
                 terms = [
                     equation.primitive.bind(part, row, **equation.params)
                     for part, row in zip(joined[equation.invars[0]], rows, strict=True)
                 ]
                 out = [functools.reduce(jnp.add, terms)]
             else:
-                out = apply(equation, given)
+                out = apply(equation, operands)
         if name == "concatenate" and equation.params["dimension"] == 1:
-            joined[equation.outvars[0]] = given
+            joined[equation.outvars[0]] = operands
         values.update(zip(equation.outvars, out, strict=True))
-    return [read(v) for v in closed.jaxpr.outvars]
+    return [read(values, v) for v in closed.jaxpr.outvars]
 
 
 def flattened(function: Callable[..., Any], shapes: Sequence[Any], *, custom: bool = False) -> Any:
@@ -127,25 +127,24 @@ def is_plain(equation: Any) -> bool:
 
 def elementwise(closed: Any, arguments: Sequence[Any]) -> list[Any]:
     """A jaxpr of element-wise equations on arrays, evaluated for one element."""
-    values = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
-    values.update(zip(closed.jaxpr.invars, arguments, strict=True))
+    values = known(closed, arguments)
 
-    def read(v: Any) -> Any:
-        return jnp.asarray(v.val if isinstance(v, jex.Literal) else values[v], v.aval.dtype)
+    def typed(v: Any) -> Any:
+        return jnp.asarray(read(values, v), v.aval.dtype)
 
     for equation in closed.jaxpr.eqns:
-        name, given = equation.primitive.name, [read(v) for v in equation.invars]
+        name, operands = equation.primitive.name, [typed(v) for v in equation.invars]
         if name in _CALLS or name in CUSTOM:
-            out = elementwise(inner_of(equation), given)
+            out = elementwise(inner_of(equation), operands)
         elif name in SAME:
-            out = given[:1]
+            out = operands[:1]
         else:
             params = dict(equation.params)
             if "sharding" in params:
                 params["sharding"] = None
-            out = [equation.primitive.bind(*given, **params)]
+            out = [equation.primitive.bind(*operands, **params)]
         values.update(zip(equation.outvars, out, strict=True))
-    return [read(v) for v in closed.jaxpr.outvars]
+    return [typed(v) for v in closed.jaxpr.outvars]
 
 
 def is_elementwise(jaxpr: Any) -> bool:
@@ -225,11 +224,11 @@ FROM_RESULT = {
 }
 
 
-def alive(jaxpr: Any) -> list[Any]:
-    """The equations that a result needs."""
-    needed, alive = {v for v in jaxpr.outvars if not isinstance(v, jex.Literal)}, []
-    for e in reversed(jaxpr.eqns):
-        if needed.intersection(e.outvars):
-            alive.append(e)
-            needed.update(v for v in e.invars if not isinstance(v, jex.Literal))
-    return alive[::-1]
+def needed(equations: Sequence[Any], wanted: Iterable[Any], given: Collection[Any] = ()) -> list[Any]:
+    """The equations that make the wanted values, of those given."""
+    left, out = {v for v in wanted if not isinstance(v, jex.Literal) and v not in given}, []
+    for e in reversed(equations):
+        if left.intersection(e.outvars):
+            out.append(e)
+            left.update(v for v in e.invars if not isinstance(v, jex.Literal) and v not in given)
+    return out[::-1]

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.extend import core as jex
 
 from seqmnist_jax.rnn.divide import laid_flat
-from seqmnist_jax.rnn.jaxprs import follow
+from seqmnist_jax.rnn.jaxprs import follow, known, needed, read
 from seqmnist_jax.rnn.scan import Step, last_frames, where_running, with_frames_of_its_own, without_padding
 
 Array = jax.Array
@@ -24,26 +24,15 @@ class _Cut(NamedTuple):
     """A step's equations, divided.
 
     Attributes:
-      jaxpr, consts: the step's.
+      closed: the step's jaxpr.
       inside, outside: equations of the loop, and those of the output; both have what depends on parameters and x.
       between: the values of the state that those outside read.
     """
 
-    jaxpr: Any
-    consts: Any
+    closed: Any
     inside: list[Any]
     outside: list[Any]
     between: list[Any]
-
-
-def _needed(equations: list[Any], wanted: Any, given: Any) -> list[Any]:
-    """The equations that make the wanted values, of those given."""
-    left, out = set(wanted) - set(given), []
-    for e in reversed(equations):
-        if left.intersection(e.outvars):
-            out.append(e)
-            left.update(v for v in e.invars if not isinstance(v, jex.Literal) and v not in given)
-    return out[::-1]
 
 
 @functools.lru_cache(maxsize=256)
@@ -54,14 +43,13 @@ def _cut(step: Any, precision: str, tree: Any, shapes: tuple[Any, ...]) -> _Cut 
     carries, new, ys = jaxpr.invars[n_params:-1], jaxpr.outvars[:n_carry], jaxpr.outvars[n_carry:]
     if len(ys) != 1 or not carries:
         return None
-    new = [v for v in new if not isinstance(v, jex.Literal)]
-    of_state, of_carry, late = set(carries), _needed(jaxpr.eqns, new, ()), set[Any]()
+    of_state, of_carry, late = set(carries), needed(jaxpr.eqns, new), set[Any]()
     inside = {v for e in of_carry for v in e.outvars}
-    for e in _needed(jaxpr.eqns, ys, ()):
-        read = {v for v in e.invars if not isinstance(v, jex.Literal)}
-        if read & of_state:
+    for e in needed(jaxpr.eqns, ys):
+        operands = {v for v in e.invars if not isinstance(v, jex.Literal)}
+        if operands & of_state:
             of_state.update(e.outvars)
-            if not inside.intersection(e.outvars) and (e.primitive.name == "dot_general" or read & late):
+            if not inside.intersection(e.outvars) and (e.primitive.name == "dot_general" or operands & late):
                 late.update(e.outvars)
     if not late:
         return None
@@ -72,8 +60,8 @@ def _cut(step: Any, precision: str, tree: Any, shapes: tuple[Any, ...]) -> _Cut 
     hidden, rows = min(v.aval.shape[-1] for v in carries), x.shape[0]
     if any(v.aval.dtype != x.dtype or v.aval.shape[:-1] != (rows,) or v.aval.shape[1] % hidden for v in between):
         return None
-    outside = _needed(jaxpr.eqns, ys, between)
-    return _Cut(jaxpr, closed.consts, _needed(jaxpr.eqns, [*new, *between], ()), outside, between)
+    outside = needed(jaxpr.eqns, ys, between)
+    return _Cut(closed, needed(jaxpr.eqns, [*new, *between]), outside, between)
 
 
 def _cut_for(step: Any, precision: str, params: Any, carry: Any, x: Any) -> _Cut | None:
@@ -93,10 +81,9 @@ class Inner:
         cut = _cut_for(self.step, self.precision, params, carry, x)
         assert cut is not None
         leaves, tree = jax.tree.flatten(carry)
-        values = dict(zip(cut.jaxpr.constvars, cut.consts, strict=True))
-        values |= dict(zip(cut.jaxpr.invars, [*jax.tree.leaves(params), *leaves, x], strict=True))
+        values = known(cut.closed, [*jax.tree.leaves(params), *leaves, x])
         follow(cut.inside, values)
-        new = [v.val if isinstance(v, jex.Literal) else values[v] for v in cut.jaxpr.outvars[: len(leaves)]]
+        new = [read(values, v) for v in cut.closed.jaxpr.outvars[: len(leaves)]]
         return jax.tree.unflatten(tree, new), jnp.concatenate([values[v] for v in cut.between], axis=1)
 
     def outputs(self, params: Any, x: Array, carry: Any, lengths: Any, between: Any, reverse: bool) -> Array:
@@ -113,13 +100,12 @@ class Inner:
         sizes = [v.aval.shape[1] for v in cut.between]
 
         def of_step(x: Array, between: Array) -> Array:
-            values = dict(zip(cut.jaxpr.constvars, cut.consts, strict=True))
-            values |= dict(zip(cut.jaxpr.invars, [*jax.tree.leaves(params), *jax.tree.leaves(carry), x], strict=True))
+            values = known(cut.closed, [*jax.tree.leaves((params, carry)), x])
             starts = [sum(sizes[:i]) for i in range(len(sizes))]
             parts = [between[:, start : start + size] for start, size in zip(starts, sizes, strict=True)]
             values |= dict(zip(cut.between, parts, strict=True))
             follow(cut.outside, values)
-            y: Array = values[cut.jaxpr.outvars[-1]]
+            y: Array = values[cut.closed.jaxpr.outvars[-1]]
             return y
 
         if between.ndim == 2:

@@ -17,7 +17,7 @@ import numpy as np
 from jax.extend import core as jex
 
 from seqmnist_jax.rnn.division import Division
-from seqmnist_jax.rnn.jaxprs import KEPT, NotDivisibleError, alive, flattened
+from seqmnist_jax.rnn.jaxprs import KEPT, NotDivisibleError, flattened, needed
 
 # In C, of arguments {0}, {1}, ...; what is no operator is a function that each kernel's header has.
 OPERATIONS = {
@@ -53,7 +53,7 @@ OPERATIONS = {
     "or": "{} || {}",
     "not": "!{}",
 }
-_SAME = frozenset({"broadcast_in_dim", "reshape", "pvary", "copy", "copy_p", "stop_gradient", "convert_element_type"})
+_SAME = frozenset({"broadcast_in_dim", "reshape", "pvary", "copy", "stop_gradient", "convert_element_type"})
 # What a value near 0 or 1 that multiplies the state is carried through to.
 _LINEAR = frozenset({"add", "add_any", "sub", "mul", "neg", "square", "integer_pow", "select_n", "copy", "div"})
 
@@ -162,7 +162,7 @@ def _statements(
     def read(v: Any) -> Output:
         return Output(_literal(v.val), 0) if isinstance(v, jex.Literal) else known[v]
 
-    for e in alive(closed.jaxpr):
+    for e in needed(closed.jaxpr.eqns, closed.jaxpr.outvars):
         name, given = e.primitive.name, [read(v) for v in e.invars]
         stage = max((g.stage for g in given), default=0)
         texts = [g.text for g in given]
@@ -254,7 +254,8 @@ class Stages:
 
         closed = _trace(forward, n, d.dtype)
         made = closed.jaxpr.outvars[len(closed.jaxpr.outvars) - len(made_kinds) :]
-        order = [e.outvars[0] for e in alive(closed.jaxpr) if e.primitive.name in KEPT]
+        alive = needed(closed.jaxpr.eqns, closed.jaxpr.outvars)
+        order = [e.outvars[0] for e in alive if e.primitive.name in KEPT]
         memory = _memories(closed, n_carries, made)
         self.forward, results = _statements(closed, names, stages, frozenset(order.index(made[i]) for i in memory))
         cuts = (n_sources, n_sources + n_carries, n_sources + n_carries + d.outputs)

@@ -8,7 +8,7 @@ import dataclasses
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -124,7 +124,7 @@ def _parse(config: ml_collections.ConfigDict, name: str, example: str) -> dict[s
     """The mapping from fields to values that config's field of this name has; errors as in `build_sweep`."""
     grid = parse_mapping(config.get(name, ""), name, f"{example}, from fields to values")
     fields, seen = configs.flatten(configs.to_json(config)), set[str]()
-    known = [field for field in fields if not field.startswith("runtime.") and field not in configs.OF_SWEEPS]
+    known = list(configs.of_one_run(fields))
     for key, values in grid.items():
         together = fields_of(key)
         for field in together:
@@ -300,11 +300,12 @@ def trials_in_words(points: Sequence[SweepPoint]) -> str:
     )
 
 
-def decide(
-    points: Sequence[SweepPoint],
-    folder_of: Callable[[SweepPoint], Path],
-    kept: Callable[[SweepPoint], Json | None],
-) -> list[SweepPoint]:
+def folder_of(workdir: Path, point: SweepPoint) -> Path:
+    """Where a point's run is, of the sweep in a folder."""
+    return workdir / files.REPLICAS / point.name
+
+
+def decide(points: Sequence[SweepPoint], workdir: Path) -> list[SweepPoint]:
     """The points with what their trials have chosen: the values of the best by its best validation accuracy.
 
     One that diverged is the worst, of equal ones the smaller values win. A point stays as it is if it has its choice,
@@ -312,8 +313,7 @@ def decide(
 
     Args:
       points: as `build_points` makes them.
-      folder_of: where a trial is.
-      kept: the choice that a point's own run has on record; its trials may have been removed since.
+      workdir: the sweep's. The trials may have been removed since a point's own run put the choice on record.
 
     Raises:
       as `start.look`, of the trials' folders.
@@ -322,7 +322,7 @@ def decide(
     for point in points:
         choice = None
         if point.trials and not point.run.choice:
-            choice = _choose(point, folder_of) or kept(point)
+            choice = _choose(point, workdir / files.TRIALS) or _read(folder_of(workdir, point)).get("choice")
         if choice is None or not _is_asked(choice, point):
             decided.append(point)
             continue
@@ -332,13 +332,18 @@ def decide(
     return decided
 
 
-def _choose(point: SweepPoint, folder_of: Callable[[SweepPoint], Path]) -> Json | None:
+def _read(folder: Path) -> Json:
+    """A run's summary, {} where it has none."""
+    path = folder / files.SUMMARY
+    return files.read_json(path) if path.exists() else {}
+
+
+def _choose(point: SweepPoint, workdir: Path) -> Json | None:
     """What the trials of a point choose; None if one of them has not ended."""
-    folders = {folder_of(trial): trial.run for trial in point.trials}
+    folders = {folder_of(workdir, trial): trial.run for trial in point.trials}
     if any(look(run, folder) in GOING for folder, run in folders.items()):
         return None
-    summaries = [files.read_json(path) if (path := folder / files.SUMMARY).exists() else {} for folder in folders]
-    found: list[float | None] = [summary.get(VALIDATED) for summary in summaries]
+    found: list[float | None] = [_read(folder).get(VALIDATED) for folder in folders]
     first_best = np.argmax([-1.0 if one is None else one for one in found])
     return {
         "chosen": point.candidates[int(first_best)],

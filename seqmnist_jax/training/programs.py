@@ -122,7 +122,7 @@ class Programs:
         self._predict: dict[tuple[int, ...], Callable[..., jax.Array]] = {}
         run = runs[0]
         self._mesh = make_mesh(run.mesh, len(runs), run.batch_size // run.learner.spec.accumulate)
-        self._hyper = self._place(stack([run.learner.hyper for run in runs]), each=True)
+        self._hyper = self.place(stack([run.learner.hyper for run in runs]), each=True)
         images, labels = self._part("train")
         keys = [data_key(state) for state in unstack(states, len(runs))]
         self._streams = [ExampleStream(key, len(labels), run.batch_size) for key in keys]
@@ -163,8 +163,8 @@ class Programs:
         # What varies over which axis is not declared by the kernel's calls, so it can't be checked.
         return jax.shard_map(function, mesh=self._mesh, in_specs=tuple(wanted), out_specs=results, check_vma=False)
 
-    def _place(self, tree: Any, each: bool) -> Any:
-        """The tree on the mesh, each device with its replicas, or with all of it."""
+    def place(self, tree: Any, each: bool = True) -> Any:
+        """The tree on the mesh, each device with its replicas as `stack` made them, or with all of it."""
         if self._mesh is None:
             return tree
         spec = PartitionSpec(REPLICA) if each and len(self._runs) > 1 else PartitionSpec()
@@ -181,30 +181,26 @@ class Programs:
 
         return move_to(sharding)(jax.tree.map(put, tree))
 
-    def place(self, tree: Any) -> Any:
-        """What `stack` made, states or variables, where the programs take it."""
-        return self._place(tree, each=True)
-
     def _bounds(self, offset: int, count: int, active: np.ndarray) -> tuple[jax.Array, jax.Array, jax.Array]:
         """The numbers of a dispatch, moved to the device explicitly."""
         flags = active if len(self._runs) > 1 else active[0]
         if self._mesh is None:
             return jax.device_put((np.int32(offset), np.int32(count), flags))
-        return (*self._place((np.int32(offset), np.int32(count)), each=False), self._place(flags, each=True))
+        return (*self.place((np.int32(offset), np.int32(count)), each=False), self.place(flags))
 
     def _part(self, split: str) -> tuple[jax.Array, jax.Array]:
         """Images and labels of a split, put on the device at first use."""
         if split not in self._parts:
             part = self._runs[0].task.part(split)
             arrays = (jnp.asarray(part.images), jnp.asarray(part.labels))
-            self._parts[split] = self._place(arrays, each=False)
+            self._parts[split] = self.place(arrays, each=False)
         return self._parts[split]
 
     def _window(self, step: int) -> tuple[jax.Array, int, int]:
         windows = [stream.window(step) for stream in self._streams]
         _, offset, most = windows[0]
         if self._joined is None or self._joined[0] is not windows[0][0]:
-            orders = self._place(stack([orders for orders, _, _ in windows]), each=True)
+            orders = self.place(stack([orders for orders, _, _ in windows]), each=True)
             self._joined = windows[0][0], orders
         return self._joined[1], offset, most
 

@@ -33,12 +33,7 @@ def introduce(writer: TensorBoardWriter, run: Run, traced: Any) -> None:
     facts = run.task.facts()
     # In place of what the config leaves to the protocol, what the protocol says.
     fields |= {f"data.{name}": facts[name] for name in ("permutation", "split", "scaling", "selection")}
-    hparams = {
-        name: value
-        for name, value in fields.items()
-        if name not in configs.OF_SWEEPS and not name.startswith("runtime.")
-    }
-    writer.write_hparams(hparams)
+    writer.write_hparams(configs.of_one_run(fields))
     writer.write_graph(graph_def(traced, tuple(ARGUMENTS), root=type(run.learner.model).__name__))
 
 
@@ -51,7 +46,7 @@ def write_histograms(writer: TensorBoardWriter, run: Run, state: TrainState) -> 
         writer.write_histograms(step, told)
     leaves = jax.tree.leaves(state.params)
     params = {f"parameters/{name}": np.asarray(leaf) for name, leaf in zip(names, leaves, strict=True)}
-    writer.write_histograms(step, params, dict.fromkeys(params, BUCKETS))
+    writer.write_histograms(step, params, BUCKETS)
 
 
 def has_pictures(run: Run, step: int) -> bool:

@@ -23,7 +23,7 @@ from seqmnist_jax.training.run import Run
 from seqmnist_jax.training.state import TrainState, restore_state
 from seqmnist_jax.workdir import caveats, files, provenance
 from seqmnist_jax.workdir import config as configs
-from seqmnist_jax.workdir.checkpoints import CheckpointError, Checkpoints, read_saved, saved_steps
+from seqmnist_jax.workdir.checkpoints import CheckpointError, Checkpoints, rank, read_saved, saved_steps
 from seqmnist_jax.workdir.lock import owned
 from seqmnist_jax.workdir.metrics import keep_events, read_events
 from seqmnist_jax.workdir.recorder import Recorder
@@ -250,7 +250,7 @@ def open_group(exits: ExitStack, runs: Sequence[Run], waiting: Mapping[int, Repl
     step = processes.agree(min(end[-1] for end in ends.values()))
     group = ReplicaGroup(runs, [waiting[place] for place in ends if step in ends[place]], step, Clock(), watch)
     for replica in group.replicas:
-        ranks = {event["step"]: (event["accuracy"], -event["loss"], -event["step"]) for event in _measured(replica)}
+        ranks = {event["step"]: rank(event) for event in _measured(replica)}
         best = ranks.get(replica.checkpoints.best_step() or 0, (-1.0, 0.0, 0))
         lost = [one for one in replica.checkpoints.lost_steps() if one < step and replica.run.is_measured(one)]
         replica.lost_checkpoints = [one for one in lost if ranks.get(one, best) >= best]

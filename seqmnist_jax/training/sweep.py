@@ -80,18 +80,20 @@ def train_sweep(
         if processes.is_main():
             workdir.mkdir(parents=True, exist_ok=True)
             check_place = exits.enter_context(owned(workdir))
-        points = decide(points, workdir)
+        points = plan.decide(points, workdir)
         if trials := plan.all_trials(points):
             watch.say(f"{plan.trials_in_words(points)}.")
             tried = {key: values for key, values in grid.items() if key != plan.SEED}
             tried |= {field: tuple({one[field]: 0 for one in points[0].candidates}) for field in _chosen_fields(points)}
             train_sweep(tried, trials, workdir / files.TRIALS, command=command, executor=executor, watch=watch)
-            points = decide(points, workdir)
+            points = plan.decide(points, workdir)
         for point in {plan.recipe_of(point): point for point in points[::-1] if point.run.choice}.values():
             watch.say(f"Chosen for {point.name} and its other seeds: {plan.choice_in_words(point.run.choice or {})}")
         _, together = survey(grid, points, workdir)  # again, now that nobody else can change it
         processes.wait("who trains together is known")
-        jobs = {point.name: Job(point.run, _folder(workdir, point), command(point.overrides)) for point in points}
+        jobs = {
+            point.name: Job(point.run, plan.folder_of(workdir, point), command(point.overrides)) for point in points
+        }
         asked = [[jobs[name] for name in names if name in jobs] for names in together]
         groups = [
             [jobs.get(name, some[0]._replace(folder=None)) for name in names]
@@ -126,9 +128,9 @@ def survey(grid: Grid, points: Sequence[SweepPoint], workdir: Path) -> tuple[str
     """
     check_folder(workdir)
     old: Json = {}
-    points, chosen = decide(points, workdir), _chosen_fields(points)
+    points, chosen = plan.decide(points, workdir), _chosen_fields(points)
     for trial in plan.all_trials(points):
-        look(trial.run, _folder(workdir / files.TRIALS, trial))
+        look(trial.run, plan.folder_of(workdir / files.TRIALS, trial))
     if (workdir / files.SWEEP).exists():
         old = files.read_json(workdir / files.SWEEP, needed=("sweep", "config of one run"))
         data = points[0].run.identity[configs.CONTENT]  # of which each run's own folder knows
@@ -149,7 +151,7 @@ def survey(grid: Grid, points: Sequence[SweepPoint], workdir: Path) -> tuple[str
     together, begun = [*old.get(TOGETHER, [])], {name for names in old.get(TOGETHER, []) for name in names}
     new: dict[tuple[str, bool], list[str]] = {}
     for point in points:
-        standing = look(point.run, _folder(workdir, point))
+        standing = look(point.run, plan.folder_of(workdir, point))
         if point.name not in begun:
             new.setdefault((point.run.program, standing == NEW), []).append(point.name)
     return BEGUN if old else NEW, [*together, *new.values()]
@@ -213,20 +215,6 @@ def _train_group(jobs: list[Job], watch: Watch) -> None:
             _train_group(chunk, watch)
 
 
-def _folder(workdir: Path, point: SweepPoint) -> Path:
-    return workdir / files.REPLICAS / point.name
-
-
-def decide(points: Sequence[SweepPoint], workdir: Path) -> list[SweepPoint]:
-    """The points with what trials have chosen for them so far, as `plan.decide`."""
-
-    def kept(point: SweepPoint) -> Json | None:
-        path = _folder(workdir, point) / files.SUMMARY
-        return files.read_json(path).get("choice") if path.exists() else None
-
-    return plan.decide(points, lambda trial: _folder(workdir / files.TRIALS, trial), kept)
-
-
 def _chosen_fields(points: Sequence[SweepPoint]) -> list[str]:
     return sorted({field for point in points for one in point.candidates for field in one})
 
@@ -237,7 +225,7 @@ def _summarize(points: Sequence[SweepPoint], workdir: Path, grid: Grid) -> Json:
     diverged: list[Json] = []
     lost: dict[str, list[str]] = {}
     for point in points:
-        folder, recipe = _folder(workdir, point), plan.recipe_of(point)
+        folder, recipe = plan.folder_of(workdir, point), plan.recipe_of(point)
         if (folder / files.SUMMARY).exists():
             recipes.setdefault(recipe, []).append((point, files.read_json(folder / files.SUMMARY)))
         else:

@@ -41,7 +41,7 @@ class NotSaved(CheckpointError, Interrupted):
     """A checkpoint can't be saved."""
 
 
-def _rank(metrics: Json) -> Rank:
+def rank(metrics: Json) -> Rank:
     """Orders checkpoints from worst to best: accuracy, then lower loss, then earlier."""
     return metrics["accuracy"], -metrics["loss"], -metrics["step"]
 
@@ -141,7 +141,7 @@ class Checkpoints:
         """
         for path in sorted(self._folder.glob("*/metrics/metrics")):
             try:
-                _rank(json.loads(path.read_text()))
+                rank(json.loads(path.read_text()))
             except (OSError, ValueError, TypeError, KeyError) as e:
                 error = self._damaged(int(path.parts[-3]), f"its metrics can't be read: {_reason(e)}")
                 if not self._saves:
@@ -164,11 +164,13 @@ class Checkpoints:
             )
             if jax.process_count() > 1
             else ocp.options.MultiprocessingOptions(),
-            best_fn=_rank,  # without one, orbax stores no metrics for the policy below
+            best_fn=rank,  # without one, orbax stores no metrics for the policy below
             preservation_policy=preservation_policy.AnyPreservationPolicy(
                 [
                     preservation_policy.LatestN(2),
-                    preservation_policy.BestN(get_metric_fn=self._rank, n=1, keep_checkpoints_without_metrics=False),
+                    preservation_policy.BestN(
+                        get_metric_fn=self._rank_if_kept, n=1, keep_checkpoints_without_metrics=False
+                    ),
                 ]
             ),
         )
@@ -251,9 +253,9 @@ class Checkpoints:
         if shutil.disk_usage(self._folder).free < needed:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def _rank(self, metrics: Json) -> Rank:
+    def _rank_if_kept(self, metrics: Json) -> Rank:
         step = metrics["step"]
-        return _rank(metrics) if self._counts(step) and self._lasts(step) else (-1.0, 0.0, 0)
+        return rank(metrics) if self._counts(step) and self._lasts(step) else (-1.0, 0.0, 0)
 
     def _delete(self) -> None:
         shutil.rmtree(self._folder / DELETED, ignore_errors=True)
@@ -261,7 +263,7 @@ class Checkpoints:
     def _forget(self) -> None:
         """Of what can't be saved, keeps in memory what would be kept on disk."""
         measured = [item for item in self._unsaved if item.metrics is not None]
-        best = max(measured, key=lambda item: self._rank(item.metrics), default=None)
+        best = max(measured, key=lambda item: self._rank_if_kept(item.metrics), default=None)
         self._unsaved = [item for item in self._unsaved if item is best or item in self._unsaved[-2:]]
 
     def wait(self) -> str | None:
@@ -333,7 +335,7 @@ class Checkpoints:
     def best_step(self) -> int | None:
         """The step of the best checkpoint that was evaluated; None where none was."""
         steps = filter(self._counts, self.steps())
-        ranks = [_rank({**found, "step": step}) for step in steps if (found := self.validation(step))]
+        ranks = [rank({**found, "step": step}) for step in steps if (found := self.validation(step))]
         return -max(ranks)[2] if ranks else None
 
     def validation(self, step: int) -> dict[str, float] | None:

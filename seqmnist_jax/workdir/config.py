@@ -190,6 +190,11 @@ def is_measured(step: int, eval_every: int, steps: int) -> bool:
     return step % eval_every == 0 or step == steps
 
 
+def of_one_run(flat: FlatConfig) -> FlatConfig:
+    """The fields that make a run another: not those of how and where it runs, nor those that ask for several."""
+    return {name: value for name, value in flat.items() if not name.startswith("runtime.") and name not in OF_SWEEPS}
+
+
 def completed(identity: FlatConfig) -> FlatConfig:
     """An identity, as an earlier version wrote it, with the fields that it lacks."""
     return {name: value for name, value in ADDED.items() if not name.startswith("runtime.")} | identity
@@ -202,9 +207,7 @@ def identity(config: ml_collections.ConfigDict, content_hash: str) -> FlatConfig
     `train.steps` counts only where the learning rate depends on it: otherwise a longer run
     is the same run, continued.
     """
-    flat = {name: value for name, value in flatten(to_json(config)).items() if not name.startswith("runtime.")}
-    for field in OF_SWEEPS:
-        flat.pop(field, None)
+    flat = of_one_run(flatten(to_json(config)))
     # What a run is, said without the device that it runs on; there is no other value that depends on it.
     if flat["model.precision"] == "auto":
         flat["model.precision"] = "float32"

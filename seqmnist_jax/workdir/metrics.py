@@ -78,11 +78,6 @@ def _refuse(constant: str) -> None:
 def keep_events(workdir: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
     """Drops the events of metrics.jsonl that are not to be kept, and a half-written last line."""
     path = workdir / METRICS
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(errors="replace").splitlines():
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            if keep(json.loads(line)):
-                kept.append(line + "\n")
-    write_bytes(path, "".join(kept).encode())
+    if path.exists():
+        kept = [json.dumps(event) + "\n" for event in read_events(workdir) if keep(event)]
+        write_bytes(path, "".join(kept).encode())

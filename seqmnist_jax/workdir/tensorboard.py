@@ -52,14 +52,9 @@ class TensorBoardWriter:
         """Records numbers that hold at `step`."""
         self._write(step, lambda make: [make.scalar(name, value) for name, value in scalars.items()])
 
-    def write_histograms(
-        self, step: int, arrays: Mapping[str, np.ndarray], num_buckets: Mapping[str, int] | None = None
-    ) -> None:
-        """Records each array's distribution, in `BINS`, or in as many equal bins as `num_buckets` says."""
-        bins = num_buckets or {}
-        self._write(
-            step, lambda make: [make.histogram(name, values, bins.get(name, BINS)) for name, values in arrays.items()]
-        )
+    def write_histograms(self, step: int, arrays: Mapping[str, np.ndarray], bins: Any = BINS) -> None:
+        """Records each array's distribution, in bins with these bounds, or in so many equal ones."""
+        self._write(step, lambda make: [make.histogram(name, values, bins) for name, values in arrays.items()])
 
     def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
         """Records texts, in Markdown."""

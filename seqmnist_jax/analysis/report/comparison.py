@@ -81,13 +81,8 @@ def describe(runs: Sequence[Found], sweeps: Sequence[Path]) -> Json:
       None where it can't be tested; recipes, over seeds, as rows of text, and their header; diverged, of sweeps.
     """
     flat = [configs.flatten(configs.from_json(run.config).to_dict()) for run in runs]
-    fields = [
-        name
-        for name in sorted({name for one in flat for name in one})
-        if not name.startswith("runtime.")
-        and name not in configs.OF_SWEEPS
-        and len({repr(one.get(name)) for one in flat}) > 1
-    ]
+    known = sorted(configs.of_one_run({name: None for one in flat for name in one}))
+    fields = [name for name in known if len({repr(one.get(name)) for one in flat}) > 1]
     reference = best(runs)
     return {
         "best": None if reference is None else list(runs).index(reference),

@@ -221,7 +221,7 @@ def backward(
     weights = [of_pairs[p.source, p.result][:hidden, :hidden] for p in d.products]
     return stages.gradients(
         operands,
-        jnp.stack(weights) if weights else operands.weights,
+        jnp.stack(weights),
         total[:, :hidden],
         d_inputs[..., :hidden],
         d_start[..., :hidden],
