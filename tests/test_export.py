@@ -160,7 +160,7 @@ def run_file(path, images):
     return np.stack(rows)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "bfloat16"])
 def test_the_parameters_and_what_is_said_of_them_suffice(exported, name):
     logits = run_file(exported / name / "export" / "params.safetensors", IMAGES)

@@ -155,6 +155,7 @@ def test_the_length_of_a_dispatch_changes_nothing(whole, tmp_path):
     assert_same_state(final_state(tmp_path), final_state(whole[0]))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("stops", [(1,), (20,), (7, 8, 59)])
 def test_stopped_anywhere_and_resumed_gives_the_same_bits(whole, tmp_path, stops):
     one_step = {"runtime.dispatch_seconds": 1e-9}

@@ -151,7 +151,7 @@ def test_lengths_and_outputs(kernel, name, outputs, reverse):
 SIZES = [(1, 1, 3), (17, 2, 9), (96, 37, 4), (128, 9, 30), (200, 1, 2), (16, 130, 6)]
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", ["gru", "lstm", "lem", "cornn", "ind_rnn", "diagonal"])
 @pytest.mark.parametrize(("hidden", "batch", "time"), SIZES)
 def test_sizes(name, hidden, batch, time):

@@ -219,7 +219,7 @@ NAMED = {
 }
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("name", "precision", "saves"),
     [

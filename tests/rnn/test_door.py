@@ -187,6 +187,7 @@ def test_a_batch_of_nothing(way, lengths):
         assert not any(np.asarray(part).any() for part in jax.tree.leaves(gradient))
 
 
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("all_steps", [True, False])
 @pytest.mark.parametrize("lengths", [None, np.zeros(BATCH, int)], ids=["whole", "lengths"])
 @every_way

@@ -84,6 +84,7 @@ def test_a_step_whose_products_the_carry_needs_stays_as_it_is():
     assert taken_out(step, "float32", given, jnp.zeros((2, HIDDEN)), jnp.zeros((2, 1, FEATURES))) is step
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("reverse", [False, True])
 def test_a_kernel_of_the_last_output_leaves_them_out_too(need_native, reverse):
     need_native()

@@ -71,6 +71,7 @@ def check(layer, drawn, lengths, reverse):
         np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 @pytest.mark.parametrize("lengths", [None, [7, 0, 3], [100, -2, 6]], ids=["whole", "ragged", "out of range"])
 def test_equals_the_loop(layer, draw, lengths, reverse):

@@ -45,6 +45,7 @@ def leaky_case():
     return x, rng.standard_normal((3, 5)).astype(np.float32), np.array([10, 20, 30], np.int32)
 
 
+@pytest.mark.sampled(12)
 @both_directions
 @with_and_without_lengths
 @pytest.mark.parametrize("return_sequences", [True, False], ids=["all", "last"])
