@@ -300,21 +300,34 @@ def _for_replicas(call: Call, function: Callable[..., Any], replicas: int = 1) -
     """``function(replicas, given, ...)``: told how many `vmap` makes of it, which comes after all shapes are fixed.
 
     Those of cotangents alone, as of `jax.jacrev`, share one forward pass; a kernel may need them one after the other.
+    Where others differ in anything that was given, even in what the loop does not read, they go both ways together.
     """
     one = custom_vmap(functools.partial(function, replicas))
+    back_as_forth = KERNELS[call.platform].BACK_AS_FORTH
 
     @one.def_vmap
     def _(size: int, is_mapped: Any, *arrays: Any) -> tuple[Any, Any]:
-        is_mapped = tuple(is_mapped)
+        is_given, *others = is_mapped
+        alone = back_as_forth and not any(jax.tree.leaves(is_given))
+        if back_as_forth and not alone:  # Every launch reads a carry.
+            given = arrays[0]
+            each = jax.tree.map(
+                lambda mapped, leaf: leaf if mapped else jnp.broadcast_to(leaf, (size, *jnp.shape(leaf))),
+                is_given.carry,
+                given.carry,
+            )
+            is_given = is_given._replace(carry=jax.tree.map(lambda _: True, is_given.carry))
+            arrays = (given._replace(carry=each), *arrays[1:])
+        is_mapped = (is_given, *others)
         axes = jax.tree.map(lambda mapped: 0 if mapped else None, is_mapped)
 
         def several(count: int, *arrays: Any) -> Any:
             return jax.vmap(functools.partial(function, count), axes, axis_size=size)(*arrays)
 
         def number(i: Array) -> Any:
-            return one(*jax.tree.map(lambda mapped, array: array[i] if mapped else array, is_mapped, arrays))
+            return one(*jax.tree.map(lambda mapped, a: jnp.asarray(a)[i] if mapped else a, is_mapped, arrays))
 
-        if KERNELS[call.platform].BACK_AS_FORTH and not any(jax.tree.leaves(is_mapped[0])):
+        if alone:
             results = jax.lax.map(number, jnp.arange(size))
         else:
             results = _for_replicas(call, several, replicas * size)(*arrays)

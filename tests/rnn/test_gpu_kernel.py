@@ -105,6 +105,7 @@ class Emulator:
 
     Attributes:
       sequences: of a block or cluster.
+      few: so many sequences or less, of all replicas, stand 4 to a block.
       without: the barrier that is left out.
       change: a function of the kernel's source.
       trouble: what the emulation had to say.
@@ -117,7 +118,7 @@ class Emulator:
         self.reset()
 
     def reset(self):
-        self.sequences, self.without, self.trouble = 8, -1, []
+        self.sequences, self.few, self.without, self.trouble = 8, 0, -1, []
         self.change = lambda text: text
 
     def library(self, stages, shape):
@@ -140,13 +141,16 @@ class Emulator:
         if isinstance(shape, independent.Shape):
             tiles, per_cluster, shared = independent.blocks(shape, batch), 1, 0
         else:
-            shape = shape._replace(sequences=self.sequences)
-            tiles, per_cluster = -(-batch // 8) * (8 // self.sequences), shape.blocks
-            shared = source.shared_bytes(stages, shape)[name == "backward"]
+            per_cluster = shape.blocks
 
         def run(*arrays):
+            nonlocal shape, tiles, shared
             arrays = [np.ascontiguousarray(a) for a in arrays]
             lead = arrays[3].shape[:-3]
+            if isinstance(shape, Shape):
+                shape = shape._replace(sequences=4 if math.prod(lead) * batch <= self.few else self.sequences)
+                tiles = -(-batch // 8) * (8 // shape.sequences)
+                shared = source.shared_bytes(stages, shape)[name == "backward"]
             # What is not written is no number.
             out = [np.full((*lead, *r.shape), -1, np.dtype(f"i{r.dtype.itemsize}")).view(r.dtype) for r in results]
             launches = 1
@@ -389,6 +393,7 @@ def test_cotangents_that_share_what_was_kept(name, emulator, errors):
     """`jax.jacrev` maps the way back alone; what was kept is of one forward pass, in the order of its blocks."""
     case = CASES[name]._replace(batch=9, precision="tensorfloat32")
     errors(case)
+    emulator.few = 9
     _, (params, x, carry), _ = work(case)
     step = taken_out(INIT["gru"][0], case.precision, params, carry, x)
     call = Call(step, Options("all", False, case.precision), "cpu")
@@ -398,6 +403,34 @@ def test_cotangents_that_share_what_was_kept(name, emulator, errors):
     assert emulator.trouble == []
     for i, bar in enumerate(bars):
         jax.tree.map(lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-6), together, pull(bar))
+
+
+@emulated_only
+def test_replicas_that_differ_in_what_the_loop_does_not_read(emulator):
+    """The launcher sees their number on both ways alike: it decides the order of what is kept."""
+    _, cell, x, carry = drawn("gru", 32, 1, 9, 6)
+    readouts = jnp.asarray(np.random.default_rng(4).standard_normal((3, 32, 32)), jnp.float32)
+
+    def step(params, h, x):
+        h, _ = cells.gru_step(params["cell"], h, x)
+        return h, h @ params["readout"]
+
+    given = {"cell": cell, "readout": readouts[0]}
+    call = Call(taken_out(step, "tensorfloat32", given, carry, x), Options("all", False, "tensorfloat32"), "cpu")
+    assert call.step is not step
+
+    def gradients(readout):
+        def loss(cell, readout):
+            given = Given({"cell": cell, "readout": readout}, x, carry, None)
+            return jnp.sin(recurrence.run(call, given)[1]).sum()
+
+        return jax.jit(jax.grad(loss, (0, 1)))(cell, readout)
+
+    emulator.few = 9
+    together = jax.vmap(gradients)(readouts)
+    assert emulator.trouble == []
+    for i, readout in enumerate(readouts):
+        assert worst(jax.tree.map(lambda a, i=i: a[i], together), gradients(readout)) < 1.5e-3
 
 
 # ---- Cells whose units see no other -------------------------------------------------------
