@@ -48,7 +48,6 @@ def first_step(name):
 CONFIGS = ("row_lstm_basic", "row_lstm", "pixel_gru", "permuted_gru")
 
 
-@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", CONFIGS)
 def test_first_step(name):
     np.testing.assert_allclose(first_step(name), GOLDEN[name], rtol=2e-5)
