@@ -21,7 +21,8 @@ data       idx cache embedded registry sources references protocols views batche
 devices    trees mesh memory processes profiling
 models     reading own_cell cells head legendre classifier deep tcn build
 workdir    files caveats lock provenance config checkpoints graph pictures metrics tensorboard recorder
-training   signals scores optimizers state step run clock programs records replicas start finish train jobs plan sweep
+training   signals scores optimizers state step run folders clock programs records replicas start finish train jobs \
+           plan sweep
 analysis   recorded trained evaluate rerun compare table results_page export report
 cli        output process terminal flags commands describe text modes
 """

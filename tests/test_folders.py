@@ -13,9 +13,9 @@ from seqmnist_jax.analysis.rerun import first_difference
 from seqmnist_jax.cli import text
 from seqmnist_jax.errors import UsageError
 from seqmnist_jax.training import plan, sweep
+from seqmnist_jax.training.folders import FINISHED, look
 from seqmnist_jax.training.replicas import QUIET, Diverged, Watch
 from seqmnist_jax.training.run import build_run
-from seqmnist_jax.training.start import FINISHED, look
 from seqmnist_jax.training.train import Stopped, train, train_replicas
 from seqmnist_jax.workdir import config as configs
 from seqmnist_jax.workdir import files, provenance

@@ -131,7 +131,7 @@ def describe() -> Output:
     config, workdir = given_config(), given_path("workdir")
     from seqmnist_jax.cli import text
     from seqmnist_jax.cli.describe import describe as describe_run
-    from seqmnist_jax.training import plan, start, sweep
+    from seqmnist_jax.training import folders, plan, sweep
     from seqmnist_jax.training.run import build_run
 
     grid = plan.build_sweep(config, FLAGS.seeds)
@@ -139,7 +139,7 @@ def describe() -> Output:
     run = None if points else build_run(config, named=named_fields())
     found = None
     if workdir is not None:  # refused as training in it would be
-        found = start.look(run, workdir) if run else sweep.survey(grid, points, workdir)[0]
+        found = folders.look(run, workdir) if run else sweep.survey(grid, points, workdir)[0]
         points = plan.decide(points, workdir)
     run = run or points[0].run
     names = [point.name for point in points]

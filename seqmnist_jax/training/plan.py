@@ -17,10 +17,10 @@ import numpy as np
 
 from seqmnist_jax.data.task import Task
 from seqmnist_jax.errors import UsageError, did_you_mean, parse_mapping
+from seqmnist_jax.training.folders import GOING, look
 from seqmnist_jax.training.optimizers import SWEEPABLE
 from seqmnist_jax.training.run import Run, build_run
 from seqmnist_jax.training.scores import in_percent
-from seqmnist_jax.training.start import GOING, look
 from seqmnist_jax.workdir import config as configs
 from seqmnist_jax.workdir import files
 
@@ -316,7 +316,7 @@ def decide(points: Sequence[SweepPoint], workdir: Path) -> list[SweepPoint]:
       workdir: the sweep's. The trials may have been removed since a point's own run put the choice on record.
 
     Raises:
-      as `start.look`, of the trials' folders.
+      as `folders.look`, of the trials' folders.
     """
     decided = []
     for point in points:

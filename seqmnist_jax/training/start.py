@@ -1,12 +1,9 @@
-"""From runs and folders to a group that trains: what the folders hold, checkpoints read, all put in order.
-
-What lies in a folder, and whether a run may go on in it, is decided by `look`, before anything is written.
-"""
+"""From runs and folders to a group that trains: folders owned, checkpoints read, all put in order."""
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import jax
@@ -15,9 +12,9 @@ import numpy as np
 from seqmnist_jax.data.task import SPLITS
 from seqmnist_jax.devices import processes
 from seqmnist_jax.devices.trees import stack
-from seqmnist_jax.errors import UsageError
 from seqmnist_jax.models.build import model_title
 from seqmnist_jax.training.clock import Clock, Progress
+from seqmnist_jax.training.folders import GOING, NEW, check_identity, look
 from seqmnist_jax.training.replicas import Diverged, Json, Replica, ReplicaGroup, Watch
 from seqmnist_jax.training.run import Run
 from seqmnist_jax.training.state import TrainState, restore_state
@@ -27,112 +24,6 @@ from seqmnist_jax.workdir.checkpoints import CheckpointError, Checkpoints, rank,
 from seqmnist_jax.workdir.lock import owned
 from seqmnist_jax.workdir.metrics import keep_events, read_events
 from seqmnist_jax.workdir.recorder import Recorder
-
-# What a folder may be to a run.
-NEW, BEGUN, FINISHED, DIVERGED = "new", "begun", "finished", "diverged"
-GOING = (NEW, BEGUN)
-# The files by which a folder is known to hold a run, whatever else is lost.
-LEFT_BY_RUNS = (files.CHECKPOINTS, files.SUMMARY, files.PREDICTIONS, files.METRICS, files.DIVERGED)
-
-
-@contextmanager
-def explaining_full_disk(workdirs: Sequence[Path]) -> Iterator[None]:
-    """Says what a failure to write means for the runs, where it is one of their folders that fails."""
-    try:
-        yield
-    except OSError as e:
-        where = Path(e.filename) if isinstance(e.filename, str) else workdirs[0]
-        if isinstance(e, BrokenPipeError) or not any(where.is_relative_to(workdir) for workdir in workdirs):
-            raise
-        raise files.NotWritten(
-            f"{where} can't be written ({e.strerror or e}). What was saved before is whole: mend that, and the same "
-            "command resumes from the last checkpoint."
-        ) from e
-
-
-def check_folder(workdir: Path) -> None:
-    """Checks that this is, or can be made, a folder for a run or a sweep.
-
-    Raises:
-      UsageError: it is a file, or lies among a run's checkpoints.
-    """
-    if workdir.exists() and not workdir.is_dir():
-        raise UsageError(f"{workdir} is a file; expected a folder, or a name for a new one. Choose another --workdir.")
-    around = files.run_around(workdir)
-    if around and files.CHECKPOINTS in workdir.absolute().relative_to(around).parts:
-        raise UsageError(
-            f"{workdir} is among the checkpoints of a run. Name the run, {around}, or choose another --workdir."
-        )
-
-
-def look(run: Run, workdir: Path) -> str:
-    """What a folder is to a run, found without writing anything.
-
-    Returns:
-      NEW where there is no run yet; BEGUN where this one can go on; FINISHED where the result of so many steps is
-      there, with checkpoints or without; DIVERGED where it ended so.
-
-    Raises:
-      WorkdirError: it holds something else, or what can't be gone on with; the message says what.
-      UsageError: as `check_folder`; or the run has done more steps.
-    """
-    check_folder(workdir)
-    if (workdir / files.SWEEP).exists():
-        raise files.WorkdirError(
-            f"{workdir} holds a sweep, not one run. Give its --seeds or config.sweep to go on with it, name one of its "
-            f"runs, in {workdir / files.REPLICAS}, or choose another --workdir."
-        )
-    summary = files.read_json(workdir / files.SUMMARY) if (workdir / files.SUMMARY).exists() else {}
-    if (workdir / files.CONFIG).exists():
-        old = configs.from_json(files.read_config(workdir))
-        folder = old.runtime.data_dir and f"the files in {old.runtime.data_dir}"
-        identity = configs.identity(old, files.read_facts(workdir)["content_hash"])
-        _check_identity(run, identity, str(workdir), folder or "the digits in the package, or what TFDS had")
-    elif isinstance(summary.get("identity"), dict):  # of which only the results were kept
-        _check_identity(run, configs.completed(summary["identity"]), str(workdir))
-    elif left := [name for name in LEFT_BY_RUNS if (workdir / name).exists()]:
-        raise files.WorkdirError(
-            f"{workdir} has {left[0]} but no {files.CONFIG}, so it can't be told whose that is. "
-            "Put the file back, or choose another --workdir."
-        )
-    else:
-        return NEW
-    saved = saved_steps(workdir / files.CHECKPOINTS)
-    done = max([summary.get("steps", 0), *saved])
-    if done > run.steps:
-        raise UsageError(f"{workdir} has done {done} steps already, but train.steps is {run.steps}.")
-    if summary.get("steps") == run.steps:
-        if run.tests and "test_accuracy" not in summary:
-            raise files.WorkdirError(
-                f"{workdir} holds a trial, whose test images are not read. Choose another --workdir."
-            )
-        return FINISHED
-    if (workdir / files.DIVERGED).exists():
-        return DIVERGED
-    if summary and not saved:
-        raise files.WorkdirError(
-            f"{workdir} has the result of {summary['steps']} steps, but no checkpoint from which it could go on to "
-            f"{run.steps}, and would lose that. Choose another --workdir."
-        )
-    return BEGUN
-
-
-def _check_identity(run: Run, identity: configs.FlatConfig, where: str, data: str = "other data") -> None:
-    differing = configs.differences(identity, run.identity)
-    if not differing:
-        return
-    mends = ["Give the old values to resume it, or another --workdir for a new run."]
-    if identity.get(configs.CONTENT) != run.identity[configs.CONTENT]:
-        now = run.task.dataset
-        mends += [
-            f"That run read {data}; this command reads {now.name} ({now.source}). A folder is named by "
-            "SEQMNIST_DATA_DIR or --config.runtime.data_dir."
-        ]
-    if identity.get(configs.CELL_CONTENT) != run.identity.get(configs.CELL_CONTENT):
-        mends += ["The file of its cell has changed since: it would be another network. Restore the file to resume."]
-    raise files.WorkdirError(
-        "\n".join([f"{where} holds another run; it differs in", *(f"  {line}" for line in differing), *mends])
-    )
 
 
 def ended(
@@ -279,7 +170,7 @@ def _restore_or_init(group: ReplicaGroup, replica: Replica) -> TrainState:
         return jax.jit(run.learner.init_from)(run.learner.seed, run.learner.hyper)
     metadata = checkpoints.metadata(step)
     config, content_hash = configs.from_json(metadata["config"]), metadata["data"]["content_hash"]
-    _check_identity(run, configs.identity(config, content_hash), f"{replica.workdir}, checkpoint {step},")
+    check_identity(run, configs.identity(config, content_hash), f"{replica.workdir}, checkpoint {step},")
     replica.lost_checkpoints = sorted({*replica.lost_checkpoints, *metadata.get("lost", [])})
     # Earlier versions knew of the last sitting only.
     before = metadata.get("sittings") or [{"first_step": 1, **{name: metadata.get(name) for name in origin}}]

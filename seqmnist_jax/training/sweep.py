@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from seqmnist_jax.devices import processes
 from seqmnist_jax.devices.memory import TooLarge
 from seqmnist_jax.training import plan
+from seqmnist_jax.training.folders import BEGUN, GOING, LEFT_BY_RUNS, NEW, check_folder, explaining_full_disk, look
 from seqmnist_jax.training.jobs import run_jobs
 from seqmnist_jax.training.plan import Grid, Overrides, SweepPoint
 from seqmnist_jax.training.programs import keep_programs
@@ -20,7 +21,6 @@ from seqmnist_jax.training.replicas import ALOUD, Diverged, Watch
 from seqmnist_jax.training.run import Run
 from seqmnist_jax.training.scores import over_seeds
 from seqmnist_jax.training.signals import StopOnSignal
-from seqmnist_jax.training.start import BEGUN, GOING, LEFT_BY_RUNS, NEW, check_folder, explaining_full_disk, look
 from seqmnist_jax.training.train import train_replicas
 from seqmnist_jax.workdir import caveats, files
 from seqmnist_jax.workdir import config as configs

@@ -13,7 +13,7 @@ from seqmnist_jax.devices import processes
 from seqmnist_jax.devices.profiling import StepTrace
 from seqmnist_jax.devices.trees import unstack
 from seqmnist_jax.errors import Interrupted
-from seqmnist_jax.training import finish, records, start
+from seqmnist_jax.training import finish, folders, records, start
 from seqmnist_jax.training.programs import Programs, Scores
 from seqmnist_jax.training.replicas import ALOUD, Diverged, Json, ReplicaGroup, Watch
 from seqmnist_jax.training.run import Run
@@ -74,7 +74,7 @@ def train_replicas(
     """
     workdirs = [workdir and Path(workdir).expanduser() for workdir in workdirs]
     given = [workdir for workdir in workdirs if workdir is not None]
-    with ExitStack() as owners, start.explaining_full_disk(given):
+    with ExitStack() as owners, folders.explaining_full_disk(given):
         waiting = start.open_folders(owners, runs, workdirs, commands)
         done, diverged = start.ended(runs, workdirs, waiting, watch)
         while waiting:
