@@ -179,6 +179,9 @@ def test_what_else_a_folder_may_be_asked_for(chosen, tmp_path):
     shutil.rmtree(folder / "trials")
     assert sweep.train_sweep(*built(), folder, watch=Watch(say=lines.append)) == chosen[1]
     assert not any("Compiled" in line for line in lines)
+    # So has one that diverged.
+    ended = folder / "replicas" / plan.decide(built()[1], folder)[0].name
+    (ended / "summary.json").rename(ended / "diverged.json")
     decided = plan.decide(built()[1], folder)
     assert plan.trials_in_words(decided) == ""
     assert {point.overrides[RATE] == point.run.choice["chosen"][RATE] for point in decided} == {True}
@@ -218,6 +221,7 @@ def test_groups_of_trials_run_as_jobs(chosen, tmp_path, monkeypatch):
         ({"choose": "{'optimizer.learning_rate': (0.1, -1.0)}"}, "optimizer.learning_rate is -1.0"),
         ({"choose": RATES, "sweep": "{'optimizer.learning_rate': (1.0, 2.0)}"}, "the sweep names too"),
         ({"data.selection": "test:100"}, "choose needs validation images"),
+        ({"sweep": "{'data.selection': ('validation', 'test:100')}"}, "choose needs validation images"),
     ],
 )
 def test_impossible_requests(changes, message):

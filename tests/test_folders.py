@@ -118,6 +118,43 @@ def test_an_extended_sweep_leaves_its_finished_runs_alone(two, tmp_path):
     assert first_difference(tmp_path / "alone", folder / "replicas" / "seed=3") is None
 
 
+def test_a_sweep_asked_in_parts_says_what_its_summary_lacks(two, tmp_path):
+    folder = shutil.copytree(two, tmp_path / "sweep")
+    assert not any("more runs" in warning for warning in summary_of(folder)["warnings"])
+    summary = sweep_in(folder, "2")
+    assert summary["warnings"][-1].startswith("1 more runs in the folder were not asked for now")
+
+
+def test_fields_in_another_order_would_name_other_folders(tmp_path):
+    def asked(sweep):
+        config = config_of(sweep=sweep)
+        grid = plan.build_sweep(config)
+        return grid, plan.build_points(config, grid)
+
+    grid, points = asked("{'model.hidden_size': (4, 5), 'seed': (1, 2)}")
+    files.write_json(tmp_path / files.SWEEP, {"sweep": grid, "config of one run": points[0].run.config})
+    assert sweep.survey(grid, points, tmp_path)[0] == "begun"
+    with pytest.raises(WorkdirError, match="swept fields"):
+        sweep.survey(*asked("{'seed': (1, 2), 'model.hidden_size': (4, 5)}"), tmp_path)
+
+
+def test_one_that_died_among_the_saves_of_a_report_reports_once(two, tmp_path):
+    """Of two, one has saved that its report is made, the other has not."""
+    with pytest.raises(Stopped):
+        sweep_in(tmp_path / "sweep", "1-2", stop_at=10)
+    untold = shutil.copytree(tmp_path / "sweep" / "replicas" / "seed=2", tmp_path / "untold")
+    with pytest.raises(Stopped):
+        sweep_in(tmp_path / "sweep", "1-2", stop_at=11, **{"runtime.dispatch_seconds": 1e-9})
+    later = {path.name for path in (tmp_path / "sweep" / "replicas" / "seed=1" / "checkpoints").iterdir()} - {"10"}
+    for name in later:
+        shutil.rmtree(tmp_path / "sweep" / "replicas" / "seed=1" / "checkpoints" / name)
+    shutil.rmtree(tmp_path / "sweep" / "replicas" / "seed=2")
+    untold.rename(tmp_path / "sweep" / "replicas" / "seed=2")
+    sweep_in(tmp_path / "sweep", "1-2")
+    for name in ("seed=1", "seed=2"):
+        assert first_difference(two / "replicas" / name, tmp_path / "sweep" / "replicas" / name) is None
+
+
 def test_a_member_that_was_removed_is_made_anew_to_the_same_bits(two, tmp_path):
     folder = shutil.copytree(two, tmp_path / "sweep")
     shutil.rmtree(folder / "replicas" / "seed=2")

@@ -199,6 +199,12 @@ def test_the_plainest_command_that_names_a_seed_stands_for_all(runs):
     assert row["command"] == f"{plain} --config.seed=SEED"
 
 
+def test_the_seed_stands_behind_a_config_whose_name_has_a_space(tmp_path):
+    make_run(tmp_path / "run", 1, 0.98, command="python launch.py --config 'my configs/gru.py'")
+    (row,) = rows_of([str(tmp_path)])
+    assert row["command"] == "python launch.py --config 'my configs/gru.py' --config.seed=SEED"
+
+
 def test_a_row_says_in_what_precision_its_device_trained(tmp_path):
     auto = {"model.precision": "float32"}  # of 'auto', as a recipe has it
     make_run(tmp_path / "gpu", 1, 0.98, identity=auto, precision="tensorfloat32")

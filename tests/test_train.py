@@ -171,6 +171,22 @@ def test_stopped_anywhere_and_resumed_gives_the_same_bits(whole, tmp_path, stops
     assert same == {name: value for name, value in whole[1].items() if name not in times}
 
 
+def test_killed_after_a_report_but_before_it_is_saved(whole, tmp_path):
+    """The last checkpoint then is one of before the report, of a run that was asked to stop there."""
+    with pytest.raises(training.Stopped):
+        run_in(tmp_path / "run", stop_at=20)
+    before = shutil.copytree(tmp_path / "run" / "checkpoints", tmp_path / "checkpoints")
+    assert events(tmp_path / "run") == []
+    with pytest.raises(training.Stopped):
+        run_in(tmp_path / "run", stop_at=21, **{"runtime.dispatch_seconds": 1e-9})
+    assert events(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    before.rename(tmp_path / "run" / "checkpoints")
+    run_in(tmp_path / "run")
+    assert events(tmp_path / "run") == events(whole[0])
+    assert_same_state(final_state(tmp_path / "run"), final_state(whole[0]))
+
+
 def test_killed_between_checkpoints_repeats_its_events(whole, tmp_path, monkeypatch):
     """A process that dies after an evaluation but before its checkpoint leaves events that the resumed run drops."""
     save = Checkpoints.save

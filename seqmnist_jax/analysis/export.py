@@ -204,7 +204,7 @@ def _network(model: TrainedModel) -> Json:
             "the layer above is given both h of each step side by side, forward first.",
             "gates": cell.gates,
             "step": list(cell.step),
-            "precision": "float32",
+            "precision": model.config.runtime.eval_precision,
             "after": [f"y = {last}"],
         }
         if config.memory or config.head_layers or config.reading != "last":

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import re
+import shlex
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -284,7 +285,11 @@ def _without_seed(summary: Json) -> str | None:
 def _command(commands: Mapping[str, Any]) -> str | None:
     """Of the commands that made a row's runs the plainest, with SEED for the seed; None where they don't have one."""
     made = sorted(commands.keys() - {UNKNOWN}, key=lambda command: (len(command), command))
-    return re.sub(r"--config \S+", r"\g<0> --config.seed=SEED", made[0], count=1) if made else None
+    if not made:
+        return None
+    words = shlex.split(made[0])
+    place = words.index("--config") + 2 if "--config" in words else len(words)
+    return shlex.join([*words[:place], "--config.seed=SEED", *words[place:]])
 
 
 def _times(ended: Sequence[Result], epochs: float) -> Json:

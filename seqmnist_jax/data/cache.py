@@ -21,7 +21,7 @@ Arrays = dict[str, np.ndarray]
 def folder() -> Path:
     """Where cached arrays live: SEQMNIST_CACHE_DIR, else the platform's cache folder for this package."""
     named = os.environ.get("SEQMNIST_CACHE_DIR")
-    return Path(named).expanduser() if named else platformdirs.user_cache_path("seqmnist_jax")
+    return Path(os.path.expanduser(named)) if named else platformdirs.user_cache_path("seqmnist_jax")
 
 
 def cached(files: Mapping[str, Path], is_valid: Callable[[Arrays], bool], build: Callable[[], Arrays]) -> Arrays:

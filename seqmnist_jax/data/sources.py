@@ -3,6 +3,7 @@
 To add a source, write such a function and name it in the table.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -16,7 +17,7 @@ import numpy as np
 
 from seqmnist_jax.data import cache, embedded, registry
 from seqmnist_jax.data.idx import DataError, entries, find_file, look_for, read_idx
-from seqmnist_jax.errors import choose
+from seqmnist_jax.errors import UsageError, choose
 
 DATA_DIR_VARIABLE = "SEQMNIST_DATA_DIR"
 NUM_CLASSES = 10
@@ -305,7 +306,7 @@ SOURCES: dict[str, Callable[[Request], Dataset]] = {
 def find_data_dir(named: str) -> Path | None:
     """The folder that is named, else the environment's, else None."""
     named = named or os.environ.get(DATA_DIR_VARIABLE, "")
-    return Path(named).expanduser().absolute() if named else None
+    return Path(os.path.expanduser(named)).absolute() if named else None  # the tilde of an unknown user stays
 
 
 def build_request(config: ml_collections.ConfigDict) -> Request:
@@ -337,5 +338,10 @@ def build_dataset_of_run(config: ml_collections.ConfigDict, source: str) -> Data
     if request.data_dir is not None and not request.data_dir.is_dir():
         # Gone, or another machine's: the environment may name one.
         request = dataclasses.replace(request, data_dir=find_data_dir(""))
+    if source == "tfds":
+        # Not what a folder has that is named for other data.
+        with contextlib.suppress(DataError, UsageError, ImportError):
+            if (copy := _load_local_copy(request)) is not None:
+                return copy
     # A folder's data may have come to be at hand another way.
     return load_dataset("embedded" if source == "embedded" else "auto", request)

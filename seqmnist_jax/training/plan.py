@@ -181,8 +181,8 @@ def _name(overrides: Overrides, joint: set[str]) -> str:
 
     Args:
       overrides: the values of the fields that are in it.
-      joint: of these the ones that go together. What is '' of them is left out, and a mapping is told without its
-        brackets and quotes.
+      joint: of these the ones that go together. What is '' of them is left out, all of which is 'plain', and a
+        mapping is told without its brackets and quotes.
     """
     lasts = [field.split(".")[-1] for field in overrides]
     parts = []
@@ -191,7 +191,7 @@ def _name(overrides: Overrides, joint: set[str]) -> str:
             continue
         text = re.sub("[{}' \"]", "", str(value)).replace(":", "=") if field in joint else value
         parts.append(f"{last if lasts.count(last) == 1 else field}={text}")
-    return re.sub(r"[^\w=.,+-]", "_", ",".join(parts))
+    return re.sub(r"[^\w=.,+-]", "_", ",".join(parts)) or "plain"
 
 
 def build_points(config: ml_collections.ConfigDict, grid: Grid, named: Iterable[str] = ()) -> list[SweepPoint]:
@@ -229,7 +229,8 @@ def build_points(config: ml_collections.ConfigDict, grid: Grid, named: Iterable[
         length = {SEED: point.run.learner.seed, "train.steps": config.choose_steps}
         asked += [(_name(kept | one, joint), kept | one | length) for one in candidates]
     tried = _build(config, asked, {*named, *start})
-    _check_validates(tried[0].run)
+    for trial in tried:
+        _check_validates(trial.run)
     tried = [trial._replace(run=dataclasses.replace(trial.run, tests=False)) for trial in tried]
     each = len(candidates)
     trials_of = {recipe: tuple(tried[place * each :][:each]) for place, recipe in enumerate(firsts)}
@@ -322,7 +323,9 @@ def decide(points: Sequence[SweepPoint], workdir: Path) -> list[SweepPoint]:
     for point in points:
         choice = None
         if point.trials and not point.run.choice:
-            choice = _choose(point, workdir / files.TRIALS) or _read(folder_of(workdir, point)).get("choice")
+            own = folder_of(workdir, point)
+            ends = (_read(own / name).get("choice") for name in (files.SUMMARY, files.DIVERGED))
+            choice = _choose(point, workdir / files.TRIALS) or next(filter(None, ends), None)
         if choice is None or not _is_asked(choice, point):
             decided.append(point)
             continue
@@ -332,9 +335,8 @@ def decide(points: Sequence[SweepPoint], workdir: Path) -> list[SweepPoint]:
     return decided
 
 
-def _read(folder: Path) -> Json:
-    """A run's summary, {} where it has none."""
-    path = folder / files.SUMMARY
+def _read(path: Path) -> Json:
+    """What a run has on record there, {} where it has nothing."""
     return files.read_json(path) if path.exists() else {}
 
 
@@ -343,7 +345,7 @@ def _choose(point: SweepPoint, workdir: Path) -> Json | None:
     folders = {folder_of(workdir, trial): trial.run for trial in point.trials}
     if any(look(run, folder) in GOING for folder, run in folders.items()):
         return None
-    found: list[float | None] = [_read(folder).get(VALIDATED) for folder in folders]
+    found: list[float | None] = [_read(folder / files.SUMMARY).get(VALIDATED) for folder in folders]
     first_best = np.argmax([-1.0 if one is None else one for one in found])
     return {
         "chosen": point.candidates[int(first_best)],

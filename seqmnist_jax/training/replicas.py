@@ -68,6 +68,7 @@ class Replica:
       is_new: whether its folder was made just now.
       check_place: raises `lock.Moved` where the folder is not in its place any more.
       checkpoints: what is saved of it.
+      is_untold: whether it has done steps that no report tells of yet.
       recorder: takes what it has to tell; opened once all is read that was told before.
       sittings: of each stretch of steps made in the same place by the same code the first, and that place and code.
       diverged: why training of it ended early; None while all is well.
@@ -82,6 +83,7 @@ class Replica:
     is_new: bool = False
     check_place: Callable[[], None] = lambda: None
     checkpoints: Checkpoints = dataclasses.field(init=False)
+    is_untold: bool = False
     recorder: Recorder = dataclasses.field(init=False)
     sittings: list[Json] = dataclasses.field(default_factory=list)
     diverged: str | None = None
@@ -151,11 +153,12 @@ class ReplicaGroup:
         self.watch.show(self.progress.status(self.learning_rates(step)))
 
     def say_progress(self, step: int, scores: Sequence[Scores]) -> None:
-        """Says in one line where the runs stand, with the mean of each score over those that are active."""
-        of_active = [own for own, replica in zip(scores, self.replicas, strict=True) if replica.diverged is None]
-        self.watch.say(
-            self.progress.line({name: float(np.mean([own[name] for own in of_active])) for name in of_active[0]})
-        )
+        """Says in one line where the runs stand, with the mean of each score over those that are active and report."""
+        told = zip(scores, self.replicas, strict=True)
+        of_active = [own for own, replica in told if replica.diverged is None and replica.is_untold]
+        if of_active:
+            means = {name: float(np.mean([own[name] for own in of_active])) for name in of_active[0]}
+            self.watch.say(self.progress.line(means))
         self.show(step)
 
     def save(self, replica: Replica, state: TrainState, validated: Scores | None) -> None:

@@ -177,20 +177,23 @@ def _restore_or_init(group: ReplicaGroup, replica: Replica) -> TrainState:
     is_same = {**before[-1], "first_step": 0} == {**origin, "first_step": 0}
     replica.sittings = before if is_same else [*before, {"first_step": step + 1, **origin}]
     group.clock.add(Clock(**metadata["clock"]))
-    return restore_state(checkpoints, step, run.learner.template())
+    state = restore_state(checkpoints, step, run.learner.template())
+    # A stop came between the last steps and their report: their metrics are there still.
+    replica.is_untold = step % run.eval_every == 0 and int(state.metrics.loss.count) > 0
+    return state
 
 
 def begin(exits: ExitStack, group: ReplicaGroup) -> None:
     """Puts the folders in order, now that everything is ready to train, and opens the recorders."""
     step = group.first_step
     for replica in group.replicas:
-        was_measured = replica.run.is_measured(step)
+        is_told = replica.run.is_measured(step) and not replica.is_untold
         if processes.is_main():
             replica.checkpoints.drop_after(step)
-            _drop_later(replica, step)
+            _drop_later(replica, step if is_told else step - 1)
             if not replica.is_new:  # it may have more steps now, or its data in another place
                 record(replica.run, replica.workdir)
-        recorder = Recorder(replica.workdir, step + 1 if was_measured else step, writes=processes.is_main())
+        recorder = Recorder(replica.workdir, step + 1 if is_told else step, writes=processes.is_main())
         replica.recorder = exits.enter_context(closing(recorder))
     count = len(group.replicas)
     group.progress = Progress(step, group.run.steps, group.clock, runs=count, validated=_validated(group))

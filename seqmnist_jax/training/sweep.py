@@ -111,6 +111,12 @@ def train_sweep(
         _train_groups(groups, executor, watch)
         processes.wait("all runs are done")
         summary = _summarize(points, workdir, grid)
+        left_out = {name for names in together for name in names} - {point.name for point in points}
+        if left_out:
+            lacks = (
+                f"{len(left_out)} more runs in the folder were not asked for now: they are in no mean and no ranking."
+            )
+            summary["warnings"] = [*summary["warnings"], lacks]
         check_place()
         if processes.is_main():
             files.write_json(workdir / files.SUMMARY, summary)
@@ -137,7 +143,8 @@ def survey(grid: Grid, points: Sequence[SweepPoint], workdir: Path) -> tuple[str
         fields = {field for key in (*old["sweep"], *grid) for field in plan.fields_of(key)} | {*chosen}
         then = configs.from_json(old["config of one run"])
         identities = [configs.identity(then, data), points[0].run.identity]
-        swept = [{"swept fields": sorted(names)} for names in (old["sweep"], grid)]
+        # In their order, which runs' folders are named by.
+        swept = [{"swept fields": [", ".join(plan.fields_of(key)) for key in keys]} for keys in (old["sweep"], grid)]
         swept[0][CHOSEN], swept[1][CHOSEN] = old.get(CHOSEN, []), chosen
         differing = configs.differences(*swept)
         differing += configs.differences(*({n: v for n, v in one.items() if n not in fields} for one in identities))

@@ -140,7 +140,7 @@ def train_loop(group: ReplicaGroup, programs: Programs, trace: StepTrace, state:
       Diverged, CheckpointError, Moved, Stopped: as `train_replicas`.
     """
     run = group.run
-    report_pending = stopped_before_report(group, state)
+    report_pending = any(replica.is_untold for replica in group.replicas)
     while state.step < run.steps or report_pending:
         if not report_pending:
             state = advance(group, programs, trace, state)
@@ -169,12 +169,6 @@ def train_loop(group: ReplicaGroup, programs: Programs, trace: StepTrace, state:
     return state.stacked
 
 
-def stopped_before_report(group: ReplicaGroup, state: LoopState) -> bool:
-    """Whether a stop came between the last steps and their report, so that their metrics are there still."""
-    is_at_report = state.step > 0 and state.step % group.run.eval_every == 0
-    return is_at_report and any(int(own.metrics.loss.count) > 0 for own in state.per_replica(group))
-
-
 def advance(group: ReplicaGroup, programs: Programs, trace: StepTrace, state: LoopState) -> LoopState:
     """Steps, as many as may pass without the host, in a dispatch of bounded time; ends the runs that diverge in it."""
     run, step, active, before = group.run, state.step, group.active, group.clock.train
@@ -184,6 +178,7 @@ def advance(group: ReplicaGroup, programs: Programs, trace: StepTrace, state: Lo
     stacked, step, finite = programs.train(state.stacked, step, processes.agree(min(ends) - step), active)
     state = dataclasses.replace(state, stacked=stacked, step=step)
     for replica, own in zip(group.replicas, state.per_replica(group), strict=True):
+        replica.is_untold = True
         if replica.diverged is None and not finite[replica.place]:
             replica.checkpoints.wait()
             if int(own.step) not in (0, replica.checkpoints.last_step()):
@@ -195,7 +190,10 @@ def advance(group: ReplicaGroup, programs: Programs, trace: StepTrace, state: Lo
 
 
 def report(group: ReplicaGroup, programs: Programs, state: LoopState) -> tuple[LoopState, list[Scores | None]]:
-    """Measures the models and records it, with what was gathered in training; gives what was measured of each."""
+    """Measures the models and records it, with what was gathered in training; gives what was measured of each.
+
+    A process that died among the saves of several may leave some of them told of and others not.
+    """
     run, step, rates = group.run, state.step, group.learning_rates(state.step)
     states = state.per_replica(group)
     pace = group.progress.close_window()  # None where the run was stopped before this report, and goes on with it
@@ -213,7 +211,7 @@ def report(group: ReplicaGroup, programs: Programs, state: LoopState) -> tuple[L
     for replica, own, told, found in zip(group.replicas, states, scores, validated, strict=True):
         if found is not None:
             told |= _named(split, found | times)
-        if replica.diverged is None:
+        if replica.diverged is None and replica.is_untold:
             replica.recorder.write_scalars(step, told)
             records.write_histograms(replica.recorder.tensorboard, run, own)
             if measured and records.has_pictures(run, step):
@@ -222,6 +220,8 @@ def report(group: ReplicaGroup, programs: Programs, state: LoopState) -> tuple[L
         blank = jax.tree.map(jnp.zeros_like, state.stacked.metrics)
         state = dataclasses.replace(state, stacked=programs.place(state.stacked.replace(metrics=blank)))
     group.say_progress(step, scores)
+    for replica in group.replicas:
+        replica.is_untold = False
     return state, validated
 
 

@@ -140,6 +140,8 @@ class Checkpoints:
           CheckpointError: there is one, and this process may not set it aside.
         """
         for path in sorted(self._folder.glob("*/metrics/metrics")):
+            if not path.parts[-3].isdigit():  # half a save, which orbax clears away
+                continue
             try:
                 rank(json.loads(path.read_text()))
             except (OSError, ValueError, TypeError, KeyError) as e:

@@ -129,16 +129,17 @@ def record(model: TrainedModel, images: np.ndarray) -> Json:
 
     Returns:
       probabilities, base64 of uint8 [count, time, classes], 255 for 1, or None of a model that reads both ways;
-      states, base64 of int8 [count, steps, units], 127 for `largest`, at every `stride`-th step from the first
-      on, or None of a model without any.
+      states, base64 of int8 [count, columns, units], 127 for `largest`, or None of a model without any. From one
+      column to the next are `stride` steps: the states of a deep stack are those of its last, shortest stage.
     """
     recorded: Json = {"probabilities": None, "states": None}
     if model.reads_forwards:
         recorded["probabilities"] = _base64(np.rint(255 * model.read(images)), "u1")
     if model.has_states:
         states = model.states(images)
-        stride = -(-states.size // MOST_STATES)
-        states = states[:, ::stride]
+        every = -(-states.size // MOST_STATES)
+        stride = every * (model.learner.view.sequence_length // states.shape[1])
+        states = states[:, ::every]
         largest = float(max(1.0, np.abs(states).max()))
         recorded["states"] = _base64(np.rint(127 * states / largest), "i1")
         recorded |= {"stride": stride, "units": states.shape[-1], "largest": largest}

@@ -30,8 +30,8 @@ class Found:
       facts: as in data.json.
       summary: as in summary.json; None of a run that is not finished.
       events: as in metrics.jsonl, in its order.
-      answers: those to the test images, as in predictions.npz; None of a run that is not finished, or where the
-        file is missing or damaged.
+      answers: those to the test images, as in predictions.npz; None of a trial, of a run that is not finished, or
+        where the file is missing or damaged.
       notices: sentences on what is missing or damaged.
     """
 
@@ -57,8 +57,8 @@ class Found:
 
     @property
     def split(self) -> str:
-        """What is measured: 'test', or of an unfinished run, whose test images stay unseen, 'validation'."""
-        return "validation" if self.summary is None else "test"
+        """What is measured: 'test', or of a trial or an unfinished run, whose test images stay unseen, 'validation'."""
+        return "validation" if self.summary is None or "test_accuracy" not in self.summary else "test"
 
     def last_step(self) -> int:
         """The last step on record."""
@@ -104,7 +104,7 @@ def find(workdir: Path) -> Found:
     if not events:
         notices.append(f"There are no learning curves: {files.METRICS} is missing or empty.")
     answers = None
-    if summary is not None:
+    if summary is not None and "test_accuracy" in summary:
         try:
             answers = read_answers(workdir)
         except files.WorkdirError as e:
@@ -149,7 +149,11 @@ def _read_summary(workdir: Path, config: Json, notices: list[str]) -> Json | Non
             "in all. Its test images stay unseen until then; what is measured here is measured on validation images."
         )
         return None
-    return files.read_json(workdir / files.SUMMARY, needed=("selected_on", "best_step", "validation_accuracy", "steps"))
+    needed = ("selected_on", "best_step", "validation_accuracy", "steps")
+    summary = files.read_json(workdir / files.SUMMARY, needed=needed)
+    if "test_accuracy" not in summary:
+        notices.append("This is a trial: its test images stay unseen; what is measured is so on validation images.")
+    return summary
 
 
 def _build_part(config: Any, facts: Json, split: str, notices: list[str]) -> Images | None:

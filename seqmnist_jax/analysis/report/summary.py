@@ -40,8 +40,8 @@ def headline(opened: Opened, score: Json | None) -> list[Json]:
             }
         )
     validation = found.validation_accuracy()
-    # Of an unfinished run that is what the score above is.
-    if validation is not None and (found.summary is not None or score is None):
+    # Of a trial or an unfinished run that is what the score above is.
+    if validation is not None and (found.split == "test" or score is None):
         note = "best so far" if found.summary is None else f"at step {found.summary['best_step']:,}"
         told.append({"label": "validation accuracy", "value": _percent(validation), "note": note})
     told.append(

@@ -206,7 +206,7 @@ function stateMap() {
  * It has `node`, `show(pixels, label, reading)`, where the reading may go on, `refresh()` for when it has, and
  * `seek(steps)`.
  */
-function player(view, classes, { hasProbabilities, hasStates }) {
+function player(view, classes, { hasProbabilities, hasStates, largest, stride }) {
   const image = readingImage(view);
   const bars = hasProbabilities ? probabilityBars(classes) : null;
   const lines = hasProbabilities ? probabilityLines() : null;
@@ -310,7 +310,7 @@ function player(view, classes, { hasProbabilities, hasStates }) {
     h('div', { class: 'left' }, h('div', { class: 'frame' }, image.canvas), told, bars?.node, spoken),
     h('div', { class: 'over-time' },
       lines ? h('div', null, h('h3', null, 'Probabilities'), lines.node) : null,
-      map ? h('div', null, h('h3', null, 'Hidden state'), map.node, h('p', { class: 'scale' }, h('span', null, '−1'), h('i', { class: 'gradient' }), h('span', null, '1'), h('span', { class: 'muted' }, 'a row for each unit, a column for each step'))) : null,
+      map ? h('div', null, h('h3', null, 'Hidden state'), map.node, h('p', { class: 'scale' }, h('span', null, `−${short(largest)}`), h('i', { class: 'gradient' }), h('span', null, short(largest)), h('span', { class: 'muted' }, `a row for each unit, a column for ${stride > 1 ? `${stride} steps` : 'each step'}`))) : null,
       mind, asTable)));
   return {
     node, seek, refresh,
@@ -334,6 +334,8 @@ function watchSection(run, digits) {
   const screen = player(view, classes, {
     hasProbabilities: Boolean(network || reading.recorded?.probabilities),
     hasStates: Boolean(network || reading.recorded?.states),
+    largest: (!network && reading.recorded?.largest) || 1,
+    stride: (!network && reading.recorded?.stride) || 1,
   });
 
   // A reading is made in slices of a few milliseconds, so that the page goes on answering.
