@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from seqmnist_jax.rnn import any_cell, cells, layers, recurrence
 from seqmnist_jax.rnn.checks import as_array, check_x, choice
+from seqmnist_jax.rnn.eager import identified
 from seqmnist_jax.rnn.min_gru import init_min_gru, min_gru_step
 from seqmnist_jax.rnn.recurrence import Given, Options
 
@@ -21,6 +22,10 @@ _SIZES = (192, 384, 576)
 
 def _one_state(zero: Array) -> Any:
     return zero
+
+
+def _two_states(zero: Array) -> Any:
+    return zero, zero
 
 
 def _own_layer(params: Any, x: Any, *, backend: str, precision: str) -> str:
@@ -121,11 +126,15 @@ def takes(function: Callable[..., Any], name: str) -> bool:
     return name in inspect.signature(function).parameters
 
 
-@functools.lru_cache(maxsize=256)
 def at_precision(step: Callable[..., Any], precision: str) -> Callable[..., Any]:
     """The step at a precision, if it knows of any; for the same arguments the same object, by which programs go."""
     choice("precision", precision, cells.PRECISIONS)
-    return functools.partial(step, precision=precision) if takes(step, "precision") else step
+    return _at_precision(identified(step), precision) if takes(step, "precision") else step
+
+
+@functools.lru_cache(maxsize=256)
+def _at_precision(step: Callable[..., Any], precision: str) -> Callable[..., Any]:
+    return functools.partial(step, precision=precision)
 
 
 Shapes = dict[str, tuple[int, ...]]
@@ -172,7 +181,7 @@ LSTM = Cell(
     layers.lstm,
     cells.lstm_step,
     cells.init_lstm,
-    zero_carry=lambda zero: (zero, zero),
+    zero_carry=_two_states,
     backends=recurrence.BACKENDS,
     explain=layers.explain,
 )

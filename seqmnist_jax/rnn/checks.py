@@ -90,7 +90,7 @@ def check_sequences(x: Any, lengths: Any = None, mask: Any = None, resets: Any =
             raise ValueError(f"{name} has dtype {mark.dtype}; expected bool")
     if mask is not None and lengths is not None:
         raise ValueError("mask and lengths are both given; expected one of them")
-    mask, resets = (None, None) if x.shape[1] == 0 else marks
+    mask, resets = (None, None) if 0 in x.shape[:2] else marks
     read: Any = True
     if lengths is not None:
         lengths = as_array("lengths", lengths)

@@ -32,6 +32,8 @@ from seqmnist_jax.rnn.jaxprs import (
 
 # A product of x of at most so many features is made inside the stages, from the scalars of x.
 MOST_INLINE_FEATURES = 4
+# As many terms as a pass of the kernel for CPUs has at most.
+MOST_PRODUCTS = 32
 
 
 class _Found(NamedTuple):
@@ -223,6 +225,11 @@ class _Divider:
             for rows in blocks(source, self.hidden):
                 product = Product(round, -1, -1, weight, turned, rows, columns)
                 self._found.append(_Found(round, self._origin(Block(source, rows)), result, product))
+        if len(self._found) > MOST_PRODUCTS:
+            raise NotDivisibleError(
+                f"products between blocks of {self.hidden} units, the least that the carry has, are more than "
+                f"{MOST_PRODUCTS} ({where(e)})"
+            )
 
     def _origin(self, block: Block) -> Block:
         """The block that a block is a copy of, so that two views of one state are one source."""
@@ -234,7 +241,7 @@ class _Divider:
                 b += sum(e.params["sizes"][:i]) // self.hidden
             elif name == "slice":
                 b += e.params["start_indices"][1] // self.hidden
-            elif name not in ("copy", "stop_gradient"):
+            elif name != "copy":  # behind a stop_gradient is another source: what it multiplies has no cotangent
                 break
             v = e.invars[0]
         return Block(v, b)
@@ -307,6 +314,8 @@ def laid_flat(step: Callable[..., Any], params: Any, carry: Any, x: Any, precisi
         closed = flattened(flat, shapes)
     if any(isinstance(const, jax.core.Tracer) for const in closed.consts):
         raise NotDivisibleError("the step uses an array of a transformation around it, which is none of its parameters")
+    if closed.effects:  # A kernel has no place for them, and what no result needs is left out.
+        raise NotDivisibleError(f"the step has side effects: {', '.join(map(str, closed.effects))}")
     return closed
 
 

@@ -78,6 +78,8 @@ def narrow(v: Any, made: Mapping[Any, tuple[Any, int]], kinds: Mapping[Any, str]
         last = e.invars[0].aval.shape[-1:] if e.invars else ()
         if e.primitive.name not in ("broadcast_in_dim", "reshape") or last not in ((), (1,), v.aval.shape[-1:]):
             break
+        if e.primitive.name == "reshape" and last == (1,) and e.invars[0].aval.size != 1:
+            break  # a column that became a row
         if e.primitive.name == "broadcast_in_dim" and last and e.params["broadcast_dimensions"][-1] != v.aval.ndim - 1:
             break
         v = e.invars[0]

@@ -4,6 +4,7 @@
 """
 
 import functools
+import types
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +26,24 @@ def _bound(function: Any, names: tuple[str, ...], floats: tuple[str, ...], *valu
     return functools.partial(function, *values[:count], **dict(zip(names, values[count:], strict=True)))
 
 
+def identified(function: Any) -> Any:
+    """The function, by which programs go; of a method a new one for each call.
+
+    Methods of one object are equal, whatever has become of the object in between.
+    """
+    return functools.partial(function) if isinstance(function, types.MethodType) else function
+
+
+def _is_constant(value: Any) -> bool:
+    """Whether what equals it is as it: an object that is equal to itself alone may have changed in between."""
+    if isinstance(value, tuple):
+        return all(map(_is_constant, value))
+    if isinstance(value, types.MethodType):
+        return False
+    is_named = hasattr(value, "__name__")  # a function, a type
+    return value is None or is_named or type(value).__hash__ is not object.__hash__
+
+
 def is_array(leaf: Any) -> bool:
     """Whether a program takes it: JAX's arrays, and NumPy's but of objects, text and dates."""
     return isinstance(leaf, jax.Array) or (isinstance(leaf, np.ndarray) and leaf.dtype.kind not in "OUSMm")
@@ -42,8 +61,9 @@ def compiled(run: Callable[..., Any], function: Any, arguments: tuple[Any, ...],
     if not all(other is None or isinstance(other, str | int | float | np.generic) for other in others):
         return run(function, *arguments, *options)  # Whose content can change.
     try:
-        if isinstance(function, functools.partial) and getattr(function.func, "__closure__", None) is None:
-            values = *function.args, *function.keywords.values()
+        values = (*function.args, *function.keywords.values()) if isinstance(function, functools.partial) else ()
+        is_open = getattr(getattr(function, "func", None), "__closure__", None) is not None
+        if values and not is_open and all(map(_is_constant, (function.func, *values))):
             floats = tuple(repr(value) for value in values if isinstance(value, float))
             function = _bound(function.func, tuple(function.keywords), floats, *values)
         programs = _PROGRAMS.setdefault(function, {})

@@ -1,0 +1,106 @@
+"""Steps of one's own that are easily taken for others: what is stopped, reshaped, bound, or has side effects."""
+
+import functools
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from seqmnist_jax import rnn
+
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
+
+def both_ways(step, params, h, x):
+    """What 'fused' and 'scan' make of a step: outputs, and gradients of all that is given."""
+
+    def loss(given, backend):
+        outputs = rnn.scan(step, given[0], given[2], given[1], backend=backend)[1]
+        return jnp.sin(outputs).sum(), outputs
+
+    return [jax.grad(loss, has_aux=True)((params, h, x), backend) for backend in ("fused", "scan")]
+
+
+def assert_alike(found, wanted):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, wanted)
+
+
+def drawn(*shape):
+    return jnp.asarray(np.random.default_rng(sum(shape)).standard_normal(shape), jnp.float32)
+
+
+def test_no_gradient_goes_through_a_product_of_what_is_stopped():
+    def step(p, h, x):
+        h = jnp.tanh(x @ p["w"] + jax.lax.stop_gradient(h) @ p["u"] + h * p["k"])
+        return h, h
+
+    params = {"w": drawn(3, 4), "u": drawn(4, 4), "k": drawn(4)}
+    assert_alike(*both_ways(step, params, drawn(2, 4), drawn(2, 5, 3)))
+
+
+def test_a_column_of_parameters_that_becomes_a_row_is_of_the_units():
+    def step(p, h, x):
+        h = jnp.tanh(x @ p["w"] + h @ p["u"] + p["b"].reshape(-1))
+        return h, h
+
+    params = {"w": drawn(3, 4), "u": drawn(4, 4), "b": drawn(4, 1)}
+    assert_alike(*both_ways(step, params, drawn(4, 4), drawn(4, 5, 3)))  # as many sequences as units
+
+
+@pytest.mark.parametrize("wrap", [lambda step: step, functools.partial], ids=["method", "partial"])
+def test_a_method_is_asked_anew_what_its_object_has_become(wrap):
+    class Own:
+        def step(self, p, h, x):
+            h = jnp.tanh(x @ p + h @ self.w)
+            return h, h
+
+    own, p, h, x = Own(), drawn(3, 4), drawn(2, 4), drawn(2, 5, 3)
+    for own.w in (jnp.eye(4), -jnp.eye(4)):
+        found = [rnn.scan(wrap(own.step), p, x, h, backend=backend)[1] for backend in ("fused", "scan")]
+        wanted = jax.lax.scan(lambda h, x: own.step(p, h, x), h, jnp.swapaxes(x, 0, 1))[1]
+        for outputs in found:
+            np.testing.assert_allclose(outputs, jnp.swapaxes(wanted, 0, 1), rtol=1e-5, atol=1e-6)
+
+
+def test_an_object_bound_to_a_step_may_change():
+    class Own:
+        w = jnp.eye(4)
+
+    def step(own, p, h, x):
+        h = jnp.tanh(x @ p + h @ own.w)
+        return h, h
+
+    own, p, h, x = Own(), drawn(3, 4), drawn(2, 4), drawn(2, 5, 3)
+    first = rnn.scan(functools.partial(step, own), p, x, h)[1]
+    own.w = -own.w
+    assert np.abs(rnn.scan(functools.partial(step, own), p, x, h)[1] - first).max() > 0.1
+
+
+def test_a_step_with_side_effects_or_a_narrow_state_stays_with_the_scan():
+    def tells(p, h, x):
+        jax.debug.print("{}", h.sum())
+        h = jnp.tanh(x @ p + h)
+        return h, h
+
+    def counts(p, carry, x):
+        h, count = carry
+        h = jnp.tanh(x @ p["w"] + h @ p["u"] + count)
+        return (h, count + 1), h
+
+    given = drawn(3, 8), drawn(2, 5, 3), drawn(2, 8)
+    assert "side effects" in rnn.explain_step(tells, *given)
+    params = {"w": drawn(3, 8), "u": drawn(8, 8)}
+    assert "the least that the carry has" in rnn.explain_step(counts, params, given[1], (given[2], drawn(2, 1)))
+
+
+def test_a_mask_of_no_sequences():
+    params = rnn.init_gru(jax.random.key(0), 3, 4)
+    h, outputs = rnn.gru(params, jnp.zeros((0, 5, 3)), mask=jnp.zeros((0, 5), bool))
+    assert (h.shape, outputs.shape) == ((0, 4), (0, 5, 4))
+
+
+@pytest.mark.parametrize("cell", ["LSTM", "GRU", "GRU_RESET_BEFORE", "MIN_GRU"])
+def test_cells_travel_between_processes(cell):
+    assert pickle.loads(pickle.dumps(getattr(rnn, cell))).init is not None
