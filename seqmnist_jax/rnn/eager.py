@@ -16,6 +16,7 @@ from seqmnist_jax.rnn.per_device import per_device
 
 # By function, then by all else that a program depends on. Neither the function nor what it closes over is kept; steps
 # that were divided are, the last 256 (`recurrence`).
+MOST_PROGRAMS = 64  # of a function; a number that anneals has a program for each value
 _PROGRAMS: weakref.WeakKeyDictionary[Any, dict[Any, Callable[..., Any]]] = weakref.WeakKeyDictionary()
 
 
@@ -71,6 +72,8 @@ def compiled(run: Callable[..., Any], function: Any, arguments: tuple[Any, ...],
         numbers = tuple((type(other), repr(other)) for other in others)
         key = (run, tree, numbers, tuple((type(option), option) for option in options))
         if key not in programs:
+            if len(programs) == MOST_PROGRAMS:
+                del programs[next(iter(programs))]
             alive = weakref.ref(function)
 
             def program(arrays: list[Any]) -> Any:

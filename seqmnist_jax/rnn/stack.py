@@ -206,11 +206,13 @@ def stack(
         )
     x, lengths, mask, resets = check_sequences(x, lengths, mask, resets)
     flags = flag("return_sequences", return_sequences), flag("zero_output_for_mask", zero_output_for_mask)
-    return compiled(_stack, cell.layer, (params, x, lengths, mask, resets, masks), (cell, engine, *flags))
+    # The layer, by which a program is known, must not be held by it, nor what may hold the layer.
+    rest = cell._replace(layer=_stack, explain=_stack)
+    return compiled(_stack, cell.layer, (params, x, lengths, mask, resets, masks), (rest, engine, *flags))
 
 
 def _stack(
-    _: Any,
+    layer: Any,
     params: Any,
     x: Array,
     lengths: Any,
@@ -222,6 +224,7 @@ def _stack(
     return_sequences: bool,
     zero: bool,
 ) -> Array:
+    cell = cell._replace(layer=layer)
     x, lengths, resets = pressed(x, lengths, mask, resets)
     anew: dict[str, dict[str, Any]] = {direction: {} for direction in DIRECTIONS}
     if resets is not None:

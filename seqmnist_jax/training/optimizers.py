@@ -237,6 +237,9 @@ def build_unread(config: ml_collections.ConfigDict) -> dict[str, str]:
         unread |= dict.fromkeys(("optimizer.warmup_steps", "optimizer.final_fraction"), "optimizer.schedule='constant'")
     if optimizer.clip.mask == "none":
         unread |= dict.fromkeys(("optimizer.clip.norm", "optimizer.clip.unit"), "optimizer.clip.mask='none'")
+    elif optimizer.clip.mask == "recurrent" and config.model.name in ("tcn", "mlp", "linear"):
+        why = f"model.name={config.model.name!r}, which has no recurrent layer, and optimizer.clip.mask='recurrent'"
+        unread |= dict.fromkeys(("optimizer.clip.norm", "optimizer.clip.unit"), why)
     return unread
 
 

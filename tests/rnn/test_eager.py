@@ -11,7 +11,8 @@ import pytest
 from jax import export
 
 from seqmnist_jax import rnn
-from seqmnist_jax.rnn import eager, recurrence
+from seqmnist_jax.rnn import eager, readout, recurrence
+from seqmnist_jax.rnn.cell import _at_precision, _initial_shapes
 from tests.tiny import quick_compiler
 
 PARAMS = rnn.init_gru(jax.random.key(0), 3, 8)
@@ -139,6 +140,41 @@ def test_no_step_that_was_divided_is_kept_for_good():
     jax.clear_caches()
     gc.collect()
     assert alive() is None
+
+
+def test_no_cell_that_a_stack_ran_is_kept_for_good():
+    def call(held):
+        def init(key, features, hidden_size):
+            return {"w": jnp.ones((features, hidden_size))}
+
+        def step(p, h, x_t):
+            h = jnp.tanh(x_t @ p["w"] + h * held)
+            return h, h
+
+        cell = rnn.cell(step, init)
+        params = rnn.init_stack(jax.random.key(0), cell, 3, 3, num_layers=1, bidirectional=False)
+        rnn.stack(cell, params, X)
+
+    held = np.ones(3)
+    alive = weakref.ref(held)
+    call(held)
+    del held
+    for bounded in (recurrence._divided, recurrence._stages, readout._cut, _at_precision, _initial_shapes):
+        bounded.cache_clear()
+    jax.clear_caches()
+    gc.collect()
+    assert alive() is None
+
+
+def test_programs_of_a_number_that_anneals_are_not_kept_for_good(monkeypatch):
+    monkeypatch.setattr(eager, "MOST_PROGRAMS", 2)
+
+    def step(p, h, x_t):
+        return h, x_t * p
+
+    for a in (0.1, 0.2, 0.3):
+        assert float(rnn.scan(step, a, X, H)[1][0, 0, 0]) == pytest.approx(a * float(X[0, 0, 0]))
+    assert len(eager._PROGRAMS[step]) == 2
 
 
 def test_numbers_that_are_equal_or_unequal_to_themselves():
