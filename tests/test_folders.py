@@ -120,9 +120,9 @@ def test_an_extended_sweep_leaves_its_finished_runs_alone(two, tmp_path):
 
 def test_a_sweep_asked_in_parts_says_what_its_summary_lacks(two, tmp_path):
     folder = shutil.copytree(two, tmp_path / "sweep")
-    assert not any("more runs" in warning for warning in summary_of(folder)["warnings"])
+    assert not any("not asked for" in warning for warning in summary_of(folder)["warnings"])
     summary = sweep_in(folder, "2")
-    assert summary["warnings"][-1].startswith("1 more runs in the folder were not asked for now")
+    assert summary["warnings"][-1].startswith("Of the runs in the folder 1 were not asked for now")
 
 
 def test_fields_in_another_order_would_name_other_folders(tmp_path):
@@ -150,6 +150,11 @@ def test_one_that_died_among_the_saves_of_a_report_reports_once(two, tmp_path):
         shutil.rmtree(tmp_path / "sweep" / "replicas" / "seed=1" / "checkpoints" / name)
     shutil.rmtree(tmp_path / "sweep" / "replicas" / "seed=2")
     untold.rename(tmp_path / "sweep" / "replicas" / "seed=2")
+    with pytest.raises(Stopped):  # before it could report
+        sweep_in(tmp_path / "sweep", "1-2", stop_at=1)
+    saved = tmp_path / "sweep" / "replicas" / "seed=1" / "checkpoints"
+    with Checkpoints(saved, read_only=True) as checkpoints:
+        assert checkpoints.best_step() == 10
     sweep_in(tmp_path / "sweep", "1-2")
     for name in ("seed=1", "seed=2"):
         assert first_difference(two / "replicas" / name, tmp_path / "sweep" / "replicas" / name) is None

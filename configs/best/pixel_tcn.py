@@ -2,7 +2,8 @@
 
 The architecture of Bai, Kolter and Koltun (2018) for this task: 8 levels of 25 channels, kernel 7, weight
 norm, dropout 0.05 (67,000 parameters, a receptive field of 3,061 steps), Adam at 2e-3, batches of 64. Here
-the paper's 20 epochs run under a cosine, where the paper lowers the rate in two steps.
+its 20 epochs run under a warm-up and a cosine, with a clip at 1; the authors' code lowers the rate once, after
+epoch 10, and has neither.
 """
 
 import ml_collections

@@ -43,7 +43,7 @@ def evaluate(workdir: Path, *, split: str = "test", data_dir: str = "", allow_ot
             "idx", dataclasses.replace(build_request(model.config), data_dir=find_data_dir(data_dir))
         )
     else:
-        dataset = build_dataset_of_run(model.config, facts["source"])
+        dataset = build_dataset_of_run(model.config, facts["source"], facts["content_hash"])
     same = dataset.content_hash == facts["content_hash"]
     if not same and not allow_other_data:
         raise UsageError(

@@ -329,6 +329,12 @@ PROTOCOLS = {
             selection="validation",
             code="github.com/nengo/keras-lmu",
             reference="voelker2019",
+            flaws={
+                "permutation": "it is that of the library's example; the paper's experiment has another, the second "
+                "that RandomState(50) draws",
+                "split": "it is that of the library's example; the paper's experiment shuffles the images first",
+                "selection": "theirs is by the least validation loss",
+            },
         ),
         Protocol(
             name="indrnn",
@@ -361,7 +367,10 @@ PROTOCOLS = {
             selection="validation",
             code="github.com/cooijmanstim/recurrent-batch-normalization",
             reference="cooijmans2017",
-            flaws={"permutation": "its permutation repeats pixels: 501 distinct of 784"},
+            flaws={
+                "permutation": "its permutation repeats pixels: 501 distinct of 784",
+                "selection": "theirs is by the first 1,000 of these validation images alone",
+            },
         ),
     )
 }

@@ -17,7 +17,7 @@ import numpy as np
 
 from seqmnist_jax.data import cache, embedded, registry
 from seqmnist_jax.data.idx import DataError, entries, find_file, look_for, read_idx
-from seqmnist_jax.errors import UsageError, choose
+from seqmnist_jax.errors import choose
 
 DATA_DIR_VARIABLE = "SEQMNIST_DATA_DIR"
 NUM_CLASSES = 10
@@ -324,12 +324,12 @@ def load_dataset(source: str, request: Request) -> Dataset:
     return choose(SOURCES, source, "data.source")(request)
 
 
-def build_dataset_of_run(config: ml_collections.ConfigDict, source: str) -> Dataset:
+def build_dataset_of_run(config: ml_collections.ConfigDict, source: str, content_hash: str) -> Dataset:
     """The data that a run was trained on, where they are at hand; its content hash says whether they are the same.
 
     Args:
       config: the run's.
-      source: the one that gave its data, as its data.json has it.
+      source, content_hash: of its data, as its data.json has them.
 
     Raises:
       UsageError, DataError: nothing is found, or it is damaged.
@@ -339,9 +339,10 @@ def build_dataset_of_run(config: ml_collections.ConfigDict, source: str) -> Data
         # Gone, or another machine's: the environment may name one.
         request = dataclasses.replace(request, data_dir=find_data_dir(""))
     if source == "tfds":
-        # Not what a folder has that is named for other data.
-        with contextlib.suppress(DataError, UsageError, ImportError):
-            if (copy := _load_local_copy(request)) is not None:
+        # Not what a folder has that is named for other data. What TFDS has may be damaged, or it may not import.
+        with contextlib.suppress(Exception):
+            copy = _load_local_copy(request)
+            if copy is not None and copy.content_hash == content_hash:
                 return copy
     # A folder's data may have come to be at hand another way.
     return load_dataset("embedded" if source == "embedded" else "auto", request)

@@ -45,7 +45,8 @@ def scan(
     """Runs a pure cell over time: by a kernel made of its step where there can be one, else by `lax.scan`.
 
     Args:
-      step: ``step(params, carry, x_t) -> (carry, y_t)``, pure; x_t is [batch, features].
+      step: ``step(params, carry, x_t) -> (carry, y_t)``, pure; x_t is [batch, features]. Outside `jit` a function is
+        compiled once, a method of an object, which may change, at each call.
       params: the cell's parameters, any pytree.
       x: [batch, time, features].
       carry: the state before the first step, a pytree of [batch, ...].

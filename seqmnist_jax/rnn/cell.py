@@ -127,7 +127,7 @@ def takes(function: Callable[..., Any], name: str) -> bool:
 
 
 def at_precision(step: Callable[..., Any], precision: str) -> Callable[..., Any]:
-    """The step at a precision, if it knows of any; for the same arguments the same object, by which programs go."""
+    """The step at a precision, if it knows of any; for the same function the same object, by which programs go."""
     choice("precision", precision, cells.PRECISIONS)
     return _at_precision(identified(step), precision) if takes(step, "precision") else step
 

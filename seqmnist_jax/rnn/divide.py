@@ -32,8 +32,8 @@ from seqmnist_jax.rnn.jaxprs import (
 
 # A product of x of at most so many features is made inside the stages, from the scalars of x.
 MOST_INLINE_FEATURES = 4
-# As many terms as a pass of the kernel for CPUs has at most.
-MOST_PRODUCTS = 32
+# Of a step: more would be no program for a compiler. Sources: as many as a pass of the CPU's kernel has terms.
+MOST_PRODUCTS, MOST_SOURCES = 128, 32
 
 
 class _Found(NamedTuple):
@@ -83,6 +83,10 @@ class _Divider:
                 self._note("an output", v, self._kind(v))
         found = sorted(self._found, key=lambda f: f.round)
         sources = list(dict.fromkeys((f.round, f.origin) for f in found))
+        if len(sources) > MOST_SOURCES:
+            raise NotDivisibleError(
+                f"products multiply {len(sources)} blocks of {self.hidden} units, the least of the carry"
+            )
         results = list(dict.fromkeys(self._result(f) for f in found))
         products = [
             f.product._replace(source=sources.index((f.round, f.origin)), result=results.index(self._result(f)))
@@ -220,16 +224,16 @@ class _Divider:
                 f"dot_general from {source.aval.shape[1]} to {result.aval.shape[1]} columns, "
                 f"no multiples of {self.hidden} units ({where(e)})"
             )
+        count = len(self._found) + len(blocks(result, self.hidden)) * len(blocks(source, self.hidden))
+        if count > MOST_PRODUCTS:
+            raise NotDivisibleError(
+                f"{count:,} products between blocks of {self.hidden} units, the least that the carry has ({where(e)})"
+            )
         turned = tuple(e.params["dimension_numbers"][0][1]) == (1,)
         for columns in blocks(result, self.hidden):
             for rows in blocks(source, self.hidden):
                 product = Product(round, -1, -1, weight, turned, rows, columns)
                 self._found.append(_Found(round, self._origin(Block(source, rows)), result, product))
-        if len(self._found) > MOST_PRODUCTS:
-            raise NotDivisibleError(
-                f"products between blocks of {self.hidden} units, the least that the carry has, are more than "
-                f"{MOST_PRODUCTS} ({where(e)})"
-            )
 
     def _origin(self, block: Block) -> Block:
         """The block that a block is a copy of, so that two views of one state are one source."""
@@ -314,8 +318,10 @@ def laid_flat(step: Callable[..., Any], params: Any, carry: Any, x: Any, precisi
         closed = flattened(flat, shapes)
     if any(isinstance(const, jax.core.Tracer) for const in closed.consts):
         raise NotDivisibleError("the step uses an array of a transformation around it, which is none of its parameters")
-    if closed.effects:  # A kernel has no place for them, and what no result needs is left out.
-        raise NotDivisibleError(f"the step has side effects: {', '.join(map(str, closed.effects))}")
+    # A kernel has no place for them, and what no result needs is left out. The name of an axis is none.
+    effects = [str(effect) for effect in closed.effects if type(effect).__name__ != "NamedAxisEffect"]
+    if effects:
+        raise NotDivisibleError(f"the step has side effects: {', '.join(effects)}")
     return closed
 
 

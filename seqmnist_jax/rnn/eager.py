@@ -41,6 +41,8 @@ def _is_constant(value: Any) -> bool:
         return all(map(_is_constant, value))
     if isinstance(value, types.MethodType):
         return False
+    if isinstance(value, functools.partial):
+        return all(map(_is_constant, (value.func, *value.args, *value.keywords.values())))
     is_named = hasattr(value, "__name__")  # a function, a type
     return value is None or is_named or type(value).__hash__ is not object.__hash__
 
@@ -82,7 +84,7 @@ def compiled(run: Callable[..., Any], function: Any, arguments: tuple[Any, ...],
 
             # Not inlined: the derivatives of a program are known by it, those of its parts are made anew.
             programs[key] = jax.jit(program)
-        program = programs[key]
+        program = programs[key] = programs.pop(key)  # the last that goes
     except TypeError:  # Something can't be a key.
         return run(function, *arguments, *options)
     return program(arrays)

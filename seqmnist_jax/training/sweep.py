@@ -111,11 +111,9 @@ def train_sweep(
         _train_groups(groups, executor, watch)
         processes.wait("all runs are done")
         summary = _summarize(points, workdir, grid)
-        left_out = {name for names in together for name in names} - {point.name for point in points}
-        if left_out:
-            lacks = (
-                f"{len(left_out)} more runs in the folder were not asked for now: they are in no mean and no ranking."
-            )
+        others = {name for names in together for name in names} - {point.name for point in points}
+        if left_out := [name for name in others if (workdir / files.REPLICAS / name).exists()]:
+            lacks = f"Of the runs in the folder {len(left_out)} were not asked for now: no mean or ranking has them."
             summary["warnings"] = [*summary["warnings"], lacks]
         check_place()
         if processes.is_main():

@@ -142,9 +142,9 @@ def train_loop(group: ReplicaGroup, programs: Programs, trace: StepTrace, state:
     run = group.run
     report_pending = any(replica.is_untold for replica in group.replicas)
     while state.step < run.steps or report_pending:
-        if not report_pending:
+        is_restored, report_pending = report_pending, False
+        if not is_restored:
             state = advance(group, programs, trace, state)
-        report_pending = False
         group.show(state.step)
         for replica in group.replicas:
             replica.check_place()
@@ -158,7 +158,8 @@ def train_loop(group: ReplicaGroup, programs: Programs, trace: StepTrace, state:
         elif processes.agree(group.progress.is_due()):
             remind(group, state)
 
-        if is_save_due(run, state, validated) or stopping:
+        # What stops just as it was restored is saved already, of some runs with what was measured.
+        if not (is_restored and stopping) and (is_save_due(run, state, validated) or stopping):
             state = save(group, state, validated)
         group.tell_save_problems()
         if stopping:

@@ -7,7 +7,8 @@ Rusch et al. 2022, "Long Expressive Memory for Sequence Modeling":
   y' = (1 - b) y + b tanh(x W_y + z' Z + b_y).
 
 Order of the blocks: a, b, z, y. Carry: (y, z). dt, the longest step, is by default that of the published recipe for
-permuted MNIST. Parameters start uniform within 1 / sqrt(hidden), as in the authors' code.
+permuted MNIST. Parameters start uniform within 1 / sqrt(hidden), as in the authors' code, which has two biases where
+this has one.
 """
 
 import jax
