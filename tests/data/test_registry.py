@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import io
 import os
+import re
 import sys
 import threading
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from configs import default
 from seqmnist_jax.data import registry, sources
 from seqmnist_jax.data.embedded import FOLDER
 from seqmnist_jax.data.idx import DataError, write_idx
@@ -120,6 +122,17 @@ def test_what_was_fetched_is_not_fetched_again(host, tmp_path):
     same(sources.load_auto(request), first)
     same(sources.load_tfds(request), first)
     assert host.handler.asked == asked
+
+
+def test_a_run_finds_the_copy_that_it_was_trained_on_before_a_folder(host, tmp_path, monkeypatch):
+    host.stands_for("mnist")
+    trained = sources.load_tfds(Request("mnist"))
+    monkeypatch.setenv("SEQMNIST_DATA_DIR", str(tmp_path))  # which has no data
+    config = default.get_config()
+    same(sources.build_dataset_of_run(config, "tfds", trained.content_hash), trained)
+    for source, content_hash in (("tfds", "another"), ("idx", trained.content_hash)):
+        with pytest.raises(DataError, match=re.escape(str(tmp_path))):
+            sources.build_dataset_of_run(config, source, content_hash)
 
 
 @pytest.mark.parametrize("name", ["fashion_mnist", "kmnist"])
