@@ -113,6 +113,9 @@ def test_ragged_sequences_read_as_whole_ones_up_to_their_end(make, reading):
     np.testing.assert_allclose(found[0], every[0, -1], atol=1e-5)
     np.testing.assert_allclose(found[1], every[1, 8], atol=1e-5)
     np.testing.assert_allclose(found[1], logits(model, variables, x[1:2], every_step=True)[0, 8], atol=1e-5)
+    nothing = logits(model, variables, x[:1], lengths=jnp.array([0]))[0]
+    for past in (every[b, end:] for b, end in enumerate(lengths)):
+        np.testing.assert_allclose(past, np.broadcast_to(nothing, past.shape), atol=1e-5)
     nothing = logits(model, variables, x[:1] * 0, lengths=jnp.array([0]))
     np.testing.assert_allclose(found[2], nothing[0], rtol=1e-6)
 

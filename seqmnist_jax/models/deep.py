@@ -112,6 +112,7 @@ class DeepClassifier(WithRecurrence, nn.Module):
         of_x, of_units, _ = keep if train and keep is not None else (None, None, None)
         time = x.shape[1]
         x, lengths = without_padding(x, lengths)
+        runs = None if lengths is None else jnp.arange(time) < lengths[:, None]
         x = drop_units(self, x, of_x, self.data_axis)
         early = self.reading == "last" and not every_step
         for index, stage in enumerate(self.stages):
@@ -132,7 +133,7 @@ class DeepClassifier(WithRecurrence, nn.Module):
             x = zero_unless(lengths > 0, x)
         if every_step:
             filled = (jnp.arange(time) + 1) // self.shorten ** (len(self.stages) - 1)
-            x = jnp.pad(x, ((0, 0), (1, 0), (0, 0)))[:, filled]
+            x = zero_unless(runs, jnp.pad(x, ((0, 0), (1, 0), (0, 0)))[:, filled])
         if self.head_layers:
             sizes = self.stages[-1].channels, self.head_layers
             x = Hidden(*sizes, self.engine.precision, self.data_axis, name="head")(x, of_units)

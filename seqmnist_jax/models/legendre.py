@@ -43,10 +43,11 @@ def with_memory(x: Array, order: int) -> Array:
     """X [batch, time, features] with the memory of each feature beside it, [batch, time, features * (1 + order)].
 
     Args:
-      x: sequences; what stands past an end must be finite.
+      x: sequences; what stands past an end must be finite. The memory depends on earlier steps alone but for rounding,
+        which is relative to the largest value of all.
       order: coefficients for each feature; the window is the whole sequence.
     """
-    time = x.shape[1]
+    time, x = x.shape[1], x.astype(jnp.promote_types(x.dtype, jnp.float32))
     spectrum = jnp.fft.rfft(x, 2 * time, axis=1)[..., None] * _response(order, time)[:, None]
     memory = jnp.fft.irfft(spectrum, 2 * time, axis=1)[:, :time]
-    return jnp.concatenate([x, memory.reshape(*x.shape[:2], -1).astype(x.dtype)], axis=-1)
+    return jnp.concatenate([x, memory.reshape(*x.shape[:2], -1)], axis=-1)

@@ -104,6 +104,9 @@ def evaluate(closed: Any, arguments: Sequence[Any], *, custom: bool = False) -> 
                     for part, row in zip(joined[equation.invars[0]], rows, strict=True)
                 ]
                 out = [functools.reduce(jnp.add, terms)]
+            elif name == "reshape" and equation.params["dimensions"] is not None:  # which transposes first
+                turned = jax.lax.transpose(operands[0], equation.params["dimensions"])
+                out = [jax.lax.reshape(turned, equation.params["new_sizes"])]
             else:
                 out = apply(equation, operands)
         if name == "concatenate" and equation.params["dimension"] == 1:
@@ -155,6 +158,7 @@ def is_elementwise(jaxpr: Any) -> bool:
         else e.primitive.name in ELEMENTWISE
         or (
             e.primitive.name in SAME
+            and e.params.get("dimensions") is None
             and (e.invars[0].aval.ndim == 0 or e.invars[0].aval.shape == e.outvars[0].aval.shape)
         )
         for e in jaxpr.eqns

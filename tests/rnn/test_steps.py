@@ -55,6 +55,20 @@ def test_a_column_of_parameters_that_becomes_a_row_is_of_the_units(backend):
     assert_alike(*both_ways(backend, step, params, drawn(4, 4), drawn(4, 5, 3)))  # as many sequences as units
 
 
+def test_a_reshape_that_transposes_first_is_no_copy(backend):
+    def step(p, h, x):
+        h = jnp.tanh((x @ p["w"] + h @ p["u"]) * jax.lax.reshape(p["u"], (4, 4), dimensions=(1, 0)))
+        return h, h
+
+    def of_state(p, h, x):
+        h = jnp.tanh(x @ p["w"] + jax.lax.reshape(h, h.shape, dimensions=(1, 0)) @ p["u"])
+        return h, h
+
+    given = {"w": drawn(4, 4), "u": drawn(4, 4)}, drawn(4, 4), drawn(4, 5, 4)
+    assert_alike(*both_ways(backend, step, *given))
+    assert "transpose" in rnn.explain_step(of_state, given[0], given[2], given[1])
+
+
 @pytest.mark.parametrize("wrap", [lambda step: step, functools.partial], ids=["method", "partial"])
 def test_a_method_is_asked_anew_what_its_object_has_become(wrap):
     class Own:
