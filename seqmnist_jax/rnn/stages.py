@@ -132,8 +132,10 @@ def _literal(value: Any) -> str:
     if value.dtype == bool:
         return "true" if value else "false"
     number = float(value)
-    if not np.isfinite(number):
+    if np.isnan(number):
         raise NotDivisibleError(f"the constant {number} in a step")
+    if np.isinf(number):  # in C++ and CUDA alike, without a header
+        return "(1e38f * 10.0f)" if number > 0 else "(-1e38f * 10.0f)"
     return f"{number!r}f" if number >= 0 else f"({number!r}f)"
 
 

@@ -46,6 +46,16 @@ def test_no_gradient_goes_through_a_product_of_what_is_stopped(backend):
     assert_alike(*both_ways(backend, step, params, drawn(2, 4), drawn(2, 5, 3)))
 
 
+@pytest.mark.parametrize("function", [jax.nn.softplus, jax.nn.log_sigmoid, jax.nn.mish])
+def test_functions_with_an_infinity_in_them_have_a_kernel(backend, function):
+    def step(p, h, x):
+        h = jnp.tanh(x @ p["w"] + function(5 * (h @ p["u"])))
+        return h, h
+
+    given = {"w": drawn(3, 4), "u": drawn(4, 4)}, drawn(2, 4), drawn(2, 5, 3)
+    assert_alike(*both_ways(backend, step, *given))
+
+
 def test_a_column_of_parameters_that_becomes_a_row_is_of_the_units(backend):
     def step(p, h, x):
         h = jnp.tanh(x @ p["w"] + h @ p["u"] + p["b"].reshape(-1))
