@@ -14,9 +14,10 @@ import numpy as np
 
 from seqmnist_jax.rnn.per_device import per_device
 
+# Of a function: a number that anneals has a program for each value.
+MOST_PROGRAMS = 64
 # By function, then by all else that a program depends on. Neither the function nor what it closes over is kept; steps
 # that were divided are, the last 256 (`recurrence`).
-MOST_PROGRAMS = 64  # of a function; a number that anneals has a program for each value
 _PROGRAMS: weakref.WeakKeyDictionary[Any, dict[Any, Callable[..., Any]]] = weakref.WeakKeyDictionary()
 
 
