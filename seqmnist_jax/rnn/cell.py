@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import types
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,7 +11,6 @@ import jax.numpy as jnp
 
 from seqmnist_jax.rnn import any_cell, cells, layers, recurrence
 from seqmnist_jax.rnn.checks import as_array, check_x, choice
-from seqmnist_jax.rnn.eager import identified
 from seqmnist_jax.rnn.min_gru import init_min_gru, min_gru_step
 from seqmnist_jax.rnn.recurrence import Given, Options
 
@@ -129,12 +129,13 @@ def takes(function: Callable[..., Any], name: str) -> bool:
 def at_precision(step: Callable[..., Any], precision: str) -> Callable[..., Any]:
     """The step at a precision, if it knows of any; for the same function the same object, by which programs go."""
     choice("precision", precision, cells.PRECISIONS)
-    return _at_precision(identified(step), precision) if takes(step, "precision") else step
+    if not takes(step, "precision"):
+        return step
+    make = functools.partial if isinstance(step, types.MethodType) else _partial
+    return make(step, precision=precision)
 
 
-@functools.lru_cache(maxsize=256)
-def _at_precision(step: Callable[..., Any], precision: str) -> Callable[..., Any]:
-    return functools.partial(step, precision=precision)
+_partial = functools.lru_cache(maxsize=256)(functools.partial)
 
 
 Shapes = dict[str, tuple[int, ...]]

@@ -64,6 +64,9 @@ def compiled(run: Callable[..., Any], function: Any, arguments: tuple[Any, ...],
     others = [None if array is not None else leaf for leaf, array in zip(leaves, arrays, strict=True)]
     if not all(other is None or isinstance(other, str | int | float | np.generic) for other in others):
         return run(function, *arguments, *options)  # Whose content can change.
+    parts = [part for option in options for part in (option if isinstance(option, tuple) else (option,))]
+    if any(isinstance(part, types.MethodType) for part in parts):
+        return run(function, *arguments, *options)
     try:
         values = (*function.args, *function.keywords.values()) if isinstance(function, functools.partial) else ()
         is_open = getattr(getattr(function, "func", None), "__closure__", None) is not None

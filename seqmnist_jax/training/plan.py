@@ -204,7 +204,7 @@ def build_points(config: ml_collections.ConfigDict, grid: Grid, named: Iterable[
     Raises:
       UsageError: a value is impossible; the message names it.
     """
-    choice = _parse(config, "choose", "")
+    choice = dict(sorted(_parse(config, "choose", "").items()))  # trials are the same in whatever order it is asked
     runs = math.prod(map(len, grid.values()))
     trials = runs // len(grid.get(SEED, (0,))) * math.prod(map(len, choice.values())) if choice else 0
     if (count := runs + trials) > MOST_RUNS:

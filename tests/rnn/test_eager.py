@@ -12,7 +12,7 @@ from jax import export
 
 from seqmnist_jax import rnn
 from seqmnist_jax.rnn import eager, readout, recurrence
-from seqmnist_jax.rnn.cell import _at_precision, _initial_shapes
+from seqmnist_jax.rnn.cell import _initial_shapes, _partial
 from tests.tiny import quick_compiler
 
 PARAMS = rnn.init_gru(jax.random.key(0), 3, 8)
@@ -159,7 +159,7 @@ def test_no_cell_that_a_stack_ran_is_kept_for_good():
     alive = weakref.ref(held)
     call(held)
     del held
-    for bounded in (recurrence._divided, recurrence._stages, readout._cut, _at_precision, _initial_shapes):
+    for bounded in (recurrence._divided, recurrence._stages, readout._cut, _partial, _initial_shapes):
         bounded.cache_clear()
     jax.clear_caches()
     gc.collect()

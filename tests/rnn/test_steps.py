@@ -90,8 +90,11 @@ def test_a_method_is_asked_anew_what_its_object_has_become(wrap):
     for own.w in (jnp.eye(4), -jnp.eye(4)):
         found = [rnn.scan(wrap(own.step), p, x, h, backend=backend)[1] for backend in ("fused", "scan")]
         wanted = jax.lax.scan(lambda h, x: own.step(p, h, x), h, jnp.swapaxes(x, 0, 1))[1]
-        for outputs in found:
-            np.testing.assert_allclose(outputs, jnp.swapaxes(wanted, 0, 1), rtol=1e-5, atol=1e-6)
+        cell = rnn.cell(own.step, lambda key, features, hidden_size: jnp.zeros((features, hidden_size)))
+        found += [rnn.stack(cell, {"layer_0": {"forward": p}}, x, return_sequences=True)]
+        of_stack = jax.lax.scan(lambda h, x: own.step(p, h, x), 0 * h, jnp.swapaxes(x, 0, 1))[1]
+        for outputs, want in zip(found, (wanted, wanted, of_stack), strict=True):
+            np.testing.assert_allclose(outputs, jnp.swapaxes(want, 0, 1), rtol=1e-5, atol=1e-6)
 
 
 def test_an_object_bound_to_a_step_may_change():
