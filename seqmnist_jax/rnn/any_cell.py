@@ -95,7 +95,7 @@ def scan(
     for name, marks in {"lengths": lengths, "mask": mask, "resets": resets}.items():
         if marks is not None:
             check_rows("carry", carry, x.shape[0], name)
-    return compiled(_run, identified(step), (params, x, carry, lengths, mask, resets), options)
+    return compiled(_run, step, (params, x, carry, lengths, mask, resets), options)
 
 
 def _run(
@@ -161,8 +161,7 @@ def explain_step(
     outputs = "all" if flag("return_sequences", return_sequences) else "last"
     options, given = Options(outputs, False, choice("precision", precision, PRECISIONS)), Given(params, x, carry, None)
     backend, platform = choice("backend", backend, BACKENDS), jax.default_backend()
-    step = identified(step)
-    found, call, why = recurrence.choose(step, options, given, backend, platform)
+    found, call, why = recurrence.choose(identified(step), options, given, backend, platform)
     if not source:
         return f"{found}: {why}"
     if found != "native":

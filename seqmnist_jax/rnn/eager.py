@@ -58,14 +58,13 @@ def compiled(run: Callable[..., Any], function: Any, arguments: tuple[Any, ...],
 
     In it each device has its own sequences where they are explicitly sharded: see `per_device`.
     """
-    run = per_device(run)
+    run, function = per_device(run), identified(function)
     leaves, tree = jax.tree.flatten(arguments)
     arrays = [leaf if is_array(leaf) else None for leaf in leaves]
     others = [None if array is not None else leaf for leaf, array in zip(leaves, arrays, strict=True)]
-    if not all(other is None or isinstance(other, str | int | float | np.generic) for other in others):
-        return run(function, *arguments, *options)  # Whose content can change.
     parts = [part for option in options for part in (option if isinstance(option, tuple) else (option,))]
-    if any(isinstance(part, types.MethodType) for part in parts):
+    can_change = any(isinstance(part, types.MethodType) for part in parts)
+    if can_change or not all(other is None or isinstance(other, str | int | float | np.generic) for other in others):
         return run(function, *arguments, *options)
     try:
         values = (*function.args, *function.keywords.values()) if isinstance(function, functools.partial) else ()
