@@ -45,7 +45,7 @@ def get_config() -> ml_collections.ConfigDict:
     # 'numpy_randint:SEED', drawn with replacement, so that pixels are repeated and missing.
     data.permutation = config_dict.placeholder(str)
     # Which training images validate, the others train: 'first:N', 'last:N', or 'torch:N:SEED',
-    # N by torch.utils.data.random_split.
+    # N by torch.utils.data.random_split ('torch:N:SEED:DRAWS': after so many other draws).
     data.split = config_dict.placeholder(str)
     # 'unit': pixels to [0, 1]; 'symmetric': to [-1, 1]; 'signed': to [-1, 1), x / 128 - 1;
     # 'standard': minus MNIST's mean, divided by its standard deviation (0.1307 and 0.3081).
@@ -120,10 +120,11 @@ def get_config() -> ml_collections.ConfigDict:
     # 'rmsprop', 'adam', 'adamw' (Adam with decoupled weight decay) or 'sgd'.
     optimizer.name = "rmsprop"
     optimizer.learning_rate = 1e-3
-    # 'constant', or 'warmup_cosine': linear from 0 over warmup_steps, then a cosine down
-    # to final_fraction of learning_rate at the last step.
+    # 'constant'; 'warmup_cosine': linear from 0 over warmup_steps, then a cosine down to final_fraction of
+    # learning_rate at the last step; or 'drop': final_fraction of it after drop_steps.
     optimizer.schedule = "constant"
     optimizer.warmup_steps = 100
+    optimizer.drop_steps = 1000
     optimizer.final_fraction = 0.01
     # TF1's RMSProp: epsilon inside the root, a mean square that starts at one.
     optimizer.rmsprop_decay = 0.9

@@ -146,6 +146,14 @@ def test_warmup_and_cosine():
     assert found[20] == pytest.approx(0.005, rel=1e-3)
 
 
+def test_a_drop():
+    config = default.get_config()
+    config.optimizer.schedule = "drop"
+    config.optimizer.learning_rate, config.optimizer.final_fraction = 0.5, 0.1
+    config.optimizer.drop_steps = 3
+    assert rates(config, 5) == pytest.approx([0.5, 0.5, 0.5, 0.05, 0.05])
+
+
 @pytest.mark.slow
 def test_hyperparameters_may_be_traced():
     """The numbers are leaves: one compiled update serves all of their values, and vmap sweeps them."""

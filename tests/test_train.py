@@ -215,9 +215,10 @@ def test_a_finished_run_is_not_run_again(whole):
     assert (folder / "metrics.jsonl").read_bytes() == before
 
 
-def test_more_steps_continue_a_run_with_a_constant_rate(tmp_path):
-    run_in(tmp_path, **{"train.steps": 40})
-    run_in(tmp_path, **{"train.steps": 60})
+def test_more_steps_continue_a_run_whose_rate_does_not_depend_on_them(tmp_path):
+    drop = {"optimizer.schedule": "drop", "optimizer.drop_steps": 50}
+    run_in(tmp_path, **{"train.steps": 40, **drop})
+    run_in(tmp_path, **{"train.steps": 60, **drop})
     assert [row["step"] for row in events(tmp_path) if row["split"] == "validation"] == [20, 40, 60]
 
 

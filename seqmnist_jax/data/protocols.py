@@ -102,14 +102,14 @@ def _numbered(text: str, prefix: str, field: str, otherwise: str, names: Iterabl
     return int(number)
 
 
-def _torch_randperm(seed: int, count: int) -> np.ndarray:
+def _torch_randperm(seed: int, count: int, skip: int = 0) -> np.ndarray:
     """What ``torch.manual_seed(seed); torch.randperm(count)`` gives on a CPU, without PyTorch.
 
     PyTorch draws from the same Mersenne Twister as NumPy's legacy generator, seeded alike,
     and shuffles by Fisher and Yates from the front, each draw reduced by a remainder (PyTorch's
-    randperm_cpu, for counts far below 2**32).
+    randperm_cpu, for counts far below 2**32). `skip` draws of 32 bits came between the two.
     """
-    draws = np.random.RandomState(seed).randint(0, 2**32, max(count - 1, 0), np.uint32)
+    draws = np.random.RandomState(seed).randint(0, 2**32, skip + max(count - 1, 0), np.uint32)[skip:]
     order = list(range(count))
     for place, jump in enumerate((draws % np.arange(count, 1, -1)).tolist()):
         order[place], order[place + jump] = order[place + jump], order[place]
@@ -166,14 +166,15 @@ def permutation(name: str, pixels: int) -> np.ndarray | None:
     return SEEDED_ORDERS[kind](seed, pixels).astype(np.int32)
 
 
-def _parse_split(rule: str) -> tuple[str, int, int]:
-    """The kind of a split rule, its N, and its seed (0 where it has none)."""
-    match = re.fullmatch(r"(first|last|torch):([0-9]{1,10})(?::([0-9]{1,10}))?", rule)
+def _parse_split(rule: str) -> tuple[str, int, int, int]:
+    """The kind of a split rule, its N, and its seed and its draws before (0 where it has none)."""
+    match = re.fullmatch(r"(first|last|torch):([0-9]{1,10})(?::([0-9]{1,10})(?::([0-9]{1,8}))?)?", rule)
     if match and (match[1] == "torch") == (match[3] is not None) and int(match[3] or 0) < 2**32:
-        return match[1], int(match[2]), int(match[3] or 0)
+        return match[1], int(match[2]), int(match[3] or 0), int(match[4] or 0)
     raise UsageError(
         f"data.split is {rule!r}; expected 'first:N' or 'last:N', the first or last N training images validate, "
-        "or 'torch:N:SEED' with 0 <= SEED < 2**32, N that torch's random_split picks."
+        "or 'torch:N:SEED' with 0 <= SEED < 2**32, N that torch's random_split picks; 'torch:N:SEED:DRAWS' after "
+        "so many draws, fewer than 10**8."
     )
 
 
@@ -184,7 +185,8 @@ def partition(rule: str, count: int) -> tuple[Rows, Rows]:
     Args:
       rule: 'first:N' or 'last:N', so many of them validate (N = 0: no validation set); or
         'torch:N:SEED', those that validate after
-        ``torch.utils.data.random_split(data, [count - N, N], torch.Generator().manual_seed(SEED))``.
+        ``torch.utils.data.random_split(data, [count - N, N], torch.Generator().manual_seed(SEED))``;
+        or 'torch:N:SEED:DRAWS', where so many numbers of 32 bits were drawn before, as for a model's parameters.
       count: how many there are.
 
     Returns:
@@ -193,7 +195,7 @@ def partition(rule: str, count: int) -> tuple[Rows, Rows]:
     Raises:
       UsageError: another rule, or one that leaves nothing to train on.
     """
-    kind, size, seed = _parse_split(rule)
+    kind, size, seed, skip = _parse_split(rule)
     if size >= count:
         raise UsageError(
             f"data.split is {rule!r}, but there are {count:,} training images; expected to leave at least one for "
@@ -204,7 +206,7 @@ def partition(rule: str, count: int) -> tuple[Rows, Rows]:
         return slice(size, None), slice(size)
     if kind == "last":
         return slice(rest), slice(rest, None)
-    order = _torch_randperm(seed, count)
+    order = _torch_randperm(seed, count, skip)
     train, validation = np.sort(order[:rest]), np.sort(order[rest:])
     train.flags.writeable = validation.flags.writeable = False  # shared by all callers
     return train, validation
@@ -227,10 +229,6 @@ def selection_size(selection: str) -> int | None:
 
 _ON_TEST = "selects on the test set"
 _UNSEEDED = "the permutation was drawn unseeded: its numbers are not on record, ours stand in"
-_SPLIT_AFTER_MODEL = (
-    "which images validate depends on the state of the generator after the model was built: "
-    "the size is theirs, the images ours"
-)
 
 PROTOCOLS = {
     protocol.name: protocol
@@ -276,22 +274,22 @@ PROTOCOLS = {
         Protocol(
             name="lem",
             permutation="torch:5544",
-            split="torch:3000:5544",
+            # Drawn before: 783 for the permutation; for the model of 128 units twice 67,072 and 1,290, 1,280 anew.
+            split="torch:3000:5544:137497",
             scaling="unit",
             selection="validation",
             code="github.com/tk-rusch/LEM",
             reference="rusch2022",
-            flaws={"split": _SPLIT_AFTER_MODEL},
         ),
         Protocol(
             name="cornn",
             permutation="torch:12008",
-            split="torch:3000:12008",
+            # Drawn before: 783 for the permutation, 134,154 for the model of 256 units.
+            split="torch:3000:12008:134937",
             scaling="unit",
             selection="validation",
             code="github.com/tk-rusch/coRNN",
             reference="rusch2021cornn",
-            flaws={"split": _SPLIT_AFTER_MODEL},
         ),
         Protocol(
             name="tcn",
@@ -318,7 +316,8 @@ PROTOCOLS = {
             flaws={
                 "permutation": "the permutation is drawn from NumPy's global generator, seeded with 0: "
                 "ours is that generator's first draw",
-                "split": _SPLIT_AFTER_MODEL,
+                "split": "which images validate depends on the state of the generator after the model was built: "
+                "the size is theirs, the images ours",
             },
         ),
         Protocol(

@@ -177,8 +177,13 @@ def _warmup_cosine(config: ml_collections.ConfigDict) -> UnitSchedule:
     )
 
 
+def _drop(config: ml_collections.ConfigDict) -> UnitSchedule:
+    optimizer = config.optimizer
+    return optax.schedules.piecewise_constant_schedule(1.0, {optimizer.drop_steps: optimizer.final_fraction})
+
+
 # Each makes the factor on the learning rate, a function of the step.
-SCHEDULES = {"constant": _constant, "warmup_cosine": _warmup_cosine}
+SCHEDULES = {"constant": _constant, "warmup_cosine": _warmup_cosine, "drop": _drop}
 
 
 def build_schedule(config: ml_collections.ConfigDict) -> UnitSchedule:
@@ -222,19 +227,26 @@ def _sgd(config: ml_collections.ConfigDict) -> MakeOptimizer:
 
 # Each makes the update rule, a function of the hyperparameters.
 RULES = {"rmsprop": _rmsprop, "adam": _adam, "adamw": _adamw, "sgd": _sgd}
-# The fields of config.optimizer that only some of them read.
 OF_RMSPROP = ("rmsprop_decay", "rmsprop_epsilon", "rmsprop_initial_mean_square")
 OF_ADAM = ("adam_beta1", "adam_beta2", "adam_epsilon")
-READ = {"rmsprop": OF_RMSPROP, "adam": OF_ADAM, "adamw": (*OF_ADAM, "weight_decay"), "sgd": ()}
+# The fields of config.optimizer that are read by some values of another alone.
+READ: dict[str, dict[str, tuple[str, ...]]] = {
+    "name": {"rmsprop": OF_RMSPROP, "adam": OF_ADAM, "adamw": (*OF_ADAM, "weight_decay"), "sgd": ()},
+    "schedule": {
+        "constant": (),
+        "warmup_cosine": ("warmup_steps", "final_fraction"),
+        "drop": ("drop_steps", "final_fraction"),
+    },
+}
 
 
 def build_unread(config: ml_collections.ConfigDict) -> dict[str, str]:
     """The fields of config.optimizer that are not read, and by which field that is so."""
     optimizer = config.optimizer
-    of_rules = {field for fields in READ.values() for field in fields} - set(READ.get(optimizer.name, ()))
-    unread = {f"optimizer.{field}": f"optimizer.name={optimizer.name!r}" for field in sorted(of_rules)}
-    if optimizer.schedule == "constant":
-        unread |= dict.fromkeys(("optimizer.warmup_steps", "optimizer.final_fraction"), "optimizer.schedule='constant'")
+    unread = {}
+    for by, reads in READ.items():
+        others = {field for fields in reads.values() for field in fields} - set(reads.get(optimizer[by], ()))
+        unread |= {f"optimizer.{field}": f"optimizer.{by}={optimizer[by]!r}" for field in sorted(others)}
     if optimizer.clip.mask == "none":
         unread |= dict.fromkeys(("optimizer.clip.norm", "optimizer.clip.unit"), "optimizer.clip.mask='none'")
     elif optimizer.clip.mask == "recurrent" and config.model.name in ("tcn", "mlp", "linear"):

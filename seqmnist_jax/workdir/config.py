@@ -37,6 +37,7 @@ ADDED = {
     "model.reading": "last",
     "model.head_layers": 0,
     "model.memory": 0,
+    "optimizer.drop_steps": 1000,
     "optimizer.recurrent_rate": 1.0,
     "optimizer.ema_decay": 0.0,
     "train.accumulate": 1,
@@ -73,6 +74,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "model.head_layers": (0, 1000),
     "model.memory": (0, 10**4),
     "optimizer.warmup_steps": (0, MOST),
+    "optimizer.drop_steps": (1, MOST),
     "choose_steps": (0, MOST),
     # Also where no schedule reads it: a NaN in a stored config differs from itself, and the run could not resume.
     "optimizer.final_fraction": (0, 1),
@@ -215,7 +217,7 @@ def identity(config: ml_collections.ConfigDict, content_hash: str) -> FlatConfig
         flat |= {"optimizer.clip.norm": None, "optimizer.clip.unit": None}
     # Which data these are is told by their content, not by how they were found.
     del flat["data.source"], flat["data.name"]
-    if config.optimizer.schedule == "constant":  # another number of steps then changes nothing of those before
+    if config.optimizer.schedule != "warmup_cosine":  # another number of steps then changes nothing of those before
         del flat["train.steps"]
     own_cell = {CELL_CONTENT: flat.pop(CELL_HASH)} if CELL_HASH in flat else {}
     return {**flat, **own_cell, CONTENT: content_hash}

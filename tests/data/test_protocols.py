@@ -99,7 +99,7 @@ def test_selection_on_the_test_set_is_told_of_what_does_that_and_of_no_other(nam
 def test_permutations_that_are_not_on_record_say_so():
     for name in ("tcn", "indrnn"):
         assert "unseeded" in PROTOCOLS[name].flaws["permutation"]
-    for name in ("lem", "cornn", "ccnn", "indrnn"):
+    for name in ("ccnn", "indrnn"):
         assert "the images ours" in PROTOCOLS[name].flaws["split"]
 
 
@@ -149,9 +149,35 @@ def test_random_split_is_that_of_torch(size, seed, count):
         np.testing.assert_array_equal(rows, sorted(part.indices))
 
 
+def _lem(torch):
+    layers = [torch.nn.Linear(1, 512), torch.nn.Linear(128, 384), torch.nn.Linear(128, 128)]
+    for layer in layers:
+        layer.reset_parameters()
+    torch.nn.init.kaiming_normal_(torch.nn.Linear(128, 10).weight)
+
+
+def _cornn(torch):
+    torch.nn.Linear(1 + 256 + 256, 256)
+    torch.nn.Linear(256, 10)
+
+
+@pytest.mark.parametrize(("name", "seed", "model"), [("lem", 5544, _lem), ("cornn", 12008, _cornn)])
+def test_split_after_a_model_is_that_of_torch(name, seed, model):
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(seed)
+    order = torch.randperm(784)
+    model(torch)
+    parts = torch.utils.data.random_split(range(60_000), [57_000, 3_000])
+    np.testing.assert_array_equal(permutation(PROTOCOLS[name].permutation, 784), order.numpy())
+    for rows, part in zip(partition(PROTOCOLS[name].split, 60_000), parts, strict=True):
+        np.testing.assert_array_equal(rows, sorted(part.indices))
+
+
 def test_random_split_without_torch_is_for_ever_these_images():
     _, validation = partition("torch:6000:42", 60_000)
     assert validation[:10].tolist() == [19, 36, 42, 62, 71, 97, 118, 122, 125, 143]
+    _, validation = partition(PROTOCOLS["lem"].split, 60_000)
+    assert validation[:10].tolist() == [4, 21, 64, 134, 137, 147, 159, 173, 180, 193]
 
 
 def test_bit_reversal_mirrors_the_bits_of_each_place():
