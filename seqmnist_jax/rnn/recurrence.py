@@ -18,7 +18,8 @@ from seqmnist_jax.rnn import derived
 from seqmnist_jax.rnn.divide import divide
 from seqmnist_jax.rnn.division import Division, Hoisted
 from seqmnist_jax.rnn.jaxprs import NotDivisibleError
-from seqmnist_jax.rnn.native import cpu, gpu
+from seqmnist_jax.rnn.native import gpu
+from seqmnist_jax.rnn.native.cpu import calls as cpu
 from seqmnist_jax.rnn.readout import Inner, taken_out
 from seqmnist_jax.rnn.remat import in_segments
 from seqmnist_jax.rnn.scan import Step, loop

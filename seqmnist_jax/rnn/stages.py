@@ -8,7 +8,8 @@ raw values that are left in it.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -339,7 +340,7 @@ class Stages:
                             return None
                         known[word] = f"f{word}"
                         statements[word] = Statement(0, inner.kind, f"f{word}", its)
-                    text = substitute(text, word, known[word])
+                text = renamed(text, known)
                 read = {w for w in words(text) if w.startswith("u.") and not w.startswith(("u.s[", "u.p["))}
                 return text if read <= raws else None
 
@@ -367,28 +368,17 @@ class Stages:
         return out + ([s for statements in self.spared.values() for s in statements] if spare else [])
 
 
+_WORD = re.compile(r"[\w.\[\]]+")
+
+
 def words(text: str) -> frozenset[str]:
     """The names in a text of C."""
-    out, word = set(), ""
-    for c in text + " ":
-        if c.isalnum() or c in "._[]":
-            word += c
-        else:
-            out.add(word)
-            word = ""
-    return frozenset(out)
+    return frozenset(_WORD.findall(text))
 
 
-def substitute(text: str, name: str, by: str) -> str:
-    """A text of C with one of its names replaced."""
-    out, word = "", ""
-    for c in text + " ":
-        if c.isalnum() or c in "._[]":
-            word += c
-        else:
-            out += (by if word == name else word) + c
-            word = ""
-    return out[:-1]
+def renamed(text: str, names: Mapping[str, str]) -> str:
+    """A text of C with other names for some of its names."""
+    return _WORD.sub(lambda word: names.get(word[0], word[0]), text)
 
 
 def crossing(statements: Sequence[Statement], outputs: Sequence[tuple[Output, int]]) -> dict[str, str]:

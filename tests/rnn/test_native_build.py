@@ -20,7 +20,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from seqmnist_jax.rnn.native import build, cpu
+from seqmnist_jax.rnn.native import build
 from seqmnist_jax.rnn.native import compiler as cxx
 from seqmnist_jax.rnn.native.cpu import calls
 from seqmnist_jax.rnn.native.cpu.calls import LAUNCHER
@@ -485,7 +485,7 @@ def test_forked_process_has_the_kernels(copied, monkeypatch):
 
 FORKED = """
 import os, threading, time
-from seqmnist_jax.rnn.native import cpu
+from seqmnist_jax.rnn.native.cpu import calls as cpu
 builder = threading.Thread(target=cpu.problem)
 builder.start()
 time.sleep(0.7)
@@ -550,10 +550,10 @@ def test_where_warnings_are_errors_it_is_said_once_too(monkeypatch):
     monkeypatch.setattr(calls, "_unbuilt", {"no compiler"})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        cpu.warn_once("the step has no kernel")
+        calls.warn_once("the step has no kernel")
         with pytest.raises(RuntimeWarning, match="takes the slower 'fused' backend: no compiler"):
-            cpu.warn_once("no compiler")
-        cpu.warn_once("no compiler")
+            calls.warn_once("no compiler")
+        calls.warn_once("no compiler")
 
 
 def test_what_one_user_builds_others_can_read(cache, compiler, monkeypatch):

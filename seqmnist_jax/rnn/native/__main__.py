@@ -1,6 +1,6 @@
 """Makes ready what the kernels of all cells share, and says what came of it: ``python -m seqmnist_jax.rnn.native``."""
 
-from seqmnist_jax.rnn.native import cpu
+from seqmnist_jax.rnn.native.cpu import calls as cpu
 
 if __name__ == "__main__":
     problem = cpu.problem()

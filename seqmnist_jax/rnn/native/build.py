@@ -52,7 +52,7 @@ def _folder() -> Path:
     For a user without a home, and where JAX is all that is installed, among the temporary files.
     """
     if named := os.environ.get("SEQMNIST_CACHE_DIR"):
-        return Path(named) / "native"
+        return Path(os.path.expanduser(named)) / "native"
     try:
         import platformdirs
 

@@ -108,22 +108,11 @@ class Stream {
   std::ptrdiff_t left_ = 0;
 };
 
-// Floats that will be read some microseconds later, asked for a few at a time: where they stand is
-// too far from what was read before for the machine to guess it.
-class Ahead {
- public:
-  Ahead(const float* from, std::ptrdiff_t n) : from_(from), left_(n) {}
-  SEQMNIST_INLINE void ask(std::ptrdiff_t n) {
-    n = n < left_ ? n : left_;
-    for (std::ptrdiff_t i = 0; i < n; i += 16) __builtin_prefetch(from_ + i, 0, 2);
-    from_ += n;
-    left_ -= n;
-  }
-
- private:
-  const float* from_;
-  std::ptrdiff_t left_;
-};
+// Asks for floats that will be read some microseconds later: where they stand is too far from what was
+// read before for the machine to guess it.
+SEQMNIST_INLINE void prefetch(const float* from, std::ptrdiff_t n) {
+  for (std::ptrdiff_t i = 0; i < n; i += 16) __builtin_prefetch(from + i, 0, 2);
+}
 
 // The nearest bfloat16, ties to even, as the upper half of a float's bits; NaN stays NaN.
 SEQMNIST_INLINE uint32_t bfloat16_bits(float value) {

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from seqmnist_jax.rnn.stages import Stages, Statement, substitute, words
+from seqmnist_jax.rnn.stages import Stages, Statement, renamed, words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,9 +123,7 @@ def local(name: str) -> str:
 
 def known(text: str) -> str:
     """A text with its values by their local names."""
-    for name in sorted((w for w in words(text) if w.startswith("u.")), key=len, reverse=True):
-        text = text.replace(name, local(name))
-    return text
+    return renamed(text, {name: local(name) for name in words(text)})
 
 
 class Started:
@@ -174,10 +172,7 @@ class Started:
 
     def known(self, text: str) -> str:
         """A text in which sums that are started are products' results."""
-        for name in sorted(words(text), key=len, reverse=True):
-            if name in self._names:
-                text = substitute(text, name, self._names[name])
-        return text
+        return renamed(text, self._names)
 
     def lines(self) -> list[str]:
         """The function that gives what a result starts from."""

@@ -1,9 +1,13 @@
-// What the library of one cell and the library that XLA calls know of each other.
+// What the library of one cell and the library that XLA calls know of each other, and have in common.
 
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
 
 namespace seqmnist {
 
@@ -46,4 +50,24 @@ struct Kernel {
 // Hidden units are padded to this, whatever the machine's vectors: what is kept has one size everywhere.
 constexpr std::ptrdiff_t kPadding = 16;
 
+namespace {
+
+// Scratch memory that begins at a cache line.
+class Scratch {
+ public:
+  explicit Scratch(std::ptrdiff_t floats, bool zero = false)
+      : data_(static_cast<float*>(std::aligned_alloc(64, (sizeof(float) * floats + 127) / 64 * 64))) {
+    if (data_ == nullptr) throw std::bad_alloc();
+    if (zero) std::memset(data_.get(), 0, sizeof(float) * floats);
+  }
+  float* get() const { return data_.get(); }
+
+ private:
+  struct Free {
+    void operator()(float* data) const { std::free(data); }
+  };
+  std::unique_ptr<float, Free> data_;
+};
+
+}  // namespace
 }  // namespace seqmnist

@@ -27,7 +27,7 @@ CALLS = {"seqmnist_rnn_forward": "seqmnist_forward", "seqmnist_rnn_backward": "s
 FORWARD, BACKWARD = CALLS
 LAUNCHER = Source(
     "recurrence",
-    (FOLDER / "launch.cc", FOLDER / "call.h", FOLDER.parent / "threads.h"),
+    (FOLDER / "launch.cc", FOLDER / "call.h"),
     ("seqmnist_add", *CALLS.values()),
 )
 MULTIPLIES_X = True

@@ -11,23 +11,6 @@ constexpr int at_least_one(int n) { return n > 0 ? n : 1; }
 constexpr int kOuters = Cell::kRounds > 0 || Cell::kFront ? int(std::size(Cell::outers)) : 0,
               kFrontPasses = Cell::kFront ? int(std::size(Cell::front_passes)) : 0;
 
-// Scratch memory that begins at a cache line.
-class Scratch {
- public:
-  explicit Scratch(std::ptrdiff_t floats, bool zero = false)
-      : data_(static_cast<float*>(std::aligned_alloc(64, (sizeof(float) * floats + 127) / 64 * 64))) {
-    if (data_ == nullptr) throw std::bad_alloc();
-    if (zero) std::memset(data_.get(), 0, sizeof(float) * floats);
-  }
-  float* get() const { return data_.get(); }
-
- private:
-  struct Free {
-    void operator()(float* data) const { std::free(data); }
-  };
-  std::unique_ptr<float, Free> data_;
-};
-
 // Where an axis has size zero its arrays are null, which memcpy must not be given.
 inline void copy(float* to, const float* from, std::ptrdiff_t n) {
   if (n > 0) std::memcpy(to, from, sizeof(float) * n);

@@ -310,7 +310,7 @@ class Aheads {
     while (n > 0 && at_ < count_) {
       auto& [from, left] = aheads_[at_];
       const std::ptrdiff_t some = std::min(n, left);
-      for (std::ptrdiff_t i = 0; i < some; i += 16) __builtin_prefetch(from + i, 0, 2);
+      prefetch(from, some);
       from += some, left -= some, n -= some;
       if (left == 0) ++at_;
     }
@@ -495,9 +495,9 @@ struct Backward {
         for (std::ptrdiff_t b = s.first + row; step > 1 && b < s.first + std::min(s.count, end); ++b) {
           const std::ptrdiff_t earlier = b * s.time + s.when(step - 2);
           if (s.outputs == kAll)
-            Ahead(a.d_outputs + earlier * Cell::kOutputs * s.hidden, Cell::kOutputs * s.hidden).ask(Cell::kOutputs * s.hidden);
+            prefetch(a.d_outputs + earlier * Cell::kOutputs * s.hidden, Cell::kOutputs * s.hidden);
           if (Cell::kInputs > 0 && !Cell::kFront)
-            Ahead(a.inputs + earlier * Cell::kInputs * s.hidden, Cell::kInputs * s.hidden).ask(Cell::kInputs * s.hidden);
+            prefetch(a.inputs + earlier * Cell::kInputs * s.hidden, Cell::kInputs * s.hidden);
         }
         for (std::ptrdiff_t j = 0; j < s.vectors; ++j) run<0, 1>(t, j, row, end - row);
       }

@@ -4,13 +4,14 @@
 // replicas: each is sliced by itself, with its own parameters.
 
 #include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstddef>
 #include <cstdint>
-#include <cstdlib>
-#include <cstring>
 #include <exception>
+#include <functional>
 #include <memory>
 #include <mutex>
-#include <new>
 #include <numeric>
 #include <string>
 #include <unordered_map>
@@ -19,8 +20,10 @@
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
+#if defined(__SSE__)
+#include <xmmintrin.h>
+#endif
 
-#include "../threads.h"
 #include "call.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -37,6 +40,86 @@ const Kernel* kernel_of(int64_t number) {
   const auto found = kernels.find(number);
   return found == kernels.end() ? nullptr : found->second;
 }
+
+// ---- Threads -----------------------------------------------------------------------------
+
+// Numbers below 2^-126 would cost hundreds of cycles each.
+class FlushDenormals {
+#if defined(__SSE__)
+ public:
+  FlushDenormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ | 0x8040); }
+  ~FlushDenormals() { _mm_setcsr(saved_); }
+
+ private:
+  unsigned saved_;
+#elif defined(__aarch64__)
+ public:
+  FlushDenormals() {
+    asm volatile("mrs %0, fpcr" : "=r"(saved_));
+    asm volatile("msr fpcr, %0" ::"r"(saved_ | (1u << 24)));
+  }
+  ~FlushDenormals() { asm volatile("msr fpcr, %0" ::"r"(saved_)); }
+
+ private:
+  uint64_t saved_;
+#endif
+};
+
+// work(0) .. work(count - 1) on the calling thread and those of XLA's pool that come to help.
+// The caller never waits for a helper that has not begun, so a busy pool can't stop it.
+void parallel_for(ffi::ThreadPool& pool, std::ptrdiff_t threads, std::ptrdiff_t count,
+                  const std::function<void(std::ptrdiff_t)>& work) {
+  struct Shared {
+    std::atomic<std::ptrdiff_t> next{0}, done{0};
+    std::mutex mutex;
+    std::condition_variable all_done;
+    std::exception_ptr error;
+  };
+  auto shared = std::make_shared<Shared>();
+  // A helper that comes late finds nothing left, and does not touch `work`, which may be gone.
+  auto help = [shared, count, &work] {
+    const FlushDenormals flush;
+    for (std::ptrdiff_t i; (i = shared->next.fetch_add(1)) < count;) {
+      std::exception_ptr error;
+      try {
+        work(i);
+      } catch (...) {
+        error = std::current_exception();
+      }
+      const std::lock_guard<std::mutex> lock(shared->mutex);
+      if (error) shared->error = error;
+      if (shared->done.fetch_add(1) + 1 == count) shared->all_done.notify_one();
+    }
+  };
+  for (std::ptrdiff_t i = 1; i < std::min(threads, count); ++i) pool.Schedule([help] { help(); });
+  help();
+  for (int i = 0; i < 20000 && shared->done.load() < count; ++i) {
+#if defined(__SSE__)
+    _mm_pause();
+#endif
+  }
+  std::unique_lock<std::mutex> lock(shared->mutex);
+  shared->all_done.wait(lock, [&] { return shared->done.load() == count; });
+  if (shared->error) std::rethrow_exception(shared->error);
+}
+
+// How a batch is cut: all slices of all replicas should keep all threads busy to the end, fill
+// the product's tiles, and leave room in the caches.
+struct Slices {
+  std::ptrdiff_t per_replica, rows;
+
+  Slices(std::ptrdiff_t replicas, std::ptrdiff_t batch, std::ptrdiff_t threads, std::ptrdiff_t tile_rows) {
+    constexpr std::ptrdiff_t kMostRows = 64;
+    // A multiple of this gives every thread as many slices as the others.
+    const std::ptrdiff_t even = std::max<std::ptrdiff_t>(1, threads / std::gcd(replicas, threads));
+    std::ptrdiff_t wanted = even;
+    while ((batch + wanted - 1) / wanted > kMostRows) wanted += even;
+    rows = (batch + wanted - 1) / wanted;
+    rows = (rows + tile_rows - 1) / tile_rows * tile_rows;
+    rows = std::max<std::ptrdiff_t>(1, std::min(rows, batch));
+    per_replica = (batch + rows - 1) / rows;
+  }
+};
 
 // ---- Arrays ------------------------------------------------------------------------------
 
@@ -184,19 +267,6 @@ std::vector<Field> operand_fields(const Sizes& s, const Kernel& k) {
           SEQMNIST_FIELD(lengths, {s.batch})};
 }
 
-// A slice's share, at a cache line.
-struct Free {
-  void operator()(float* data) const { std::free(data); }
-};
-using Share = std::unique_ptr<float, Free>;
-Share zeros(std::ptrdiff_t floats) {
-  const std::size_t bytes = (sizeof(float) * floats + 127) / 64 * 64;
-  Share share(static_cast<float*>(std::aligned_alloc(64, bytes)));
-  if (!share) throw std::bad_alloc();
-  std::memset(share.get(), 0, bytes);
-  return share;
-}
-
 std::vector<int64_t> output_shape(const Sizes& s, const Kernel& k) {
   if (s.outputs == kAll) return {s.batch, s.time, k.outputs, s.hidden};
   return {s.outputs == kLast ? s.batch : 0, k.outputs, s.hidden};
@@ -264,17 +334,17 @@ ffi::Error backward(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Remainin
   const std::ptrdiff_t threads = std::max<std::ptrdiff_t>(1, pool.num_threads());
   const Slices slices(call.replicas, s.batch, threads, kernel->tile_rows);
   return guarded([&] {
-    std::vector<Share> shares(call.replicas * slices.per_replica);
+    std::vector<std::unique_ptr<Scratch>> shares(call.replicas * slices.per_replica);
     parallel_for(pool, threads, call.replicas * slices.per_replica, [&](std::ptrdiff_t i) {
       const std::ptrdiff_t first = i % slices.per_replica * slices.rows;
-      shares[i] = zeros(kernel->share(s));
+      shares[i] = std::make_unique<Scratch>(kernel->share(s), true);
       kernel->backward(s, call.arrays(i / slices.per_replica), first, std::min(slices.rows, s.batch - first),
-                       shares[i].get());
+                       shares[i]->get());
     });
     parallel_for(pool, threads, call.replicas, [&](std::ptrdiff_t replica) {
       std::vector<const float*> of_replica;
       for (std::ptrdiff_t i = 0; i < slices.per_replica; ++i)
-        of_replica.push_back(shares[replica * slices.per_replica + i].get());
+        of_replica.push_back(shares[replica * slices.per_replica + i]->get());
       kernel->finish(s, call.arrays(replica), of_replica.data(), slices.per_replica);
     });
   });

@@ -58,12 +58,6 @@ struct Outer {
 // What a source is: a carry before the step, a carry after it, or a value of its own.
 enum class Origin { kBefore, kAfter, kOwn };
 
-template <class T>
-constexpr int count_of(const T& list, int round) {
-  int count = 0;
-  for (const auto& pass : list) count += pass.round == round;
-  return count;
-}
 // Vectors of units that a tile takes: two where one alone would leave most registers idle.
 template <class T>
 constexpr int vectors_of(const T& list, int round) {

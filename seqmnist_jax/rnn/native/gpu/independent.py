@@ -12,7 +12,7 @@ import numpy as np
 
 from seqmnist_jax.rnn.native.gpu import load
 from seqmnist_jax.rnn.native.gpu.source import file, stage_functions, table
-from seqmnist_jax.rnn.stages import OUTPUTS, Operands, Options, Stages, Statement, floats, substitute, words
+from seqmnist_jax.rnn.stages import OUTPUTS, Operands, Options, Stages, Statement, floats, renamed, words
 
 Array = jax.Array
 
@@ -71,18 +71,12 @@ class Back(NamedTuple):
 @functools.lru_cache(maxsize=256)
 def back(stages: Stages) -> Back:
     """The step is made again, for nothing in it waits for another unit."""
-    d, made = stages.division, [s.name for s in stages.forward]
-
-    def again(text: str) -> str:
-        for name in made:
-            text = substitute(text, name, f"f{name}")
-        return text
-
-    statements = [s._replace(name=again(s.name), text=again(s.text)) for s in stages.forward]
+    d, again = stages.division, {s.name: f"f{s.name}" for s in stages.forward}
+    statements = [s._replace(name=again[s.name], text=renamed(s.text, again)) for s in stages.forward]
     statements += [Statement(0, "float", f"t{i}", f"u.after[{carry}]") for i, carry in stages.after.items()]
     for (kind, i), text in zip(stages.kept, stages.texts, strict=True):
         if kind == "t":
-            text = again(f"opened_({text})" if i in stages.memory else text)
+            text = renamed(f"opened_({text})" if i in stages.memory else text, again)
             statements.append(Statement(0, "float", f"t{i}", text))
     results = [*stages.d_carry, *stages.d_inputs, *stages.sums]
     read, needed = {word for out in results for word in words(out.text)}, []

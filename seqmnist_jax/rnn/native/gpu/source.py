@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from seqmnist_jax.rnn.stages import OUTPUTS, Output, Stages, Statement, crossing, substitute
+from seqmnist_jax.rnn.stages import OUTPUTS, Output, Stages, Statement, crossing, renamed
 
 FOLDER = Path(__file__).parent
 # Of a cluster. The registers of one multiprocessor hold 128 units with five products, those of four 256.
@@ -134,9 +134,7 @@ def stage_functions(
     fields = [f"    {kind} {name};" for name, kind in cross.items()]
 
     def known(text: str) -> str:
-        for n in sorted(cross, key=len, reverse=True):
-            text = substitute(text, n, f"u.{n}")
-        return text
+        return renamed(text, {name: f"u.{name}" for name in cross})
 
     lines = []
     for stage in range(last + 1):
