@@ -221,6 +221,20 @@ def test_other_data_are_told_with_where_they_were(finished, tmp_path):
         run_in(folder)
 
 
+def test_a_protocol_that_was_another_one_makes_another_run(finished, tmp_path):
+    folder, told = shutil.copytree(finished, tmp_path / "run"), r"data\.split: 'first:9' there, 'first:500' here"
+    facts = json.loads((folder / "data.json").read_text())
+    (folder / "data.json").write_text(json.dumps({**facts, "split": "first:9"}))
+    with pytest.raises(WorkdirError, match=told):
+        run_in(folder)
+    (tmp_path / "kept").mkdir()
+    summary = summary_of(finished)
+    summary["dataset"]["split"] = "first:9"
+    (tmp_path / "kept" / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(WorkdirError, match=told):
+        run_in(tmp_path / "kept")
+
+
 def test_results_without_checkpoints_stay(finished, tmp_path):
     folder = shutil.copytree(finished, tmp_path / "run")
     shutil.rmtree(folder / "checkpoints")
@@ -285,21 +299,6 @@ def test_a_member_that_diverged_keeps_its_place_in_the_program(tmp_path):
     assert [line for line in said if line.startswith("Resuming at step 10")]
 
 
-def test_recipes_of_which_a_seed_diverged_come_last(tmp_path):
-    summary = sweep_in(tmp_path, "", sweep="{'seed': (1, 2), 'optimizer.learning_rate': (0.0001, 0.02)}")
-    for folder in (tmp_path / "replicas").glob("seed=2,learning_rate=0.02"):
-        (folder / "summary.json").unlink()
-        shutil.rmtree(folder / "checkpoints")
-        (folder / "diverged.json").write_text(json.dumps({"reason": "Training diverged at step 1"}))
-    before = {str(entry["changes"]): entry["validation"]["mean"] for entry in summary["ranking"]}
-    assert max(before, key=before.get) == "{'optimizer.learning_rate': 0.02}"
-    again = sweep_in(tmp_path, "", sweep="{'seed': (1, 2), 'optimizer.learning_rate': (0.0001, 0.02)}")
-    assert [(e["changes"]["optimizer.learning_rate"], e["diverged"]) for e in again["ranking"]] == [
-        (0.0001, []),
-        (0.02, ["seed=2,learning_rate=0.02"]),
-    ]
-
-
 def test_a_folder_that_is_moved_while_its_run_goes_on_ends_it(tmp_path):
     folder, moved = tmp_path / "run", tmp_path / "moved"
 
@@ -315,13 +314,13 @@ def test_a_folder_that_is_moved_while_its_run_goes_on_ends_it(tmp_path):
 
 
 def test_an_end_between_evaluations_leaves_no_trace_in_a_longer_run(tmp_path):
-    changes = {"train.eval_every": 15, "train.steps": 30}
+    changes = {"train.steps": 30}
     run_in(tmp_path / "straight", **changes)
     # What was measured at this end would be the best.
-    run_in(tmp_path / "longer", **{**changes, "train.steps": 20})
+    run_in(tmp_path / "longer", **{**changes, "train.steps": 15})
     with Checkpoints(tmp_path / "longer" / "checkpoints") as checkpoints:
-        state = checkpoints.restore(20, build_run(config_of(**changes)).learner.template().shapes())
-        checkpoints.save(state, checkpoints.metadata(20), {"accuracy": 0.99, "loss": 0.1})
+        state = checkpoints.restore(15, build_run(config_of(**changes)).learner.template.shapes())
+        checkpoints.save(state, checkpoints.metadata(15), {"accuracy": 0.99, "loss": 0.1})
     summary = run_in(tmp_path / "longer", **changes)
     assert summary["best_step"] == summary_of(tmp_path / "straight")["best_step"]
     assert first_difference(tmp_path / "straight", tmp_path / "longer") is None
@@ -377,17 +376,17 @@ def test_a_result_is_not_given_to_another_checkpoint(tmp_path):
     assert [line for line in said if "checkpoint 10 is lost, whose result the summary has" in line]
 
 
-def test_a_result_stands_where_another_checkpoint_is_damaged(tmp_path):
-    before = run_in(tmp_path)
+def test_a_result_stands_where_another_checkpoint_is_damaged(finished, tmp_path):
+    folder, before = shutil.copytree(finished, tmp_path / "run"), summary_of(finished)
     other = next(step for step in (10, 20) if step != before["best_step"])
-    (tmp_path / "checkpoints" / str(other) / "metrics" / "metrics").write_text("{")
+    (folder / "checkpoints" / str(other) / "metrics" / "metrics").write_text("{")
     said = []
-    assert train(build_run(config_of()), tmp_path, watch=Watch(say=said.append)) == before == summary_of(tmp_path)
+    assert train(build_run(config_of()), folder, watch=Watch(say=said.append)) == before == summary_of(folder)
     assert [line for line in said if line.startswith(f"WARNING: Checkpoint {other} is set aside")]
 
 
-def test_the_result_of_an_earlier_version_is_known_again(tmp_path):
-    summary = run_in(tmp_path / "run")
+def test_the_result_of_an_earlier_version_is_known_again(finished, tmp_path):
+    summary = summary_of(finished)
     (tmp_path / "kept").mkdir()
     for field in ("train.noise", "model.memory"):
         assert summary["identity"].pop(field) == configs.ADDED[field]

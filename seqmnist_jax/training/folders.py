@@ -3,7 +3,9 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from seqmnist_jax.data.protocols import FIELDS
 from seqmnist_jax.errors import UsageError
 from seqmnist_jax.training.run import Run
 from seqmnist_jax.workdir import config as configs
@@ -68,10 +70,11 @@ def look(run: Run, workdir: Path) -> str:
     if (workdir / files.CONFIG).exists():
         old = configs.from_json(files.read_config(workdir))
         folder = old.runtime.data_dir and f"the files in {old.runtime.data_dir}"
-        identity = configs.identity(old, files.read_facts(workdir)["content_hash"])
-        check_identity(run, identity, str(workdir), folder or "the digits in the package, or what TFDS had")
+        facts = files.read_facts(workdir)
+        identity = configs.identity(old, facts["content_hash"])
+        check_identity(run, identity, facts, str(workdir), folder or "the digits in the package, or what TFDS had")
     elif isinstance(summary.get("identity"), dict):  # of which only the results were kept
-        check_identity(run, configs.completed(summary["identity"]), str(workdir))
+        check_identity(run, configs.completed(summary["identity"]), summary["dataset"], str(workdir))
     elif left := [name for name in LEFT_BY_RUNS if (workdir / name).exists()]:
         raise files.WorkdirError(
             f"{workdir} has {left[0]} but no {files.CONFIG}, so it can't be told whose that is. "
@@ -99,9 +102,18 @@ def look(run: Run, workdir: Path) -> str:
     return BEGUN
 
 
-def check_identity(run: Run, identity: configs.FlatConfig, where: str, data: str = "other data") -> None:
-    """Raises `WorkdirError` where this is not the run's identity; `data` is what that run read, in words."""
+def check_identity(
+    run: Run, identity: configs.FlatConfig, facts: dict[str, Any], where: str, data: str = "other data"
+) -> None:
+    """Raises `WorkdirError` where this is not the run's identity; `data` is what that run read, in words.
+
+    Nor is it the run's where its protocol was another one then, of which `facts`, as of `Task.facts`, tell.
+    """
     differing = configs.differences(identity, run.identity)
+    if not differing:
+        told = [name for name in FIELDS if name in facts]
+        parts = ({f"data.{name}": one[name] for name in told} for one in (facts, run.task.facts()))
+        differing = configs.differences(*parts)
     if not differing:
         return
     mends = ["Give the old values to resume it, or another --workdir for a new run."]

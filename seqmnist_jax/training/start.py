@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def _finished(run: Run, workdir: Path, watch: Watch) -> Json:
     Where the checkpoint that it is the result of can't be read any more, that is set aside, and the summary says so.
     """
     summary = files.read_json(workdir / files.SUMMARY)
-    folder, step, shapes = workdir / files.CHECKPOINTS, summary.get("best_step"), run.learner.template().shapes()
+    folder, step, shapes = workdir / files.CHECKPOINTS, summary.get("best_step"), run.learner.template.shapes()
     if step not in saved_steps(folder) or not processes.is_main():
         return summary
     with contextlib.suppress(CheckpointError):
@@ -132,7 +132,7 @@ def open_group(exits: ExitStack, runs: Sequence[Run], waiting: Mapping[int, Repl
     for replica in waiting.values():
         run, folder = replica.run, replica.workdir / files.CHECKPOINTS
         replica.checkpoints = exits.enter_context(Checkpoints(folder, counts=run.is_measured, lasts=run.stays_measured))
-        for sentence in replica.checkpoints.set_aside_damaged(run.learner.template().shapes()).values():
+        for sentence in replica.checkpoints.set_aside_damaged(run.learner.template.shapes()).values():
             watch.say(f"WARNING: {sentence}")
     processes.wait("damaged checkpoints are set aside")
     for place, replica in waiting.items():
@@ -155,29 +155,31 @@ def open_group(exits: ExitStack, runs: Sequence[Run], waiting: Mapping[int, Repl
 
 def restore(group: ReplicaGroup) -> TrainState:
     """The states to start from, as `stack` makes them."""
-    states = {replica.place: _restore_or_init(group, replica) for replica in group.replicas}
+    init = jax.jit(group.run.learner.init_from)  # compiled once for all
+    states = {replica.place: _restore_or_init(group, replica, init) for replica in group.replicas}
     processes.wait("all have read what is there")
     any_state = states[group.replicas[0].place]  # for who only keeps a place, and does no step
     return stack([states.get(place, any_state) for place in range(len(group.runs))])
 
 
-def _restore_or_init(group: ReplicaGroup, replica: Replica) -> TrainState:
+def _restore_or_init(group: ReplicaGroup, replica: Replica, init: Callable[..., TrainState]) -> TrainState:
     """The state to start from: a checkpoint's, with its clock, or a new one."""
     run, checkpoints, step = replica.run, replica.checkpoints, group.first_step
     origin = {**provenance.origin(), "command": replica.command}
     if step == 0:
         replica.sittings = [{"first_step": 1, **origin}]
-        return jax.jit(run.learner.init_from)(run.learner.seed, run.learner.hyper)
+        return init(run.learner.seed, run.learner.hyper)
     metadata = checkpoints.metadata(step)
-    config, content_hash = configs.from_json(metadata["config"]), metadata["data"]["content_hash"]
-    check_identity(run, configs.identity(config, content_hash), f"{replica.workdir}, checkpoint {step},")
+    config, facts = configs.from_json(metadata["config"]), metadata["data"]
+    identity = configs.identity(config, facts["content_hash"])
+    check_identity(run, identity, facts, f"{replica.workdir}, checkpoint {step},")
     replica.lost_checkpoints = sorted({*replica.lost_checkpoints, *metadata.get("lost", [])})
     # Earlier versions knew of the last sitting only.
     before = metadata.get("sittings") or [{"first_step": 1, **{name: metadata.get(name) for name in origin}}]
     is_same = {**before[-1], "first_step": 0} == {**origin, "first_step": 0}
     replica.sittings = before if is_same else [*before, {"first_step": step + 1, **origin}]
     group.clock.add(Clock(**metadata["clock"]))
-    state = restore_state(checkpoints, step, run.learner.template())
+    state = restore_state(checkpoints, step, run.learner.template)
     # A stop came between the last steps and their report: their metrics are there still.
     replica.is_untold = step % run.eval_every == 0 and int(state.metrics.loss.count) > 0
     return state
