@@ -45,7 +45,7 @@ def write_results(group: ReplicaGroup, programs: Programs, states: TrainState) -
     variables = [state.variables for state in unstack(states, len(group.runs))]
     for replica, step in zip(ended, best_steps, strict=True):
         if step != run.steps:
-            template = replica.run.learner.template()
+            template = replica.run.learner.template
             variables[replica.place] = restore_variables(replica.checkpoints, step, template)
     last = best = [logits for _, logits in programs.evaluate(states.variables, "test")]
     if any(step != run.steps for step in best_steps):
@@ -108,7 +108,7 @@ def _write_summary(group: ReplicaGroup, replica: Replica, best_step: int, tested
         "evaluate_seconds": clock.evaluate,
         "checkpoint_seconds": clock.checkpoint,
         "steps_per_second": run.steps / clock.train,
-        "parameters": int(clu.parameter_overview.count_parameters(run.learner.template().params)),
+        "parameters": int(clu.parameter_overview.count_parameters(run.learner.template.params)),
         "dataset": dataset,
         "seed": run.learner.seed,
         "precision": run.learner.model.precision,

@@ -243,7 +243,7 @@ READ: dict[str, dict[str, tuple[str, ...]]] = {
 def build_unread(config: ml_collections.ConfigDict) -> dict[str, str]:
     """The fields of config.optimizer that are not read, and by which field that is so."""
     optimizer = config.optimizer
-    unread = {}
+    unread: dict[str, str] = {}
     for by, reads in READ.items():
         others = {field for fields in reads.values() for field in fields} - set(reads.get(optimizer[by], ()))
         unread |= {f"optimizer.{field}": f"optimizer.{by}={optimizer[by]!r}" for field in sorted(others)}

@@ -1,5 +1,6 @@
 """What a run records of itself beside its scores, to look at in TensorBoard: what it is, its tensors, its mistakes."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -20,21 +21,23 @@ PICTURES = 5
 BUCKETS = 60
 
 
-def introduce(writer: TensorBoardWriter, run: Run, traced: Any) -> None:
-    """Writes what there is to see of a run before its first step.
+def introduce(runs: Sequence[tuple[TensorBoardWriter, Run]], traced: Any) -> None:
+    """Writes what there is to see of runs before their first step.
 
     Args:
-      writer: takes the config as text, its fields as hyperparameters, and the training step as a graph.
-      run: the run.
+      runs: those of one program, each with what takes its config as text, its fields as hyperparameters, and the
+        training step as a graph.
       traced: as `Programs.traced`.
     """
-    fields = configs.flatten(run.config)
-    writer.write_texts(0, {"config": "\n".join(f"    {name} = {value!r}" for name, value in fields.items())})
-    facts = run.task.facts()
-    # In place of what the config leaves to the protocol, what the protocol says.
-    fields |= {f"data.{name}": facts[name] for name in ("permutation", "split", "scaling", "selection")}
-    writer.write_hparams(configs.of_one_run(fields))
-    writer.write_graph(graph_def(traced, tuple(ARGUMENTS), root=type(run.learner.model).__name__))
+    graph = graph_def(traced, tuple(ARGUMENTS), root=type(runs[0][1].learner.model).__name__)
+    for writer, run in runs:
+        fields = configs.flatten(run.config)
+        writer.write_texts(0, {"config": "\n".join(f"    {name} = {value!r}" for name, value in fields.items())})
+        facts = run.task.facts()
+        # In place of what the config leaves to the protocol, what the protocol says.
+        fields |= {f"data.{name}": facts[name] for name in ("permutation", "split", "scaling", "selection")}
+        writer.write_hparams(configs.of_one_run(fields))
+        writer.write_graph(graph)
 
 
 def write_histograms(writer: TensorBoardWriter, run: Run, state: TrainState) -> None:

@@ -34,7 +34,7 @@ from seqmnist_jax.training.optimizers import (
     build_schedule,
     build_unread,
 )
-from seqmnist_jax.training.state import TrainState, init_state
+from seqmnist_jax.training.state import INIT_STREAM, TrainMetrics, TrainState
 from seqmnist_jax.training.step import StepSpec, gradient_report, train_steps
 from seqmnist_jax.workdir import config as configs
 
@@ -81,18 +81,23 @@ class Learner:
 
     def init_from(self, seed: Array | int, hyper: Hyperparameters) -> TrainState:
         """The same from another seed and other numbers, which may be traced."""
+        key = jax.random.key(seed)
         example = jnp.zeros((1, self.view.sequence_length, self.view.features))
-        spec = self.spec
-        return init_state(
-            seed,
-            spec.model,
-            spec.make_optimizer,
-            hyper,
-            example,
-            window=self.window,
-            averages=self.averages,
+        variables = self.model.init(jax.random.fold_in(key, INIT_STREAM), example)
+        params = variables["params"]
+        return TrainState(
+            step=jnp.int32(0),
+            params=params,
+            batch_stats=variables.get("batch_stats", {}),
+            opt_state=self.spec.make_optimizer(hyper).init(params),
+            key=key,
+            metrics=TrainMetrics.empty(),
+            gradient_norms=jnp.zeros((self.window, 2, len(jax.tree.leaves(params))), jnp.float32),
+            # A copy, because the state's buffers are donated, each once.
+            ema_params=jax.tree.map(jnp.copy, params) if self.averages else None,
         )
 
+    @functools.cached_property
     def template(self) -> TrainState:
         """The shapes of a state, without making one."""
         return jax.eval_shape(self.init)
@@ -195,12 +200,12 @@ class Run:
         learner = self.learner
         x = jax.ShapeDtypeStruct((self.batch_size, learner.view.sequence_length, learner.view.features), jnp.float32)
         drops_state = "state_keep" in learner.spec.drops
-        what = learner.model.explain_engine(learner.template().params, x, drops_state=drops_state)
+        what = learner.model.explain_engine(learner.template.params, x, drops_state=drops_state)
         return f"{what}; products in {learner.model.precision}, evaluation in {learner.eval_precision}"
 
     def overview(self) -> str:
         """The parameters, a line each, and how many there are."""
-        params = self.learner.template().params
+        params = self.learner.template.params
         lines = clu.parameter_overview.get_parameter_overview(params, include_stats=False).splitlines()
         count = clu.parameter_overview.count_parameters(params)
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
@@ -246,7 +251,7 @@ def build_run(config: ml_collections.ConfigDict, task: Task | None = None, named
         stored["runtime"]["cell_file"], stored["model"]["cell_hash"] = str(own_cell.file), own_cell.content_hash
     learner = build_learner(config, task.view, task.dataset.num_classes)
     configs.check_read(configs.flatten(config.to_dict()), build_unread_model(config) | build_unread(config), named)
-    memory.check_state(learner.template())
+    memory.check_state(learner.template)
     return Run(
         config=stored,
         identity=configs.identity(configs.from_json(stored), task.dataset.content_hash),

@@ -4,7 +4,6 @@ import dataclasses
 from typing import Any
 
 import clu.metrics
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,6 @@ import numpy as np
 import optax
 
 from seqmnist_jax.models.reading import Variables
-from seqmnist_jax.training.optimizers import Hyperparameters, MakeOptimizer
 from seqmnist_jax.workdir.checkpoints import Checkpoints, Parts
 
 Array = jax.Array
@@ -109,40 +107,6 @@ def restore_variables(checkpoints: Checkpoints, step: int, template: TrainState)
 
 # The streams of randomness that are folded from a run's key.
 INIT_STREAM, DATA_STREAM, DROPOUT_STREAM, LENGTH_STREAM, NOISE_STREAM = range(5)
-
-
-def init_state(
-    seed: Array | int,
-    model: nn.Module,
-    make_optimizer: MakeOptimizer,
-    hyper: Hyperparameters,
-    example: Array,
-    window: int,
-    averages: bool = False,
-) -> TrainState:
-    """The state before the first step.
-
-    Args:
-      seed: an integer; all of a run's randomness follows from it.
-      model: ``model.init(key, x)`` and ``model.apply(variables, x, train=...)``.
-      make_optimizer, hyper: as in `optimizers`.
-      example: one input [1, time, features], of which only shape and dtype matter.
-      window: of how many steps gradient norms are remembered.
-      averages: whether a moving average of the parameters is kept.
-    """
-    key = jax.random.key(seed)
-    variables = model.init(jax.random.fold_in(key, INIT_STREAM), example)
-    return TrainState(
-        step=jnp.int32(0),
-        params=variables["params"],
-        batch_stats=variables.get("batch_stats", {}),
-        opt_state=make_optimizer(hyper).init(variables["params"]),
-        key=key,
-        metrics=TrainMetrics.empty(),
-        gradient_norms=jnp.zeros((window, 2, len(jax.tree.leaves(variables["params"]))), jnp.float32),
-        # A copy, because the state's buffers are donated, each once.
-        ema_params=jax.tree.map(jnp.copy, variables["params"]) if averages else None,
-    )
 
 
 def data_key(state: TrainState) -> Array:

@@ -23,7 +23,7 @@ class StepSpec(NamedTuple):
     """What a training step is made of: all that is static about it.
 
     Attributes:
-      model: as in `init_state`.
+      model: ``model.init(key, x)`` and ``model.apply(variables, x, train=...)``.
       make_optimizer: as in `optimizers`.
       preprocess: images to sequences.
       batch_size: examples a step.

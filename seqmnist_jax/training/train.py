@@ -101,8 +101,7 @@ def train_group(exits: ExitStack, group: ReplicaGroup) -> dict[int, Json]:
     group.watch.say(f"Compiled the training step in {seconds:.1f} s. {programs.memory_plan}")
     start.begin(exits, group)
     if group.first_step == 0:
-        for replica in group.replicas:
-            records.introduce(replica.recorder.tensorboard, replica.run, programs.traced)
+        records.introduce([(one.recorder.tensorboard, one.run) for one in group.replicas], programs.traced)
     trace = exits.enter_context(StepTrace(group.where, group.run.profile_steps))
     states = train_loop(group, programs, trace, LoopState(programs.place(states), group.first_step))
     return finish.write_results(group, programs, states)

@@ -5,7 +5,10 @@ JAX has no graph; it has the program as traced, a jaxpr, in which each operation
 'gradients', as TF1's did.
 """
 
+import functools
+import importlib
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,6 +22,17 @@ NO_SCOPE = "bookkeeping"
 GRADIENTS = "gradients"
 # Where arguments stand: the parameters among the operations that read them.
 PLACES = {"state/params/": "", "state/batch_stats/": "", "state/opt_state/": "optimizer/state/"}
+
+
+@functools.cache
+def load_tensorboardx() -> None:
+    """Imports tensorboardX as if PyTorch were not installed, which it wants for type hints and which takes seconds."""
+    is_hidden = sys.modules.setdefault("torch", None) is None  # type: ignore[arg-type]
+    try:
+        importlib.import_module("tensorboardX")
+    finally:
+        if is_hidden:
+            del sys.modules["torch"]
 
 
 def graph_def(traced: Any, names: Sequence[str], root: str) -> Any:
@@ -35,6 +49,7 @@ def graph_def(traced: Any, names: Sequence[str], root: str) -> Any:
     Returns:
       tensorboardX's GraphDef; its nodes' ``_output_shapes`` hold the shapes.
     """
+    load_tensorboardx()
     from tensorboardX.proto.graph_pb2 import GraphDef
     from tensorboardX.proto.versions_pb2 import VersionDef
 

@@ -1,10 +1,7 @@
 """TensorBoard's event files, by tensorboardX."""
 
 import contextlib
-import functools
-import importlib
 import os
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,23 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from seqmnist_jax.workdir.graph import load_tensorboardx
+
 Scalars = Mapping[str, float | int]
 Hparams = Mapping[str, float | int | bool | str]
 
 # A histogram's bins, each a tenth wider than the one before on either side of zero, as TensorFlow's.
 _RISING = 1e-12 * 1.1 ** np.arange(774)
 BINS = np.concatenate([-_RISING[::-1], [0.0], _RISING])
-
-
-@functools.cache
-def _load() -> None:
-    """Imports tensorboardX as if PyTorch were not installed, which it wants for type hints and which takes seconds."""
-    is_hidden = sys.modules.setdefault("torch", None) is None  # type: ignore[arg-type]
-    try:
-        importlib.import_module("tensorboardX")
-    finally:
-        if is_hidden:
-            del sys.modules["torch"]
 
 
 class TensorBoardWriter:
@@ -85,7 +73,7 @@ class TensorBoardWriter:
         """Writes what `summaries` makes with tensorboardX.summary."""
         if not self._writes:
             return
-        _load()
+        load_tensorboardx()
         from tensorboardX import summary
 
         made = summaries(summary)
@@ -93,7 +81,7 @@ class TensorBoardWriter:
 
     def _write_events(self, events: Callable[[Any], Iterable[Any]]) -> None:
         """Writes what `events` makes with the class of events, dated now."""
-        _load()
+        load_tensorboardx()
         from tensorboardX.proto.event_pb2 import Event
 
         with self._forgiving():

@@ -25,7 +25,7 @@ def describe(opened: Opened) -> Json | None:
     """
     if opened.model is None:
         return None
-    template, step = opened.model.learner.template(), opened.model.step
+    template, step = opened.model.learner.template, opened.model.step
     folder = opened.found.workdir / files.CHECKPOINTS
     try:
         state = read_saved(folder, lambda saved: restore_state(saved, saved.last_step() or step, template))
