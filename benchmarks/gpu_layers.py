@@ -364,7 +364,7 @@ def measure(
             ready[name] = contender
             rows[name] |= errors(case, problem, results, known)
     for way in WAYS:
-        programs = {name: _repeated(getattr(contender, way), contender.wait) for name, contender in ready.items()}
+        programs = {name: timing.repeated(getattr(contender, way), contender.wait) for name, contender in ready.items()}
         for name, took in timing.alternate(programs, rounds=rounds, seconds=seconds).items():
             rows[name][way] = took.shared(ready[name].repeats).facts()
     if case.cell in INDEPENDENT:
@@ -388,7 +388,7 @@ def bandwidth() -> float:
     """Bytes that the device reads and writes in a second, measured where an array that no cache holds is copied."""
     numbers = jnp.ones((1 << (28 if jax.default_backend() == "gpu" else 22),), jnp.float32)
     copied = jax.jit(lambda array: array + 1)
-    program = _repeated(lambda: copied(numbers), jax.block_until_ready)
+    program = timing.repeated(lambda: copied(numbers), jax.block_until_ready)
     took = timing.alternate({"copy": program}, rounds=5, seconds=0.03)["copy"]
     return 2 * numbers.nbytes / took.median
 
@@ -400,17 +400,6 @@ def explained(case: Case, problem: Problem, options: Mapping[str, str]) -> str:
         return str(rnn.explain(params, x, **options))  # type: ignore[arg-type]
     cell = CELLS[case.cell].cell
     return rnn.explain_step(cell.step, params, x, cell.zero_carry(jnp.zeros((case.batch, case.hidden))), **options)  # type: ignore[arg-type]
-
-
-def _repeated(call: Callable[[], Any], wait: Callable[[Any], Any]) -> timing.Program:
-    """A program that calls again and again, and waits once."""
-
-    def run(count: int) -> None:
-        for _ in range(count):
-            result = call()
-        wait(result)
-
-    return run
 
 
 def milliseconds(row: Row, way: str) -> float | None:

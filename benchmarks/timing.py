@@ -63,12 +63,13 @@ class Timing:
         }
 
 
-def repeated(call: Callable[[], Any]) -> Program:
-    """A program that makes a call again and again; the call must wait for its own end."""
+def repeated(call: Callable[[], Any], wait: Callable[[Any], Any] = lambda result: None) -> Program:
+    """A program that makes a call again and again, and waits for the last one's result, if each does not by itself."""
 
     def run(count: int) -> None:
-        for _ in range(count):
+        for _ in range(count - 1):
             call()
+        wait(call())
 
     return run
 

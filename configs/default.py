@@ -20,7 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
     # '', or hyperparameters to choose, a mapping as above. For each combination of the sweep's other fields every
     # candidate first trains alone, with the sweep's first seed; the best by validation is taken.
     config.choose = ""
-    # How many steps each of these trials has, with the schedule for so many.
+    # How many steps each of these trials has; a cosine ends with them.
     config.choose_steps = 0
 
     data = config.data = ml_collections.ConfigDict()

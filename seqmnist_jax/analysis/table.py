@@ -74,30 +74,29 @@ def find(patterns: Sequence[str]) -> Found:
     Raises:
       UsageError: a pattern matches no run, or none that has ended.
     """
-    summaries: set[Path] = set()
+    finished: set[Path] = set()
     unfinished: set[Path] = set()
     diverged: set[Path] = set()
     for pattern in patterns:
         roots = files.matching(pattern)
-        found = {path for root in roots for path in files.under(root, files.SUMMARY)}
-        lost = {path.parent for root in roots for path in files.under(root, files.DIVERGED)} - {
-            path.parent for path in found
-        }
-        started = {path.parent for root in roots for path in files.under(root, files.CONFIG)} - lost
-        diverged |= lost
-        if not found and not started and not lost:
+        ended, lost, begun = (
+            {path.parent for root in roots for path in files.under(root, name)}
+            for name in (files.SUMMARY, files.DIVERGED, files.CONFIG)
+        )
+        if not ended | lost | begun:
             raise UsageError(f"--workdirs: {pattern!r} matches no folder with a run, that is, with a {files.SUMMARY}.")
-        summaries |= found
-        unfinished |= started - {path.parent for path in found}
+        finished |= ended
+        diverged |= lost - ended
+        unfinished |= begun - lost - ended
     results = []
     left_out = [
         f"{folder} is not finished; to go on, give the command that began it with its --workdir."
         for folder in sorted(unfinished)
     ]
     # A sweep's own summary is beside those of its runs, not one of them.
-    finished = [path.parent for path in sorted(summaries) if not (path.parent / files.SWEEP).exists()]
-    for read, folders in ((_read, finished), (_read_diverged, sorted(diverged))):
-        for folder in folders:
+    finished = {folder for folder in finished if not (folder / files.SWEEP).exists()}
+    for read, folders in ((_read, finished), (_read_diverged, diverged)):
+        for folder in sorted(folders):
             try:
                 results.append(read(folder))
             except SeqMnistError as e:

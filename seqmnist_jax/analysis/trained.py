@@ -161,9 +161,9 @@ def load(workdir: str | Path) -> TrainedModel:
         config.runtime.backend = "auto"
     try:
         learner = build_learner(config, _view(facts), facts["num_classes"])
-    except (AttributeError, KeyError) as e:
+    except (AttributeError, LookupError, TypeError, ValueError) as e:
         raise files.WorkdirError(
-            f"{workdir} was made by another version of this package, or its {files.CONFIG} was cut: {e}"
+            f"{workdir} was made by another version of this package, or its {files.CONFIG} or {files.DATA} was cut: {e}"
         ) from e
     folder = workdir / files.CHECKPOINTS
     if not folder.is_dir():
@@ -176,7 +176,7 @@ def load(workdir: str | Path) -> TrainedModel:
         step = checkpoints.last_step() if best is None else best
         if step is None:
             raise CheckpointError(f"{workdir} has no checkpoint yet; train it first.")
-        variables = restore_variables(checkpoints, step, learner.template())
+        variables = restore_variables(checkpoints, step, learner.template)
         return step, variables, checkpoints.metadata(step)["data"]
 
     every, steps = config.train.eval_every, config.train.steps

@@ -37,9 +37,12 @@ def _launch() -> list[str]:
 
 def to_go_on(workdir: Path) -> str:
     """The very command that goes on with what this one has begun, in words that end a message."""
-    given = [argument for argument in sys.argv[1:] if not re.match(r"--?workdir\b", argument)]
-    if "--workdir" in sys.argv:
-        given.remove(sys.argv[sys.argv.index("--workdir") + 1])
+    given, arguments = list[str](), iter(sys.argv[1:])
+    for argument in arguments:
+        if re.fullmatch("--?workdir", argument):
+            next(arguments)
+        elif not re.match("--?workdir=", argument):
+            given.append(argument)
     return f"\nTo go on:\n  {shlex.join([*_launch(), *given, f'--workdir={workdir}'])}"
 
 

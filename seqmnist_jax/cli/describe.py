@@ -26,23 +26,17 @@ def describe(
     """
     facts = run.task.facts()
     learner = run.learner
-    state = learner.template()
+    state = learner.template
     examples = len(run.task.part("train"))
-    tensors = dict(zip(tensor_names(state.params), jax.tree.leaves(state.params), strict=True))
     parameters = [
-        {
-            "name": name,
-            "shape": list(leaf.shape),
-            "dtype": str(leaf.dtype),
-            "size": int(leaf.size),
-        }
-        for name, leaf in tensors.items()
+        {"name": name, "shape": list(leaf.shape), "dtype": str(leaf.dtype), "size": int(leaf.size)}
+        for name, leaf in zip(tensor_names(state.params), jax.tree.leaves(state.params), strict=True)
     ]
     return {
         "config": run.config,
         "overridden": sorted(overridden),
         "parameters": parameters,
-        "parameter_count": sum(int(leaf.size) for leaf in tensors.values()),
+        "parameter_count": sum(one["size"] for one in parameters),
         "shapes": {
             "input": [run.batch_size, learner.view.sequence_length, learner.view.features],
             "logits": [run.batch_size, facts["num_classes"]],

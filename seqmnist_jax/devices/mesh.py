@@ -54,7 +54,7 @@ def make_mesh(spec: str, replicas: int, batch_size: int) -> Mesh | None:
         shards = largest_divisor(batch_size, len(devices) // groups)
     else:
         found = re.fullmatch(r"replica:(\d+),data:(\d+)", spec)
-        if not found or "0" in found.groups():
+        if not found or not all(map(int, found.groups())):
             raise UsageError(f"runtime.mesh is {spec!r}; expected 'auto' or 'replica:R,data:D', as 'replica:2,data:4'.")
         groups, shards = map(int, found.groups())
         if groups * shards > len(devices):

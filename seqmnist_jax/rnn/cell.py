@@ -28,11 +28,6 @@ def _two_states(zero: Array) -> Any:
     return zero, zero
 
 
-def _own_layer(params: Any, x: Any, *, backend: str, precision: str) -> str:
-    del params, x, backend, precision
-    return "the cell's own layer"
-
-
 class Cell(NamedTuple):
     """A kind of recurrent layer, in the parts that a stack needs. `cell` makes one of a step and an initialiser.
 
@@ -42,7 +37,8 @@ class Cell(NamedTuple):
       init: ``init(key, features, hidden_size, **options)`` makes its parameters; all options have defaults.
       zero_carry: the carry of a new sequence, from a zero h [batch, hidden], and from `params` where it takes them.
       backends: the names that `layer` takes for its backend.
-      explain: ``explain(params, x, backend=, precision=)``, in words, what would run the layer.
+      explain: ``explain(params, x, backend=, precision=)``, in words, what would run the layer; asked where
+        there is more than one backend.
     """
 
     layer: Callable[..., Any]
@@ -50,7 +46,7 @@ class Cell(NamedTuple):
     init: Callable[..., dict[str, Array]]
     zero_carry: Callable[..., Any] = _one_state
     backends: tuple[str, ...] = ("auto",)
-    explain: Callable[..., Any] = _own_layer
+    explain: Callable[..., Any] | None = None
 
 
 def cell(

@@ -146,6 +146,8 @@ def explain_layer(kind: Cell, params: Any, x: Any, engine: Engine, drops_state: 
     if drops_state:
         params = params, jax.ShapeDtypeStruct((x.shape[0], hidden_size(kind, params, x.shape[2])), x.dtype)
         kind = _by_steps(kind, True)
+    if kind.explain is None or "scan" not in kind.backends:
+        return "the cell's own layer"
     return str(kind.explain(params, x, backend=engine.backend, precision=engine.precision))
 
 

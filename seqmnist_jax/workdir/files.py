@@ -139,4 +139,14 @@ def read_facts(workdir: Path) -> dict[str, Any]:
     """
     if (workdir / SWEEP).exists():
         raise WorkdirError(f"{workdir} holds a sweep; name one of its runs, in {workdir / REPLICAS}.")
-    return read_json(workdir / DATA, needed=("content_hash", "view", "image_shape", "scaling", "permutation_indices"))
+    reading = (
+        "content_hash",
+        "view",
+        "image_shape",
+        "scaling",
+        "permutation_indices",
+        "num_classes",
+        "split",
+        "selection",
+    )
+    return read_json(workdir / DATA, needed=("name", "source", *reading))
