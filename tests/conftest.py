@@ -1,5 +1,6 @@
 import contextlib
 import fcntl
+import gc
 import json
 import math
 import os
@@ -32,6 +33,14 @@ def pytest_collection_modifyitems(items):
         for i, item in enumerate(cases):
             if i not in run:
                 item.add_marker(pytest.mark.slow)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish():
+    """What has been imported stays: Python need not search all of it for garbage again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 @contextlib.contextmanager
@@ -75,7 +84,7 @@ def cache_dir(shared_dir, tmp_path_factory):
 def compilation_cache(cache_dir):
     """Tests that train the same small network compile it once, in whatever process."""
     jax.config.update("jax_compilation_cache_dir", str(cache_dir / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,8 @@ from seqmnist_jax.training.state import restore_state
 from seqmnist_jax.workdir.checkpoints import CheckpointError, Checkpoints
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 
 @pytest.fixture(scope="module")
 def learner(cache_dir):
@@ -21,7 +23,7 @@ def learner(cache_dir):
 
 @pytest.fixture(scope="module")
 def state(learner):
-    return learner.init()
+    return jax.jit(learner.init)()
 
 
 @pytest.fixture
@@ -41,7 +43,7 @@ def save(checkpoints, state, step, accuracy=None, **options):
 
 
 def assert_restores(checkpoints, learner, state, step):
-    restored = restore_state(checkpoints, step, learner.template())
+    restored = restore_state(checkpoints, step, learner.template)
     jax.tree.map(np.testing.assert_array_equal, restored.params, at(state, step).params)
     assert int(restored.step) == step
 
@@ -144,8 +146,8 @@ def test_a_flipped_bit_is_noticed_and_set_aside(checkpoints, learner, state, tmp
     content[len(content) // 2] ^= 1
     victim.write_bytes(content)
     with pytest.raises(CheckpointError, match="20 can't be restored"):
-        restore_state(checkpoints, 20, learner.template())
-    told = checkpoints.set_aside_damaged(learner.template().shapes())
+        restore_state(checkpoints, 20, learner.template)
+    told = checkpoints.set_aside_damaged(learner.template.shapes())
     assert list(told) == [20] == checkpoints.lost_steps()
     assert "damaged/20-0" in told[20]
     assert (tmp_path / "run" / "damaged" / "20-0").is_dir()

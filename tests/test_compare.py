@@ -18,6 +18,7 @@ FACTS = {
     "source": "idx",
     "content_hash": "f7151d6e42dc" + "0" * 52,
     "image_shape": [28, 28],
+    "num_classes": 10,
     "view": "row",
     "protocol": "seqmnist",
     "split": "first:5000",

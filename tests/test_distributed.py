@@ -64,7 +64,7 @@ def train_pair(workdir, **changes):
 
 def params_of(workdir, run):
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
-        return jax.tree.leaves(restore_state(checkpoints, checkpoints.last_step(), run.learner.template()).params)
+        return jax.tree.leaves(restore_state(checkpoints, checkpoints.last_step(), run.learner.template).params)
 
 
 def assert_same(pair, alone, run):

@@ -35,14 +35,15 @@ def first_step(name):
     config.optimizer.schedule = "constant"
     run = build_run(config)
     learner, data = run.learner, run.task.part("train")
-    state = learner.init()
+    state = jax.jit(learner.init)()
     orders, offset, _ = ExampleStream(data_key(state), len(data), run.batch_size).window(0)
-    before = optax.tree.norm(state.params)
+    norm = jax.jit(optax.tree.norm)
+    before = norm(state.params)
     state, _ = jax.jit(learner.train_steps())(
         state, learner.hyper, data.images, data.labels, orders, jnp.int32(offset), jnp.int32(1)
     )
     metrics = state.metrics.compute()
-    return tuple(float(v) for v in (metrics["loss"], metrics["gradient_norm"], before, optax.tree.norm(state.params)))
+    return tuple(float(v) for v in (metrics["loss"], metrics["gradient_norm"], before, norm(state.params)))
 
 
 CONFIGS = ("row_lstm_basic", "row_lstm", "pixel_gru", "permuted_gru")

@@ -71,7 +71,9 @@ def test_the_reference_is_that_of_every_batch(reference):
         assert told["gradient_of"] in problem.params
 
 
-def test_what_fails_is_a_row(reference, monkeypatch):
+def test_what_fails_is_a_row(tmp_path, monkeypatch):
+    gpu_layers.write_reference([gpu_layers.parse("gru:8:32", 28)], tmp_path / "reference.npz")
+    reference = np.load(tmp_path / "reference.npz")
     failing = {"bfloat16": {}, "float32": {"precision": "none", "backend": "scan"}}
     monkeypatch.setattr(gpu_layers, "OURS", failing)
     monkeypatch.setattr(gpu_layers, "CUDNN", {})

@@ -68,9 +68,7 @@ def test_train_interrupt_resume_evaluate(tmp_path, environment, number, code):
 
 def test_without_a_workdir_each_run_gets_its_own(tmp_path, environment):
     arguments = ["--config", str(ROOT / "configs" / "row_lstm.py"), *SMALL, "--config.train.steps=2"]
-    done = subprocess.run(
-        command(*arguments), cwd=tmp_path, env={**environment, **QUICK}, capture_output=True, text=True, timeout=120
-    )
+    done = launch(arguments, tmp_path, environment)
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "runs" / "row_lstm").iterdir()
     assert re.fullmatch(r"\d{8}-\d{6}", folder.name)

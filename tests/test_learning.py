@@ -61,7 +61,7 @@ def started(**changes):
         rows = slice(batch * BATCH, (batch + 1) * BATCH)
         return run.learner.view(jnp.asarray(part.images[rows])), jnp.asarray(part.labels[rows], jnp.int32)
 
-    return SimpleNamespace(run=run, learner=run.learner, state=run.learner.init(), take=take, inputs=inputs)
+    return SimpleNamespace(run=run, learner=run.learner, state=jax.jit(run.learner.init)(), take=take, inputs=inputs)
 
 
 def loss_of(state):
@@ -92,9 +92,7 @@ def events(folder):
 
 def final_state(folder, **changes):
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
-        return restore_state(
-            checkpoints, checkpoints.last_step(), build_run(small_config(**changes)).learner.template()
-        )
+        return restore_state(checkpoints, checkpoints.last_step(), build_run(small_config(**changes)).learner.template)
 
 
 class Spy:

@@ -48,10 +48,10 @@ def edit(path, change):
     path.write_text(json.dumps(value))
 
 
-def apply(model, images, steps=None, **options):
+def apply(model, images, steps=None):
     """The network on the first steps of images, without what is under test."""
     x = model.learner.view(jnp.asarray(images))[:, :steps]
-    return model.learner.model.apply(model.variables, x, **options)
+    return jax.jit(model.learner.model.apply)(model.variables, x)
 
 
 def test_the_docstring_holds(monkeypatch):
@@ -178,6 +178,12 @@ def test_nothing_is_said_where_all_is_well(workdir, caplog, capfd):
 def test_another_permutation_is_refused(workdir):
     edit(workdir / "data.json", lambda facts: facts["permutation_indices"].reverse())
     with pytest.raises(CheckpointError, match="permutation_indices"):
+        seqmnist_jax.load(workdir)
+    edit(workdir / "data.json", lambda facts: facts["permutation_indices"].pop())
+    with pytest.raises(WorkdirError, match=r"data\.json was cut"):
+        seqmnist_jax.load(workdir)
+    edit(workdir / "data.json", lambda facts: facts.pop("selection"))
+    with pytest.raises(WorkdirError, match=r"data\.json.*selection"):
         seqmnist_jax.load(workdir)
 
 

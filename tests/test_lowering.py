@@ -21,7 +21,7 @@ def test_train_steps_lower(name, platform):
     lowered = (
         jax.jit(learner.train_steps(), donate_argnums=0)
         .trace(
-            learner.template(),
+            learner.template,
             learner.hyper,
             jax.ShapeDtypeStruct((size, 28, 28), jnp.uint8),
             jax.ShapeDtypeStruct((size,), jnp.uint8),

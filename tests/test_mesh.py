@@ -35,13 +35,13 @@ assert len(jax.devices()) == int(sys.argv[2])
 for job in jobs:
     config = row_lstm.get_config()
     config.update_from_flattened_dict({"data.source": "embedded", "model.hidden_size": 8, "train.batch_size": 16,
-        "train.steps": 50, "train.eval_every": 25, **job["changes"]})
+        "model.dense_init": "glorot_uniform", "train.steps": 50, "train.eval_every": 25, **job["changes"]})
     points = plan.build_points(config, {"seed": tuple(job["seeds"])})
     folders = [Path(job["folder"]) / str(seed) for seed in job["seeds"]]
     train_replicas([m.run for m in points], folders, [None] * len(folders), QUIET)
     for point, folder in zip(points, folders):
         with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
-            params = restore_state(checkpoints, 50, point.run.learner.template()).params
+            params = restore_state(checkpoints, 50, point.run.learner.template).params
         np.savez(folder / "params.npz", *jax.tree.leaves(params))
 """
 
@@ -143,6 +143,7 @@ def test_divisors():
     [
         ("2x2", "expected 'auto' or 'replica:R,data:D'"),
         ("replica:0,data:1", "expected 'auto'"),
+        ("replica:1,data:00", "expected 'auto'"),
         (f"replica:{len(jax.devices()) + 1},data:1", r"devices, but there are"),
     ],
 )

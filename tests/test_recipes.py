@@ -44,7 +44,7 @@ def after(count, **changes):
     """The states before and after `count` steps."""
     run = build_run(small_config(**changes))
     learner, data = run.learner, run.task.part("train")
-    state = learner.init()
+    state = jax.jit(learner.init)()
     orders, offset, _ = ExampleStream(data_key(state), len(data), run.batch_size).window(0)
     advance = jax.jit(learner.train_steps())
     states = [state]
@@ -96,7 +96,7 @@ def test_average_is_what_is_measured_saved_and_resumed(tmp_path):
     assert evaluate(tmp_path / "whole")["accuracy"] == summary["test_accuracy"]
     model = seqmnist_jax.load(tmp_path / "whole")
     with Checkpoints(tmp_path / "whole" / "checkpoints", read_only=True) as checkpoints:
-        state = restore_state(checkpoints, model.step, build_run(small_config(**changes)).learner.template())
+        state = restore_state(checkpoints, model.step, build_run(small_config(**changes)).learner.template)
     assert_close(model.params, state.ema_params, rtol=0, atol=0)
     assert any(
         np.any(np.asarray(a) != np.asarray(b))
@@ -112,7 +112,7 @@ def test_average_is_what_is_measured_saved_and_resumed(tmp_path):
 @pytest.mark.parametrize("smoothing", [0.1, 0.6])
 def test_smoothed_labels(smoothing):
     run = build_run(small_config(**{"train.label_smoothing": smoothing}))
-    state, data = run.learner.init(), run.task.part("train")
+    state, data = jax.jit(run.learner.init)(), run.task.part("train")
     images, labels = data.images[:12], data.labels[:12]
     loss, _ = jax.jit(run.learner.gradient_report())(state, run.learner.hyper, images, labels)
     logits = np.asarray(run.learner.predict_logits(12)(state.variables, jnp.asarray(images)), np.float64)
@@ -136,7 +136,7 @@ def test_parts_drop_different_units():
     learner, data = run.learner, run.task.part("train")
     twice = learner.view(jnp.stack([data.images[0]] * 2))
     labels = jnp.int32([data.labels[0]] * 2)
-    logits = _gradients(learner.spec, learner.init(), learner.hyper, twice, labels).logits
+    logits = _gradients(learner.spec, jax.jit(learner.init)(), learner.hyper, twice, labels).logits
     assert np.any(np.asarray(logits[0] != logits[1]))
 
 
@@ -204,14 +204,14 @@ def test_time_scales_reach_the_model(name):
 
 
 def test_anytime_reading(tmp_path):
-    training.train(build_run(small_config()), tmp_path / "run", watch=QUIET)
+    run = build_run(small_config())
+    training.train(run, tmp_path / "run", watch=QUIET)
     model = seqmnist_jax.load(tmp_path / "run")
     result = evaluate(tmp_path / "run")
     accuracy, entropy = result["anytime"]["accuracy"], result["anytime"]["entropy"]
     assert len(accuracy) == len(entropy) == 28
     assert accuracy[-1] == pytest.approx(result["accuracy"], abs=1e-6)
     # At step t it is what the network says of an image that ends there.
-    run = build_run(small_config())
     test = run.task.part("test")
     x, learning = run.task.view(jnp.asarray(test.images)), run.learner.spec
     for step in (1, 9, 28):

@@ -230,7 +230,7 @@ def untrained(get_config, **changes):
     run = build_run(config)
     draw = np.random.default_rng(1)
     variables = jax.tree.map(
-        lambda leaf: jnp.asarray(draw.uniform(-1.0, 1.0, leaf.shape), leaf.dtype), run.learner.template().variables
+        lambda leaf: jnp.asarray(draw.uniform(-1.0, 1.0, leaf.shape), leaf.dtype), run.learner.template.variables
     )
     # Variances among them.
     variables["batch_stats"] = jax.tree.map(abs, variables["batch_stats"])

@@ -25,13 +25,16 @@ from seqmnist_jax.analysis.evaluate import evaluate
 from seqmnist_jax.analysis.report import build, comparison
 from seqmnist_jax.cli import commands, modes, text
 from seqmnist_jax.cli import flags as cli_flags
+from seqmnist_jax.data import cache
 from seqmnist_jax.errors import UsageError
+from seqmnist_jax.rnn.native import build as native_build
 from seqmnist_jax.training import plan, sweep
 from seqmnist_jax.training.replicas import QUIET
 from seqmnist_jax.training.run import build_run
 from seqmnist_jax.training.train import train
 from seqmnist_jax.workdir import files
 from seqmnist_jax.workdir.checkpoints import Checkpoints
+from seqmnist_jax.workdir.metrics import read_events
 from tests.tiny import QUICK
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -190,9 +193,8 @@ def test_home_is_home_from_python_and_the_environment(chosen_on_test, tmp_path, 
     assert seqmnist_jax.load("~/run").step == seqmnist_jax.load(tmp_path / "run").step
     assert train(build_run(config_of(**{"data.selection": "test:128"})), Path("~/run"), watch=QUIET)["steps"] == 20
     monkeypatch.setenv("SEQMNIST_CACHE_DIR", "~/cache")
-    from seqmnist_jax.data import cache
-
     assert cache.folder() == tmp_path / "cache"
+    assert native_build._folder() == tmp_path / "cache" / "native"
 
 
 def test_files_go_by_the_umask(tmp_path):
@@ -219,13 +221,14 @@ def test_the_recorded_command_is_the_runs(parsed, tmp_path):
     assert set(one[4:]) == {"--config.seed=1", "--config.data.permutation=None"}
     parsed(*one[2:])
     assert cli_flags.given_config().data.permutation is None
-    parsed("--config", CONFIG, "--workdir", "old", "--seeds=1-2")
-    assert shlex.split(commands.to_go_on(Path("new one")))[-4:] == [
-        "--config",
-        CONFIG,
-        "--seeds=1-2",
-        "--workdir=new one",
-    ]
+    for folder in (["--workdir", "old"], ["-workdir", "old"], ["--workdir=old"]):
+        parsed("--config", CONFIG, *folder, "--seeds=1-2")
+        assert shlex.split(commands.to_go_on(Path("new one")))[-4:] == [
+            "--config",
+            CONFIG,
+            "--seeds=1-2",
+            "--workdir=new one",
+        ]
 
 
 # Words about a result.
@@ -273,7 +276,10 @@ def test_nothing_is_best_by_validation_without_validation(tmp_path):
     folders = []
     for seed in (1, 2):
         folders.append(tmp_path / str(seed))
-        train(build_run(config_of(**{"data.split": "first:0", "seed": seed})), folders[-1], watch=QUIET)
+        summary = train(build_run(config_of(**{"data.split": "first:0", "seed": seed})), folders[-1], watch=QUIET)
+    assert (summary["selected_on"], summary["best_step"], summary["validation_accuracy"]) == ("last", 20, None)
+    assert summary["dataset"]["sizes"]["train"] == 4500
+    assert "validation" not in {event["split"] for event in read_events(folders[-1])}
     found = build.gather(folders)["comparison"]
     assert found["best"] is None
     assert [run["mcnemar"] for run in found["runs"]] == [None, None]
@@ -360,7 +366,7 @@ def test_models_are_read_while_their_checkpoints_are_deleted(chosen_on_test, tmp
     def save():
         with Checkpoints(folder / "checkpoints") as checkpoints:
             last = checkpoints.last_step()
-            parts, facts = checkpoints.restore(last, run.learner.template().shapes()), checkpoints.metadata(last)
+            parts, facts = checkpoints.restore(last, run.learner.template.shapes()), checkpoints.metadata(last)
             for step in range(21, 10_000):
                 if ended.is_set():
                     return

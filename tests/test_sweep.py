@@ -1,6 +1,7 @@
 """Many runs by one command: which there are, that each is what it would be alone, divergence, bad requests."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -20,6 +21,9 @@ from seqmnist_jax.workdir.checkpoints import Checkpoints
 from seqmnist_jax.workdir.files import WorkdirError
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
+
+
+RATES = {"sweep": "{'optimizer.learning_rate': (0.01, 0.002)}", "optimizer.ema_decay": 0.9}
 
 
 def small_config(**changes):
@@ -48,7 +52,7 @@ def run_sweep(folder, seeds="", **changes):
 
 def final_params(folder, run):
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
-        return restore_state(checkpoints, checkpoints.last_step(), run.learner.template()).params
+        return restore_state(checkpoints, checkpoints.last_step(), run.learner.template).params
 
 
 def assert_close(a, b, tolerance):
@@ -60,8 +64,7 @@ def assert_close(a, b, tolerance):
 def swept(tmp_path_factory, cache_dir):
     """Two rates, two seeds: a folder, its summary and members."""
     folder = tmp_path_factory.mktemp("swept")
-    rates = {"sweep": "{'optimizer.learning_rate': (0.01, 0.002)}", "optimizer.ema_decay": 0.9}
-    return folder, *run_sweep(folder, "1-2", **rates)
+    return folder, *run_sweep(folder, "1-2", **RATES)
 
 
 def test_one_program_and_one_folder_each(swept):
@@ -71,18 +74,20 @@ def test_one_program_and_one_folder_each(swept):
     names = {path.name for path in (folder / "replicas").iterdir()}
     assert names == {f"seed={seed},learning_rate={rate}" for seed in (1, 2) for rate in (0.01, 0.002)}
     assert json.loads((folder / "summary.json").read_text()) == summary
+    told = [json.loads((folder / "replicas" / name / "summary.json").read_text()) for name in names]
+    assert len({one["test_loss"] for one in told}) == 4, "another seed gives another run"
 
 
 def test_each_is_what_it_is_alone(swept, tmp_path):
     folder, _, members, _ = swept
-    for member in (members[0], members[3]):
-        alone = train(member.run, tmp_path / member.name, watch=QUIET)
-        together = json.loads((folder / "replicas" / member.name / "summary.json").read_text())
-        params = final_params(folder / "replicas" / member.name, member.run)
-        assert_close(params, final_params(tmp_path / member.name, member.run), 1e-4)
-        assert together["test_loss"] == pytest.approx(alone["test_loss"], rel=1e-3)
-        assert together["identity"] == alone["identity"]
-        assert (together["replicas"], alone["replicas"]) == (4, 1)
+    member = members[3]
+    alone = train(member.run, tmp_path / member.name, watch=QUIET)
+    together = json.loads((folder / "replicas" / member.name / "summary.json").read_text())
+    params = final_params(folder / "replicas" / member.name, member.run)
+    assert_close(params, final_params(tmp_path / member.name, member.run), 1e-4)
+    assert together["test_loss"] == pytest.approx(alone["test_loss"], rel=1e-3)
+    assert together["identity"] == alone["identity"]
+    assert (together["replicas"], alone["replicas"]) == (4, 1)
 
 
 def test_replicas_are_runs_like_any(swept):
@@ -116,11 +121,22 @@ def test_of_one_recipe_each_run_has_a_line(swept):
 
 def test_finished_sweeps_are_passed_over(swept):
     folder, summary, _, _ = swept
-    rates = {"sweep": "{'optimizer.learning_rate': (0.01, 0.002)}", "optimizer.ema_decay": 0.9}
-    again, _, lines = run_sweep(folder, "1-2", **rates)
+    again, _, lines = run_sweep(folder, "1-2", **RATES)
     assert again == summary
     assert any("is finished" in line for line in lines)
     assert not any("Compiled" in line for line in lines)
+
+
+def test_recipes_of_which_a_seed_diverged_come_last(swept, tmp_path):
+    folder = shutil.copytree(swept[0], tmp_path / "sweep")
+    best, other = (entry["changes"]["optimizer.learning_rate"] for entry in swept[1]["ranking"])
+    lost = folder / "replicas" / f"seed=2,learning_rate={best}"
+    (lost / "summary.json").unlink()
+    shutil.rmtree(lost / "checkpoints")
+    (lost / "diverged.json").write_text(json.dumps({"reason": "Training diverged at step 1"}))
+    again, _, _ = run_sweep(folder, "1-2", **RATES)
+    found = [(entry["changes"]["optimizer.learning_rate"], entry["diverged"]) for entry in again["ranking"]]
+    assert found == [(other, []), (best, [lost.name])]
 
 
 def test_what_changes_the_program_makes_groups(tmp_path):

@@ -44,7 +44,7 @@ def test_the_last_step_depends_on_its_receptive_field(every_step):
     model = TCN(num_classes=1, channels=2, levels=2, kernel_size=3)
     x = jnp.ones((1, TIME, 1))
     # All weights positive, and the input too, so that no ReLU hides a path.
-    variables = jax.tree.map(jnp.abs, model.init(jax.random.key(0), x))
+    variables = jax.tree.map(jnp.abs, jax.jit(model.init)(jax.random.key(0), x))
 
     def last(x):
         logits = model.apply(variables, x, every_step=every_step)

@@ -47,7 +47,7 @@ def events(folder):
 def final_state(folder, **changes):
     run = build_run(tiny.config(**changes))
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
-        return restore_state(checkpoints, checkpoints.last_step(), run.learner.template())
+        return restore_state(checkpoints, checkpoints.last_step(), run.learner.template)
 
 
 def assert_same_state(a, b):
@@ -60,6 +60,21 @@ def whole(tiny_run, tmp_path_factory):
     """An uninterrupted run, to be run again, and its summary."""
     folder, summary = tiny_run
     return shutil.copytree(folder, tmp_path_factory.mktemp("runs") / "whole"), summary
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A run that was asked to stop where it would have reported; what it evaluated; how often it wrote what it is."""
+    folder, evaluated, recorded = tmp_path_factory.mktemp("stopped") / "run", [], []
+    evaluate, record = training.Programs.evaluate, start.record
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            training.Programs, "evaluate", lambda self, *given: evaluated.append(given[1]) or evaluate(self, *given)
+        )
+        patch.setattr(start, "record", lambda *given: recorded.append(record(*given)))
+        with pytest.raises(training.Stopped):
+            run_in(folder, stop_at=20, **{"runtime.dispatch_seconds": 1e-9})
+    return folder, evaluated, recorded
 
 
 def test_what_a_run_leaves(whole):
@@ -137,17 +152,6 @@ def test_an_earlier_best_survives_later_checkpoints(tmp_path):
     assert kept == {50, 60, summary["best_step"]}
 
 
-def test_the_same_config_and_seed_give_the_same_bits(whole, tmp_path):
-    run_in(tmp_path)
-    assert events(tmp_path) == events(whole[0])
-    assert_same_state(final_state(tmp_path), final_state(whole[0]))
-
-
-def test_another_seed_gives_another_run(whole, tmp_path):
-    run_in(tmp_path, seed=1)
-    assert events(tmp_path) != events(whole[0])
-
-
 def test_the_length_of_a_dispatch_changes_nothing(whole, tmp_path):
     """Here the longest; the shortest, of a step each, are those of runs that stop."""
     run_in(tmp_path, **{"runtime.dispatch_seconds": 100.0})
@@ -171,12 +175,10 @@ def test_stopped_anywhere_and_resumed_gives_the_same_bits(whole, tmp_path, stops
     assert same == {name: value for name, value in whole[1].items() if name not in times}
 
 
-def test_killed_after_a_report_but_before_it_is_saved(whole, tmp_path):
+def test_killed_after_a_report_but_before_it_is_saved(whole, stopped, tmp_path):
     """The last checkpoint then is one of before the report, of a run that was asked to stop there."""
-    with pytest.raises(training.Stopped):
-        run_in(tmp_path / "run", stop_at=20)
-    before = shutil.copytree(tmp_path / "run" / "checkpoints", tmp_path / "checkpoints")
-    assert events(tmp_path / "run") == []
+    shutil.copytree(stopped[0], tmp_path / "run")
+    before = shutil.copytree(stopped[0] / "checkpoints", tmp_path / "checkpoints")
     with pytest.raises(training.Stopped):
         run_in(tmp_path / "run", stop_at=21, **{"runtime.dispatch_seconds": 1e-9})
     assert events(tmp_path / "run")
@@ -215,16 +217,9 @@ def test_a_finished_run_is_not_run_again(whole):
     assert (folder / "metrics.jsonl").read_bytes() == before
 
 
-def test_more_steps_continue_a_run_whose_rate_does_not_depend_on_them(tmp_path):
-    drop = {"optimizer.schedule": "drop", "optimizer.drop_steps": 50}
-    run_in(tmp_path, **{"train.steps": 40, **drop})
-    run_in(tmp_path, **{"train.steps": 60, **drop})
-    assert [row["step"] for row in events(tmp_path) if row["split"] == "validation"] == [20, 40, 60]
-
-
 def test_more_steps_are_another_run_where_the_rate_depends_on_them(tmp_path):
     cosine = {"optimizer.schedule": "warmup_cosine", "optimizer.warmup_steps": 5}
-    run_in(tmp_path, **{"train.steps": 20, **cosine})
+    start.record(build_run(tiny.config(**{"train.steps": 20, **cosine})), tmp_path)
     with pytest.raises(WorkdirError, match=r"train\.steps: 20 there, 40 here"):
         run_in(tmp_path, **{"train.steps": 40, **cosine})
     # With a constant rate they play no part, which is nothing to compare them with.
@@ -233,12 +228,11 @@ def test_more_steps_are_another_run_where_the_rate_depends_on_them(tmp_path):
     assert "train.steps" not in str(caught.value)
 
 
-def test_fewer_steps_than_done_are_refused(tmp_path):
-    run_in(tmp_path, **{"train.steps": 20})
-    before = (tmp_path / "config.json").read_bytes()
-    with pytest.raises(UsageError, match="20 steps already"):
-        run_in(tmp_path, **{"train.steps": 10})
-    assert (tmp_path / "config.json").read_bytes() == before
+def test_fewer_steps_than_done_are_refused(whole):
+    before = (whole[0] / "config.json").read_bytes()
+    with pytest.raises(UsageError, match="60 steps already"):
+        run_in(whole[0], **{"train.steps": 10})
+    assert (whole[0] / "config.json").read_bytes() == before
 
 
 def test_another_config_is_refused_by_field_and_the_folder_left_alone(whole):
@@ -261,15 +255,6 @@ def test_checkpoints_between_evaluations(whole, tmp_path):
     run_in(tmp_path, **{"runtime.checkpoint_every": 7})
     assert events(tmp_path) == events(whole[0])
     assert_same_state(final_state(tmp_path), final_state(whole[0]))
-
-
-def test_without_a_validation_set_best_is_last(tmp_path):
-    summary = run_in(tmp_path, **{"data.split": "first:0", "train.steps": 20})
-    assert summary["selected_on"] == "last"
-    assert summary["best_step"] == 20
-    assert summary["validation_accuracy"] is None
-    assert summary["dataset"]["sizes"]["train"] == 4500
-    assert not [row for row in events(tmp_path) if row["split"] == "validation"]
 
 
 def test_selection_last(tmp_path):
@@ -301,24 +286,30 @@ def test_every_cell_optimizer_and_schedule_runs(tmp_path, cell, optimizer, sched
 DIVERGING = {
     "model.norm": "none",
     "optimizer.name": "sgd",
-    "optimizer.learning_rate": 1e38,
+    "optimizer.learning_rate": 3e38,
     "optimizer.schedule": "warmup_cosine",
     "optimizer.warmup_steps": 59,
-    "runtime.checkpoint_every": 1,
+    "optimizer.clip.mask": "none",
 }
 
 
-def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
-    """A rate of zero at the first step, then one that overflows."""
+@pytest.mark.parametrize("checkpoint_every", [0, 1])
+def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, checkpoint_every):
+    """The rate rises from zero until it is too much. That checkpoint may have been saved before."""
     with pytest.raises(Diverged) as caught:
-        run_in(tmp_path, **DIVERGING)
-    message = str(caught.value)
+        run_in(tmp_path, **DIVERGING, **{"runtime.checkpoint_every": checkpoint_every})
+    report = json.loads((tmp_path / "diverged.json").read_text())
     with Checkpoints(tmp_path / "checkpoints", read_only=True) as checkpoints:
         last = checkpoints.last_step()
-    assert last is not None
-    assert f"diverged at step {last + 1}" in message
-    assert f"last good checkpoint is of step {last}" in message
-    assert "rnn/layer_0/forward/" in message or "dense/" in message
+    assert str(caught.value) == f"{report['reason']} {tmp_path / 'diverged.json'} says more."
+    assert report["last_checkpoint"] == last == report["step"] - 1 > 0
+    assert f"diverged at step {last + 1}" in report["reason"]
+    assert f"last good checkpoint is of step {last}" in report["reason"]
+    assert "rnn/layer_0/forward/" in report["reason"] or "dense/" in report["reason"]
+    assert report["learning_rate"] == pytest.approx(3e38 * last / 59, rel=1e-5)
+    assert {"rnn/layer_0/forward/kernel", "dense/bias"} <= set(report["gradient_norms"])
+    assert len(report["examples"]) == 16
+    assert set(report["examples"]) <= set(range(4000))
     state = final_state(tmp_path, **DIVERGING)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
     assert not (tmp_path / "summary.json").exists()
@@ -326,7 +317,7 @@ def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
 
 def test_a_step_out_of_the_finite_numbers_is_not_taken(tmp_path):
     """Loss and gradient of the first step are fine; what they lead to is not."""
-    changes = {"optimizer.schedule": "constant", "optimizer.warmup_steps": 100, "optimizer.learning_rate": 3e38}
+    changes = {"optimizer.schedule": "constant", "optimizer.warmup_steps": 100, "runtime.checkpoint_every": 1}
     with pytest.raises(Diverged, match=r"at step 1: the loss is 2.* leads out of the finite numbers"):
         run_in(tmp_path, **{**DIVERGING, **changes})
     assert not [path for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
@@ -352,64 +343,79 @@ def test_checkpoints_without_a_config_are_not_adopted(whole, tmp_path):
 
 def test_checkpoints_of_another_run_are_not_adopted(whole, tmp_path):
     """The configs agree, but the checkpoint itself says whose it is."""
-    run_in(tmp_path, **{"seed": 5, "train.steps": 20})
-    shutil.rmtree(tmp_path / "checkpoints")
+    start.record(build_run(tiny.config(seed=5)), tmp_path)
     shutil.copytree(whole[0] / "checkpoints", tmp_path / "checkpoints")
     with pytest.raises(WorkdirError, match="seed: 0 there, 5 here"):
         run_in(tmp_path, **{"seed": 5})
 
 
 def test_a_longer_run_takes_the_place_of_the_shorter_ones_result(tmp_path):
-    run_in(tmp_path, **{"train.steps": 30})
+    """Where the rate does not depend on the number of steps, it is the same run, continued."""
+    drop = {"optimizer.schedule": "drop", "optimizer.drop_steps": 50}
+    run_in(tmp_path, **{"train.steps": 30, **drop})
     with pytest.raises(training.Stopped):
-        run_in(tmp_path, stop_at=40, **{"runtime.dispatch_seconds": 1e-9})
+        run_in(tmp_path, stop_at=40, **{"runtime.dispatch_seconds": 1e-9, **drop})
     assert not (tmp_path / "summary.json").exists()
     assert not (tmp_path / "predictions.npz").exists()
     assert json.loads((tmp_path / "config.json").read_text())["train"]["steps"] == tiny.STEPS
-    summary = run_in(tmp_path)
+    summary = run_in(tmp_path, **drop)
     assert summary["steps"] == tiny.STEPS
+    assert [row["step"] for row in events(tmp_path) if row["split"] == "validation"] == [20, 40, 60]
     assert [row["step"] for row in events(tmp_path) if row["split"] == "test"] == [tiny.STEPS]
 
 
-def test_a_checkpoint_from_another_device_can_be_restored(tmp_path):
-    run_in(tmp_path, **{"train.steps": 20})
-    for path in (tmp_path / "checkpoints").rglob("_sharding"):
+def test_a_checkpoint_from_another_device_can_be_restored(whole, tmp_path):
+    folder = shutil.copytree(whole[0], tmp_path / "run")
+    for path in (folder / "checkpoints").rglob("_sharding"):
         path.write_text(path.read_text().replace("cpu:0", "cuda:0").replace("TFRT_CPU_0", "cuda:0"))
-    final_state(tmp_path)
+    final_state(folder)
 
 
 def test_a_damaged_last_checkpoint_is_set_aside_and_the_one_before_used(whole, tmp_path):
-    run_in(tmp_path, **{"train.steps": 40})
-    for path in (tmp_path / "checkpoints" / "40" / "model").rglob("*"):
+    folder = shutil.copytree(whole[0], tmp_path / "run")
+    for name in ("summary.json", "predictions.npz"):
+        (folder / name).unlink()
+    for path in (folder / "checkpoints" / "60" / "model").rglob("*"):
         if path.is_file():
             path.write_bytes(b"")
     said = []
-    summary = training.train(build_run(tiny.config()), tmp_path, watch=Watch(say=said.append))
-    assert [line for line in said if line.startswith("WARNING: Checkpoint 40 is set aside, in ")]
-    assert [line for line in said if line.startswith("Resuming at step 20")]
+    summary = training.train(build_run(tiny.config()), folder, watch=Watch(say=said.append))
+    assert [line for line in said if line.startswith("WARNING: Checkpoint 60 is set aside, in ")]
+    assert [line for line in said if line.startswith("Resuming at step 40")]
     assert summary["lost_checkpoints"] == [], "it was made again"
-    assert first_difference(whole[0], tmp_path) is None
-    assert [path.name for path in (tmp_path / "damaged").iterdir()] == ["40-0"]
+    assert first_difference(whole[0], folder) is None
+    assert [path.name for path in (folder / "damaged").iterdir()] == ["60-0"]
+
+
+EQUAL = {"train.eval_every": 10, "optimizer.name": "sgd", "optimizer.learning_rate": 0.0, "model.norm": "none"}
+
+
+@pytest.fixture(scope="module")
+def best_first(tmp_path_factory):
+    """A run of which all models are equal."""
+    folder = tmp_path_factory.mktemp("best") / "first"
+    assert run_in(folder, **EQUAL, **{"train.steps": 50})["best_step"] == 10, "of equals the earliest"
+    return folder
 
 
 @pytest.mark.parametrize("by_an_earlier_start", [False, True])
-def test_a_damaged_best_checkpoint_is_said_to_be_lost(tmp_path, by_an_earlier_start):
-    changes = {"train.eval_every": 10, "optimizer.name": "sgd", "optimizer.learning_rate": 0.0, "model.norm": "none"}
-    best = run_in(tmp_path, **changes, **{"train.steps": 50})["best_step"]
-    assert best == 10, "of equals the earliest"
-    (tmp_path / "checkpoints" / str(best) / "metadata" / "metadata").unlink()
-    run, said = build_run(tiny.config(**changes)), []
+def test_a_damaged_best_checkpoint_is_said_to_be_lost(best_first, tmp_path, by_an_earlier_start):
+    folder = shutil.copytree(best_first, tmp_path / "run")
+    (folder / "checkpoints" / "10" / "metadata" / "metadata").unlink()
+    run, said = build_run(tiny.config(**EQUAL)), []
     if by_an_earlier_start:  # that was killed before it saved anything
-        with Checkpoints(tmp_path / "checkpoints") as checkpoints:
-            assert list(checkpoints.set_aside_damaged(run.learner.template().shapes())) == [best]
-    summary = training.train(run, tmp_path, watch=Watch(say=said.append))
-    assert [line for line in said if f"checkpoint {best} was the best by validation" in line]
-    assert summary["lost_checkpoints"] == [best]
-    assert summary["best_step"] != best
+        with Checkpoints(folder / "checkpoints") as checkpoints:
+            assert list(checkpoints.set_aside_damaged(run.learner.template.shapes())) == [10]
+    summary = training.train(run, folder, watch=Watch(say=said.append))
+    assert [line for line in said if "checkpoint 10 was the best by validation" in line]
+    assert summary["lost_checkpoints"] == [10]
+    assert summary["best_step"] != 10
 
 
 def test_a_run_and_its_rerun_are_compared_to_the_bit(whole, tmp_path):
     run_in(tmp_path / "same")
+    assert events(tmp_path / "same") == events(whole[0])
+    assert_same_state(final_state(tmp_path / "same"), final_state(whole[0]))
     result = compare(whole[0], tmp_path / "same")
     assert result["rerun"] == {"first_difference": None}
     assert "nothing they recorded differs" in text.comparison(result)
@@ -424,68 +430,32 @@ def test_a_run_and_its_rerun_are_compared_to_the_bit(whole, tmp_path):
     assert "they differ first at step 40: train/loss is" in text.comparison(found)
 
 
-def test_what_a_run_is_is_written_once_and_again_where_it_resumes(tmp_path, monkeypatch):
-    recorded, record = [], start.record
-    monkeypatch.setattr(start, "record", lambda *given: recorded.append(record(*given)))
-    with pytest.raises(training.Stopped):
-        run_in(tmp_path, stop_at=20)
-    assert len(recorded) == 1
-    run_in(tmp_path)
-    assert len(recorded) == 2
-
-
-def test_a_run_resumes_whose_config_has_a_field_that_is_no_more(whole, tmp_path):
-    with pytest.raises(training.Stopped):
-        run_in(tmp_path, stop_at=20)
-    path = tmp_path / "config.json"
+def test_a_run_resumes_whose_config_has_a_field_that_is_no_more(whole, stopped, tmp_path):
+    folder = shutil.copytree(stopped[0], tmp_path / "run")
+    path = folder / "config.json"
     config = json.loads(path.read_text())
     config["runtime"]["tfds_dir"] = "/gone"
     path.write_text(json.dumps(config))
-    assert load(tmp_path).step == 20
-    run_in(tmp_path)
-    assert first_difference(whole[0], tmp_path) is None
+    assert load(folder).step == 20
+    run_in(folder)
+    assert first_difference(whole[0], folder) is None
 
 
-def test_a_stop_before_a_report_leaves_it_to_the_resumed_run(whole, tmp_path, monkeypatch):
-    """Who asks to stop does not wait for an evaluation."""
-    evaluated = []
-    evaluate = training.Programs.evaluate
-    monkeypatch.setattr(
-        training.Programs, "evaluate", lambda self, *given: evaluated.append(given[1]) or evaluate(self, *given)
-    )
-    with pytest.raises(training.Stopped):
-        run_in(tmp_path, stop_at=20, **{"runtime.dispatch_seconds": 1e-9})
-    assert (evaluated, events(tmp_path)) == ([], [])
-    run_in(tmp_path)
-    assert first_difference(whole[0], tmp_path) is None
+def test_a_stop_before_a_report_leaves_it_to_the_resumed_run(whole, stopped, tmp_path, monkeypatch):
+    """Who asks to stop does not wait for an evaluation. What the run is is written once, and again where it resumes."""
+    folder, evaluated, recorded = stopped
+    assert (evaluated, events(folder), len(recorded)) == ([], [], 1)
+    again, record = [], start.record
+    monkeypatch.setattr(start, "record", lambda *given: again.append(record(*given)))
+    run_in(shutil.copytree(folder, tmp_path / "run"))
+    assert len(again) == 1
+    assert first_difference(whole[0], tmp_path / "run") is None
 
 
 def test_checkpoints_by_time(tmp_path):
-    run_in(tmp_path, **{"runtime.checkpoint_seconds": 1e-6, "runtime.dispatch_seconds": 1e-9, "train.steps": 27})
+    run_in(tmp_path, **{"runtime.checkpoint_seconds": 1e-6, "runtime.dispatch_seconds": 1e-9, "train.steps": 22})
     kept = {int(path.name) for path in (tmp_path / "checkpoints").iterdir()}
-    assert kept == {20, 26, 27}
-
-
-def test_divergence_leaves_a_report_beside_the_last_good_checkpoint(tmp_path):
-    """The rate rises until it is too much."""
-    changes = {
-        "optimizer.name": "sgd",
-        "optimizer.learning_rate": 3e38,
-        "optimizer.schedule": "warmup_cosine",
-        "optimizer.warmup_steps": 59,
-        "optimizer.clip.mask": "none",
-        "model.norm": "none",
-    }
-    with pytest.raises(Diverged) as error:
-        run_in(tmp_path, **changes)
-    report = json.loads((tmp_path / "diverged.json").read_text())
-    assert str(error.value) == f"{report['reason']} {tmp_path / 'diverged.json'} says more."
-    assert report["step"] >= 2
-    assert report["last_checkpoint"] == report["step"] - 1
-    assert report["learning_rate"] == pytest.approx(3e38 * (report["step"] - 1) / 59, rel=1e-5)
-    assert {"rnn/layer_0/forward/kernel", "dense/bias"} <= set(report["gradient_norms"])
-    assert len(report["examples"]) == 16
-    assert set(report["examples"]) <= set(range(4000))
+    assert kept == {20, 21, 22}
 
 
 def test_training_makes_no_hidden_copies_between_host_and_device(tmp_path):

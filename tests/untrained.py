@@ -49,7 +49,7 @@ def write_run(workdir, **changes):
         is_positive = jax.tree_util.keystr(path).endswith(("['var']", "scale']"))
         return (np.abs(numbers) + 0.5 if is_positive else numbers).astype(leaf.dtype)
 
-    template = run.learner.template().replace(key=None)  # shapes alone: nothing is compiled
+    template = run.learner.template.replace(key=None)  # shapes alone: nothing is compiled
     drawn = {name: jax.tree_util.tree_map_with_path(draw, getattr(template, name)) for name in DRAWN}
     state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template)
     state = state.replace(step=np.int32(7), key=jax.random.key(0), **drawn)

@@ -1,5 +1,7 @@
 """Ten training steps of row_lstm against a loop in NumPy float64, backward pass and all, from the equations."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -87,13 +89,14 @@ def flat(params):
     return {name: np.asarray(value, np.float64) for name, value in tree.items()}
 
 
+@functools.cache
 def run_both(clip):
     config = row_lstm.get_config()
     config.data.source = "embedded"
     config.optimizer.clip.norm = clip
     run = build_run(config)
     learner, data = run.learner, run.task.part("train")
-    state = learner.init()
+    state = jax.jit(learner.init)()
     orders, offset, _ = ExampleStream(data_key(state), len(data), run.batch_size).window(0)
     start = flat(state.params)
     order = np.asarray(orders)

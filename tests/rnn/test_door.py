@@ -12,7 +12,7 @@ import pytest
 
 from seqmnist_jax import rnn
 
-BATCH, TIME, FEATURES, HIDDEN = 4, 10, 3, 8
+BATCH, TIME, FEATURES, HIDDEN = 4, 10, 5, 8
 LENGTHS = [10, 7, 3, 0]
 ZERO_H = np.zeros((BATCH, HIDDEN), np.float32)
 X = np.random.default_rng(0).standard_normal((BATCH, TIME, FEATURES)).astype(np.float32)

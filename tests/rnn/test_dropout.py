@@ -12,7 +12,7 @@ from configs import default
 from seqmnist_jax import rnn
 from seqmnist_jax.models import build
 
-BATCH, TIME, FEATURES, HIDDEN, CLASSES = 3, 5, 4, 6, 10
+BATCH, TIME, FEATURES, HIDDEN, CLASSES = 3, 5, 7, 6, 10
 # Small graphs, many of them: compiling is what costs here.
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 CELLS = {"lstm": rnn.LSTM, "gru": rnn.GRU}

@@ -10,7 +10,7 @@ import pytest
 from seqmnist_jax import rnn
 from tests.rnn import reference
 
-BATCH, TIME, FEATURES, HIDDEN = 5, 8, 3, 6
+BATCH, TIME, FEATURES, HIDDEN = 5, 8, 7, 6
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((BATCH, TIME, FEATURES)).astype(np.float32)
 # Gaps, left padding, right padding, all, none.

@@ -10,7 +10,7 @@ import pytest
 from seqmnist_jax import rnn
 from tests.tiny import quick_compiler
 
-BATCH, TIME, FEATURES, HIDDEN = 4, 10, 3, 8
+BATCH, TIME, FEATURES, HIDDEN = 4, 10, 5, 8
 X = np.random.default_rng(0).uniform(0.5, 1.5, (BATCH, TIME, FEATURES)).astype(np.float32)
 RAGGED = {"one empty": [10, 0, 3, 1], "all empty": [0, 0, 0, 0]}
 LAYERS = {
@@ -186,7 +186,7 @@ def test_with_lengths_all_of_the_output_has_a_batch_axis(return_sequences):
 def test_known_nan_in_x_of_a_step_is_named(run):
     x = X.copy()
     x[1, 5, 2] = np.nan
-    with pytest.raises(ValueError, match=r"^x \(4, 10, 3\) holds NaN"):
+    with pytest.raises(ValueError, match=r"^x \(4, 10, 5\) holds NaN"):
         run(unit_vector, 0.7, x, np.zeros((BATCH, FEATURES), np.float32))
 
 

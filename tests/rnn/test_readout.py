@@ -12,7 +12,7 @@ from seqmnist_jax.rnn.readout import Inner, taken_out
 from seqmnist_jax.rnn.recurrence import Call, Given, plain
 from seqmnist_jax.rnn.stages import Options
 
-HIDDEN, FEATURES = 5, 3
+HIDDEN, FEATURES = 5, 6
 LENGTHS = jnp.array([6, 2, 0, 1], jnp.int32)
 
 

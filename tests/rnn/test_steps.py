@@ -42,8 +42,8 @@ def test_no_gradient_goes_through_a_product_of_what_is_stopped(backend):
         h = jnp.tanh(x @ p["w"] + jax.lax.stop_gradient(h) @ p["u"] + h * p["k"])
         return h, h
 
-    params = {"w": drawn(3, 4), "u": drawn(4, 4), "k": drawn(4)}
-    assert_alike(*both_ways(backend, step, params, drawn(2, 4), drawn(2, 5, 3)))
+    params = {"w": drawn(5, 4), "u": drawn(4, 4), "k": drawn(4)}
+    assert_alike(*both_ways(backend, step, params, drawn(2, 4), drawn(2, 5, 5)))
 
 
 @pytest.mark.parametrize("function", [jax.nn.softplus, jax.nn.log_sigmoid, jax.nn.mish])
@@ -52,7 +52,7 @@ def test_functions_with_an_infinity_in_them_have_a_kernel(backend, function):
         h = jnp.tanh(x @ p["w"] + function(5 * (h @ p["u"])))
         return h, h
 
-    given = {"w": drawn(3, 4), "u": drawn(4, 4)}, drawn(2, 4), drawn(2, 5, 3)
+    given = {"w": drawn(5, 4), "u": drawn(4, 4)}, drawn(2, 4), drawn(2, 5, 5)
     assert_alike(*both_ways(backend, step, *given))
 
 
@@ -61,8 +61,8 @@ def test_a_column_of_parameters_that_becomes_a_row_is_of_the_units(backend):
         h = jnp.tanh(x @ p["w"] + h @ p["u"] + p["b"].reshape(-1))
         return h, h
 
-    params = {"w": drawn(3, 4), "u": drawn(4, 4), "b": drawn(4, 1)}
-    assert_alike(*both_ways(backend, step, params, drawn(4, 4), drawn(4, 5, 3)))  # as many sequences as units
+    params = {"w": drawn(5, 4), "u": drawn(4, 4), "b": drawn(4, 1)}
+    assert_alike(*both_ways(backend, step, params, drawn(4, 4), drawn(4, 5, 5)))  # as many sequences as units
 
 
 def test_a_reshape_that_transposes_first_is_no_copy(backend):
@@ -74,7 +74,7 @@ def test_a_reshape_that_transposes_first_is_no_copy(backend):
         h = jnp.tanh(x @ p["w"] + jax.lax.reshape(h, h.shape, dimensions=(1, 0)) @ p["u"])
         return h, h
 
-    given = {"w": drawn(4, 4), "u": drawn(4, 4)}, drawn(4, 4), drawn(4, 5, 4)
+    given = {"w": drawn(5, 4), "u": drawn(4, 4)}, drawn(4, 4), drawn(4, 5, 5)
     assert_alike(*both_ways(backend, step, *given))
     assert "transpose" in rnn.explain_step(of_state, given[0], given[2], given[1])
 
@@ -86,7 +86,7 @@ def test_a_method_is_asked_anew_what_its_object_has_become(wrap):
             h = jnp.tanh(x @ p + h @ self.w)
             return h, h
 
-    own, p, h, x = Own(), drawn(3, 4), drawn(2, 4), drawn(2, 5, 3)
+    own, p, h, x = Own(), drawn(5, 4), drawn(2, 4), drawn(2, 5, 5)
     for own.w in (jnp.eye(4), -jnp.eye(4)):
         found = [rnn.scan(wrap(own.step), p, x, h, backend=backend)[1] for backend in ("fused", "scan")]
         wanted = jax.lax.scan(lambda h, x: own.step(p, h, x), h, jnp.swapaxes(x, 0, 1))[1]
@@ -105,7 +105,7 @@ def test_an_object_bound_to_a_step_may_change():
         h = jnp.tanh(x @ p + h @ own.w)
         return h, h
 
-    own, p, h, x = Own(), drawn(3, 4), drawn(2, 4), drawn(2, 5, 3)
+    own, p, h, x = Own(), drawn(5, 4), drawn(2, 4), drawn(2, 5, 5)
     first = rnn.scan(functools.partial(step, own), p, x, h)[1]
     own.w = -own.w
     assert np.abs(rnn.scan(functools.partial(step, own), p, x, h)[1] - first).max() > 0.1
@@ -122,9 +122,9 @@ def test_a_step_with_side_effects_or_a_narrow_state_stays_with_the_scan():
         h = jnp.tanh(x @ p["w"] + h @ p["u"] + count)
         return (h, count + 1), h
 
-    given = drawn(3, 16), drawn(2, 5, 3), drawn(2, 16)
+    given = drawn(5, 16), drawn(2, 5, 5), drawn(2, 16)
     assert "side effects" in rnn.explain_step(tells, *given)
-    params = {"w": drawn(3, 16), "u": drawn(16, 16)}
+    params = {"w": drawn(5, 16), "u": drawn(16, 16)}
     assert "the least that the carry has" in rnn.explain_step(counts, params, given[1], (given[2], drawn(2, 1)))
 
 
