@@ -56,7 +56,7 @@ MEASURED = {name: choice.cell for name, choice in CELLS.items()} | {
 
 
 class Case(NamedTuple):
-    """A cell's name and sizes."""
+    """A cell's name and sizes, and whether x has a gradient too."""
 
     cell: str
     batch: int
@@ -64,6 +64,7 @@ class Case(NamedTuple):
     features: int
     hidden: int
     precision: str
+    of_x: bool = False
 
 
 def made_by(case: Case, platform: str) -> recurrence.Call:
@@ -92,7 +93,7 @@ def program(way: str, case: Case) -> timing.Program:
         return torch_steps.program(way, case.cell, params, x)
 
     bars = jnp.ones_like(output(way, case, params, x))
-    wanted = (0, 1) if case.cell == LRU_STATE else 0
+    wanted = (0, 1) if case.of_x else 0
 
     def loss(params: Any, x: Array, bars: Array) -> Array:
         return jnp.vdot(output(way, case, params, x), bars)
@@ -128,7 +129,7 @@ def keeping(case: Case) -> timing.Program:
     """Writing and reading once what a cell keeps, and its input and output where it has a gradient of all."""
     given = shapes(case)
     count = recurrence.kept_bytes(made_by(case, jax.default_backend()), given) // 4
-    count += 2 * given[1].size if case.cell == LRU_STATE else 0
+    count += 2 * given[1].size if case.of_x else 0
 
     @jax.jit
     def copies(array: Array, n: Array) -> Array:
@@ -179,6 +180,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("steps", 784, "Steps of a sequence.")
     flags.DEFINE_integer("features", 1, "Values that a step reads.")
     flags.DEFINE_integer("hidden", 128, "Units.")
+    flags.DEFINE_bool("of_x", False, "The gradient of x too, as of a layer that reads another one.")
     timing.define_measuring(rounds=5, seconds=1.0)
 
 
@@ -192,7 +194,8 @@ def main(argv: list[str]) -> None:
         for cell in FLAGS.cells:
             for batch in map(int, FLAGS.batch):
                 features = 2 * FLAGS.hidden if cell == LRU_STATE else FLAGS.features
-                case = Case(cell, batch, FLAGS.steps, features, FLAGS.hidden, precision)
+                of_x = FLAGS.of_x or cell == LRU_STATE
+                case = Case(cell, batch, FLAGS.steps, features, FLAGS.hidden, precision, of_x)
                 rows += measure(case, FLAGS.ways, rate, FLAGS.rounds, FLAGS.seconds)
                 timing.write_json(FLAGS.json, {"rows": rows, "floor": rate._asdict()})
     print(f"\n{timing.facts()['device']}. {floor.words(rate)}\n\n{table(rows)}")

@@ -130,30 +130,37 @@ class Front {
     for (std::ptrdiff_t row = 0; row < count; ++row)
       for (std::ptrdiff_t j = 0; j < s.feature_vectors; ++j)
         Mode::put_row(x.get() + row * depth, static_cast<int>(j * kLanes), s.features_of(of(row), j));
-    for (std::ptrdiff_t j = 0; j < s.vectors; ++j)
-      for_tiles((count + 1) / 2 * 2, [&](auto size, std::ptrdiff_t row) {
-        each<0, kFrontPasses>([&](auto pass) { multiply<decltype(pass)::value, decltype(size)::value>(j, row); });
+    each<0, kFrontPasses>([&](auto number) {
+      constexpr int pass = decltype(number)::value;
+      for_blocks<Cell::front_passes[pass].width == 1 ? 2 : 1>(s.vectors, [&](auto width, std::ptrdiff_t j) {
+        for_tiles((count + 1) / 2 * 2, [&](auto size, std::ptrdiff_t row) {
+          multiply<pass, decltype(size)::value, decltype(width)::value>(j, row);
+        });
       });
+    });
   }
   SEQMNIST_INLINE Vec operator()(int i, std::ptrdiff_t at) const { return load(values.get() + i * plane + at); }
 
  private:
-  template <int kPass, int R>
+  // Of W vectors of units; more than one only where the pass makes one value of each.
+  template <int kPass, int R, int W>
   SEQMNIST_INLINE void multiply(std::ptrdiff_t j, std::ptrdiff_t row) {
     constexpr FrontPass pass = Cell::front_passes[kPass];
-    constexpr int V = pass.width;
+    constexpr int V = W * pass.width;
+    const std::ptrdiff_t bias_step = pass.width == 1 ? kLanes : s.units, step = pass.width == 1 ? kLanes : plane;
     Vec sums[R][V];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) sums[r][v] = load(biases + (pass.first + v) * s.units + j * kLanes);
+      for (int v = 0; v < V; ++v) sums[r][v] = load(biases + pass.first * s.units + j * kLanes + v * bias_step);
     accumulate<Mode, R, V, false>(sums, x.get() + row * depth, depth,
-                                  panels.get() + j * panel + pass.first * depth * kLanes, V * kLanes, depth);
+                                  panels.get() + j * panel + pass.first * depth * kLanes, pass.width * kLanes, depth,
+                                  pass.width == 1 ? panel : kLanes);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
       for (int v = 0; v < V; ++v)
-        store(values.get() + (pass.first + v) * plane + (row + r) * s.units + j * kLanes, sums[r][v]);
+        store(values.get() + pass.first * plane + (row + r) * s.units + j * kLanes + v * step, sums[r][v]);
   }
 
   const Slice& s;
@@ -325,7 +332,7 @@ class Gradients {
   template <int W, int R, class To>
   SEQMNIST_INLINE void give_x(std::ptrdiff_t j, std::ptrdiff_t row, std::ptrdiff_t count, To&& to) const {
     const float* panel = front.at(j);
-    Vec sums[R][W] = {};
+    Vec sums[R][W] = {}, made[R][W];
     for (const Term& term : Cell::front_terms) {
       const std::ptrdiff_t depth = words<Mode>(term.count * kLanes);
       for (std::ptrdiff_t block = 0; block < s.vectors; ++block, panel += depth * W * kLanes)
@@ -336,7 +343,9 @@ class Gradients {
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
       for (int w = 0; w < W; ++w)
-        if (row + r < count) store_some(to(row + r) + (j + w) * kLanes, sums[r][w], s.feature_lanes(j + w));
+        made[r][w] = sums[r][w];  // The sums themselves GCC would keep in memory if parts of them were stored.
+    for (int r = 0; r < R && row + r < count; ++r)
+      for (int w = 0; w < W; ++w) store_some(to(row + r) + (j + w) * kLanes, made[r][w], s.feature_lanes(j + w));
   }
 
   // That of one matrix, of W vectors of units.
