@@ -63,8 +63,8 @@ MODELS = {
     "exp_rnn": _model(cell="exp_rnn", hidden_size=356),
     "cornn": _model(cell="cornn", hidden_size=180),
     "lem": _model(cell="lem", hidden_size=128),
-    # One layer of these is linear in x, and so would be the whole network: two of the blocks that their papers put them
-    # in. The LRU's ring is close to the circle, so that the first pixel is remembered.
+    # One layer of these is linear in x, and so would be the whole network: two blocks as those of their papers. The
+    # LRU's ring is close to the circle, so that the first pixel is remembered.
     "lru": _model(
         name="deep", cell="lru", hidden_size=68, num_layers=2, cell_options="{'r_min': 0.9, 'r_max': 0.9999}"
     ),

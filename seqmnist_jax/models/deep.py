@@ -1,7 +1,8 @@
 """A deep stack of residual blocks around recurrent layers, in stages that shorten the sequence.
 
-A block is that of the state-space models (Gu et al. 2022, S4; Smith et al. 2023, S5): layer norm, the recurrent layer,
-GELU, dropout, a gated linear unit (Dauphin et al. 2017), dropout, and a skip connection around all of it. Between
+A block is made as those of the state-space models (Gu et al. 2022, S4; Smith et al. 2023, S5): layer norm, where they
+mostly normalise by batch, the recurrent layer, GELU, dropout, a gated linear unit (Dauphin et al. 2017; S5 has half of
+one), dropout, and a skip connection around all of it. Between
 stages some steps are put side by side and projected, so that the next stage has fewer. What is known after so many
 steps depends on them alone.
 

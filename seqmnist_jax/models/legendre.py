@@ -1,8 +1,9 @@
 """The Legendre memory: each value's last `window` steps, as the coefficients of Legendre polynomials.
 
 Voelker, Kajic & Eliasmith 2019, "Legendre Memory Units: Continuous-Time Representation in Recurrent Neural Networks",
-without the path from the hidden state to the memory, as in Chilkuri & Eliasmith 2021: m' = A m + B x is then a fixed
-linear function of the sequence, and all steps are one convolution before the recurrence. Any cell reads (x, m).
+without the paths from the hidden state, and from the memory itself, to what the memory reads, as in Chilkuri &
+Eliasmith 2021: m' = A m + B x is then a fixed linear function of the sequence, and all steps are one convolution
+before the recurrence. Any cell reads (x, m).
 
   A_ij = (2 i + 1) / window * (-1 if i < j else (-1)^(i - j + 1));  B_i = (2 i + 1) (-1)^i / window,
 

@@ -1,6 +1,6 @@
 """Elman's network, the plain one: a tanh layer that reads its own output.
 
-Elman 1990, "Finding Structure in Time", Cognitive Science 14:
+Elman 1990, "Finding Structure in Time", Cognitive Science 14, with tanh, as is usual since:
 
   h' = tanh(x W + h U + b).
 

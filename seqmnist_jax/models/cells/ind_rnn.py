@@ -8,7 +8,9 @@ u is a vector. What a unit keeps over T steps grows by u^T, so the paper holds |
 stored u after each update. Here it is clipped where it is used, with the gradient of what was used: the stored u may
 leave the bounds and comes back by the same gradients. Carry: h.
 
-u starts uniform in (0, bound), W by Glorot's rule, b at zero.
+u starts uniform in (0, bound), W by Glorot's rule, b at zero. The published networks also normalise each layer by
+batch, and start u of the last layer, where the last step alone is read, between 1 / bound and bound (Li et al. 2019,
+"Deep Independently Recurrent Neural Network (IndRNN)").
 """
 
 import jax

@@ -9,8 +9,8 @@ through a gated linear unit with a skip connection; as a layer by itself it is l
 need not have as many features as the layer has units.
 
 At the start |lambda|^2 is uniform between r_min^2 and r_max^2, the phase between 0 and max_phase, and gamma is
-sqrt(1 - |lambda|^2), a parameter as nu and theta are. The defaults are those of the paper's code. For sequences of some
-hundred steps the paper takes r_min and r_max close to 1.
+sqrt(1 - |lambda|^2), a parameter as nu and theta are. The defaults are those of the paper's pseudocode. To remember
+hundreds of steps, as pixels in sequence ask for, r_min and r_max are taken close to 1.
 """
 
 import jax

@@ -9,7 +9,9 @@ where each complex state stands for itself and its conjugate, and its input hold
 many states as units, each a pair of reals. Carry: (Re s, Im s); y is no part of it. The papers put y through a
 nonlinearity with a skip connection; as a layer by itself it is linear in x, and D is a matrix, as in `lru`.
 
-L starts at -1/2 + i pi n, n = 0 to hidden - 1; dt, one for each state, log-uniform between dt_min and dt_max.
+L starts at -1/2 + i pi n, n = 0 to hidden - 1 (S5's starts at the eigenvalues of HiPPO-N, in blocks); dt, one for each
+state, log-uniform between dt_min and dt_max. B starts with the variance 1 / features, as the LRU's (S5's with one over
+twice the states), either part of C with 1 / (2 hidden), as S5's, D with 1 / features.
 """
 
 import math

@@ -6,8 +6,8 @@ here in the place of the gate that keeps:
   f, r, s = sigmoid(x W + b + h U + b_U);  g = 2 r f + (1 - 2 r) f^2;
   n = tanh(x W_n + b_n + s (h U_n + b_Un));  h' = g h + (1 - g) n.
 
-The reset s acts after the product with h, as in this package's GRU. Gate order: f, r, s, n. Carry: h. Biases start as
-the UR-LSTM's.
+The reset s acts after the product with h, as in this package's GRU (in the authors' code before it, or there is none).
+Gate order: f, r, s, n. Carry: h. Biases start as the UR-LSTM's.
 """
 
 from typing import Any

@@ -9,7 +9,7 @@ with u and o made as f and r are. r moves the gate between f^2 (r = 0) and 1 - (
 0 and 1 where f alone learns no more. Gate order: f, r, u, o. Carry: (c, h).
 
 Forget gates start even in (1/d, 1 - 1/d), d the number of units (the "uniform" of `rnn.TIME_SCALES`), refining gates
-against them: their bias is minus the forget gate's.
+against them: their bias is minus the forget gate's. Two parameters here; in others' code one for both.
 """
 
 from typing import Any
