@@ -292,10 +292,10 @@ def test_a_protocol_without_a_permutation_cannot_permute():
 
 
 def test_what_a_config_overrides_is_named_and_its_flaw_is_gone():
-    protocol = in_force(protocol="tcn", permuted=True, selection="last", split="first:7", scaling="standard")
+    protocol = in_force(protocol="tcn", permuted=True, selection="validation", split="first:7", scaling="standard")
     assert protocol.overrides == ("selection", "split")
     assert protocol.flaws.keys() == {"permutation"}
-    assert (protocol.split, protocol.selection, protocol.scaling) == ("first:7", "last", "standard")
+    assert (protocol.split, protocol.selection, protocol.scaling) == ("first:7", "validation", "standard")
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
