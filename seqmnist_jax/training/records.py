@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from seqmnist_jax.data.protocols import FIELDS
 from seqmnist_jax.devices.trees import tensor_names
 from seqmnist_jax.training.programs import ARGUMENTS
 from seqmnist_jax.training.run import Run
@@ -35,7 +36,7 @@ def introduce(runs: Sequence[tuple[TensorBoardWriter, Run]], traced: Any) -> Non
         writer.write_texts(0, {"config": "\n".join(f"    {name} = {value!r}" for name, value in fields.items())})
         facts = run.task.facts()
         # In place of what the config leaves to the protocol, what the protocol says.
-        fields |= {f"data.{name}": facts[name] for name in ("permutation", "split", "scaling", "selection")}
+        fields |= {f"data.{name}": facts[name] for name in FIELDS}
         writer.write_hparams(configs.of_one_run(fields))
         writer.write_graph(graph)
 
