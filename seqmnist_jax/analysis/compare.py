@@ -37,7 +37,7 @@ class Measured:
     @property
     def data(self) -> str:
         """The data set in words."""
-        name, source = (self.facts.get(field, "unknown") for field in ("name", "source"))
+        name, source = (self.facts[field] for field in ("name", "source"))
         return f"{name} ({source}, content {self.facts['content_hash'][:12]}, {len(self.answers.labels):,} test images)"
 
 
@@ -70,7 +70,7 @@ def compare(first: Path, second: Path) -> Json:
         )
     test = scores.mcnemar(a.answers.labels, a.answers.predictions, b.answers.predictions)
     return {
-        "dataset": a.facts.get("name", "unknown"),
+        "dataset": a.facts["name"],
         "content_hash": a.facts["content_hash"],
         "examples": len(a.answers.labels),
         "first": _result(a),

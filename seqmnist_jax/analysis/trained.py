@@ -200,9 +200,7 @@ def _changes(config: ml_collections.ConfigDict) -> Iterator[str]:
 
 
 def _reading(facts: Json) -> Json:
-    """What decides how a model reads an image, and on which data it was trained."""
-    names = ("content_hash", "view", "image_shape", "scaling", "permutation_indices", "split", "selection")
-    return {name: facts.get(name) for name in names}
+    return {name: facts.get(name) for name in files.OF_READING}
 
 
 def _view(facts: Json) -> SequenceView:

@@ -131,6 +131,10 @@ def read_config(workdir: Path) -> dict[str, Any]:
     return read_json(workdir / CONFIG, needed=("data", "model", "optimizer", "train", "runtime", "seed"))
 
 
+# Of a run's facts, what decides how a model reads an image, and on which data it was trained.
+OF_READING = ("content_hash", "view", "image_shape", "scaling", "permutation_indices", "split", "selection")
+
+
 def read_facts(workdir: Path) -> dict[str, Any]:
     """What a run knows of its data, as `Task.facts` gave it.
 
@@ -139,14 +143,4 @@ def read_facts(workdir: Path) -> dict[str, Any]:
     """
     if (workdir / SWEEP).exists():
         raise WorkdirError(f"{workdir} holds a sweep; name one of its runs, in {workdir / REPLICAS}.")
-    reading = (
-        "content_hash",
-        "view",
-        "image_shape",
-        "scaling",
-        "permutation_indices",
-        "num_classes",
-        "split",
-        "selection",
-    )
-    return read_json(workdir / DATA, needed=("name", "source", *reading))
+    return read_json(workdir / DATA, needed=("name", "source", "num_classes", *OF_READING))

@@ -164,7 +164,7 @@ def _read_summary(workdir: Path, config: Json, notices: list[str]) -> Json | Non
 def _build_part(config: Any, facts: Json, split: str, notices: list[str]) -> Images | None:
     """The images of a split of the run's own data; None where they are not at hand."""
     try:
-        dataset = build_dataset_of_run(config, facts.get("source", ""), facts["content_hash"])
+        dataset = build_dataset_of_run(config, facts["source"], facts["content_hash"])
     except (DataError, UsageError) as e:
         notices.append(f"The images of the run are not at hand, so none are shown. {e}")
         return None
