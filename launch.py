@@ -42,7 +42,7 @@ flags.DEFINE_enum(
     "export: write the selected checkpoint for use without this package.",
 )
 flags.DEFINE_string("workdir", None, "The run's folder. Default: runs/<config name>/<timestamp>.")
-flags.DEFINE_string("seeds", "", "train, describe: a run for each seed: 1,2,3 or 1-8. Other fields: config.sweep.")
+flags.DEFINE_string("seeds", None, "train, describe: a run for each seed: 1,2,3 or 1-8. Other fields: config.sweep.")
 flags.DEFINE_string("split", "test", "evaluate: which examples to measure, train, validation or test.")
 flags.DEFINE_string("data_dir", "", "evaluate: a folder of IDX files. Default: the one the run was trained from.")
 flags.DEFINE_boolean("allow_other_data", False, "evaluate: accept data that are not those of the run.")

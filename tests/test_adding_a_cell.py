@@ -202,6 +202,29 @@ def test_an_init_that_does_not_fit():
             own_cell.check("a:b", rnn.cell(lambda p, h, x: (h, h), init), 5, 8, {}, rnn.Engine())
 
 
+def test_dropout_of_a_state_that_the_step_does_not_hand_on():
+    for cell in ("lru", "diagonal"):
+        drops = tiny.config(**{"model.cell": cell, "model.dropout.state_keep": 0.5})
+        with pytest.raises(UsageError, match=rf"model\.cell is '{cell}', but .*state_keep.* none is its output"):
+            build_run(drops).learner.template  # noqa: B018
+
+
+def test_dropout_of_a_state_that_begins_with_parameters():
+    def step(params, h, x):
+        h = jnp.tanh(params["w"] * h + x)
+        return h, h
+
+    kind = rnn.cell(step, lambda key, f, n: {"w": jnp.full(n, 0.5)}, lambda zero, params: zero + params["w"])
+    x, mask = np.linspace(-1, 1, 2 * 3 * 4, dtype=np.float32).reshape(2, 3, 4), np.float32([[2, 0, 2, 0], [0, 2, 2, 2]])
+    masks = {"layer_0": {"forward": rnn.Masks(state=jnp.asarray(mask))}}
+    y = rnn.stack(kind, {"layer_0": {"forward": kind.init(None, 4, 4)}}, x, masks=masks, return_sequences=True)
+    h, expected = np.full((2, 4), 0.5), []
+    for t in range(3):
+        expected.append(np.tanh(0.5 * h + x[:, t]))
+        h = expected[-1] * mask
+    np.testing.assert_allclose(y, np.stack(expected, 1), atol=1e-6)
+
+
 def test_functions_that_can_not_be_called_so():
     with pytest.raises(ValueError, match=r"expected step\(params, carry, x\): missing a required argument: 'mask'"):
         rnn.cell(lambda params, h, x, mask: (h, h), start)

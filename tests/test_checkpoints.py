@@ -106,6 +106,25 @@ def test_what_a_full_disk_refuses_is_saved_when_there_is_room(checkpoints, learn
     assert_restores(checkpoints, learner, state, 20)
 
 
+def test_what_was_deleted_to_be_saved_anew_is_taken_back_where_it_was_not(tmp_path, learner, state):
+    for dies in (True, False):
+        with Checkpoints(tmp_path) as checkpoints:
+            for step in (10, 20) if dies else ():
+                save(checkpoints, state, step)
+            checkpoints.wait()
+            if dies:
+                checkpoints._manager = FullDisk(checkpoints._manager, failures=1)
+            save(checkpoints, state, 20, 0.5)
+            assert checkpoints.wait() == ("no space left on the disk" if dies else None)
+            assert checkpoints.steps() == ([10] if dies else [10, 20])
+            checkpoints._unsaved.clear()  # as by a process that dies
+        with Checkpoints(tmp_path) as checkpoints:
+            assert checkpoints.steps() == [10, 20]
+            assert checkpoints.validation(20) == (None if dies else {"accuracy": 0.5, "loss": 1.0})
+            assert_restores(checkpoints, learner, state, 20)
+        assert not (tmp_path / "deleted").exists()
+
+
 def test_of_what_waits_in_memory_only_what_would_be_kept_does(checkpoints, state):
     checkpoints._manager = FullDisk(checkpoints._manager, failures=100)
     for step in range(10, 100, 10):

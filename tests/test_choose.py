@@ -193,7 +193,7 @@ def test_groups_of_trials_run_as_jobs(chosen, tmp_path, monkeypatch):
     for name, value in QUICK.items():
         monkeypatch.setenv(name, value)
     swept = f"{{'{CELLS}': (('gru', 8),), 'seed': (2, 1)}}"
-    executor = jobs.make_executor("local", {"timeout_min": 5}, tmp_path / "jobs")
+    executor = jobs.make_executor("local", "{'timeout_min': 5}", tmp_path / "jobs")
     sweep.train_sweep(*built(sweep=swept), tmp_path, executor=executor, watch=QUIET)
     (choice,) = {json.dumps(read(run)["choice"]) for run in (tmp_path / "replicas").iterdir()}
     name = "cell=gru,hidden_size=8,seed=1"

@@ -32,7 +32,7 @@ def build(**changes):
 def run_local(folder, built):
     pytest.importorskip("submitit", reason="submitit is not installed")
     lines = []
-    executor = jobs.make_executor("local", {"timeout_min": 5}, folder / "jobs")
+    executor = jobs.make_executor("local", "{'timeout_min': 5}", folder / "jobs")
     return sweep.train_sweep(*built, folder, executor=executor, watch=Watch(say=lines.append)), lines
 
 
@@ -44,7 +44,10 @@ def test_groups_run_as_jobs_and_failed_ones_again(tmp_path, monkeypatch, quick_c
     # The folder of one run is in use, so its group fails.
     broken = tmp_path / "replicas" / "seed=1,hidden_size=5"
     broken.mkdir(parents=True)
-    failed = pytest.raises(jobs.JobsFailed, match=r"1 of 2 jobs failed.*\n  .*hidden_size=5.*\n    log: .*\.err")
+    failed = pytest.raises(
+        jobs.JobsFailed,
+        match=r"1 of 2 jobs failed.*\n  .*hidden_size=5: .*is in use by process \d+.*\n    log: .*\.err",
+    )
     with owned(broken), failed:
         run_local(tmp_path, built)
     assert (tmp_path / "replicas" / "seed=2,hidden_size=4" / "summary.json").exists()
@@ -59,18 +62,56 @@ def test_groups_run_as_jobs_and_failed_ones_again(tmp_path, monkeypatch, quick_c
     assert stored["replicas"] == 2
 
 
-@pytest.mark.parametrize("text", ["{1: 2}", "[1]", "{'a':", "timeout_min=3"])
-def test_impossible_options(text):
+@pytest.mark.parametrize("text", ["[1]", "{'a':", "timeout_min=3"])
+def test_what_is_no_mapping(text, tmp_path):
     with pytest.raises(UsageError, match=r"runtime\.executor_options"):
-        jobs.parse_options(text)
+        jobs.make_executor("local", text, tmp_path)
 
 
-def test_unknown_executors_and_parameters(tmp_path):
+def test_unknown_executors(tmp_path):
     with pytest.raises(UsageError, match="expected '', 'local' or 'slurm'"):
-        jobs.make_executor("sge", {}, tmp_path)
+        jobs.make_executor("sge", "", tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{'timeout_minutes': 3}", "{'timeout_min': '3'}", "{1: 2}"])
+def test_parameters_that_submitit_does_not_take(text, tmp_path):
     pytest.importorskip("submitit", reason="submitit is not installed")
-    with pytest.raises(UsageError, match="timeout_minutes"):
-        jobs.make_executor("local", {"timeout_minutes": 3}, tmp_path)
+    with pytest.raises(UsageError, match=r"'local' with runtime\.executor_options \{"):
+        jobs.make_executor("local", text, tmp_path)
+
+
+def test_a_local_job_has_no_end_of_its_own_and_a_gpu_is_not_left_alone(tmp_path, monkeypatch):
+    pytest.importorskip("submitit", reason="submitit is not installed")
+    executor = jobs.make_executor("local", "", tmp_path)
+    assert executor._executor.parameters["timeout_min"] > 10_000  # submitit's is 2
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+    with pytest.raises(UsageError, match=r"jobs see no GPU; .* JAX_PLATFORMS=cpu"):
+        jobs.make_executor("local", "", tmp_path)
+
+
+def test_what_a_failed_job_says():
+    submitits = pytest.importorskip("submitit.core.utils", reason="submitit is not installed").FailedJobError
+    trace = """Traceback (most recent call last):
+  File "a.py", line 1, in work
+    first()
+KeyError: 'a'
+
+During handling of the above exception, another exception occurred:
+
+Traceback (most recent call last):
+  File "b.py", line 2, in work
+    second(
+seqmnist_jax.errors.TooLarge: The step needs
+more than there is.
+"""
+    rule = "----------------------"
+    text = f"Job (task=0) failed with trace:\n{rule}\n{trace}\n{rule}\nYou can check full logs\nor at paths:\n  - x.err"
+    said = "seqmnist_jax.errors.TooLarge: The step needs\n    more than there is."
+    assert jobs._reason(submitits(text)) == said
+    assert (
+        jobs._reason(submitits("Job 3 (task: 0) with path x\nhas not produced any output"))
+        == "has not produced any output"
+    )
 
 
 def test_a_job_that_is_refused_ends_those_before_it():
@@ -93,4 +134,4 @@ def test_slurm_that_is_not_there(tmp_path, monkeypatch):
     pytest.importorskip("submitit", reason="submitit is not installed")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UsageError, match=r"runtime\.executor is 'slurm'"):
-        jobs.make_executor("slurm", {}, tmp_path)
+        jobs.make_executor("slurm", "", tmp_path)

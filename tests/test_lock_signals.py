@@ -23,7 +23,7 @@ STOP = """
 import signal, sys, time
 from seqmnist_jax.training import signals
 signals.GRACE_SECONDS = 0.5
-with signals.StopOnSignal() as stop:
+with signals.StopOnSignal({given}) as stop:
     print("ready", flush=True)
     {work}
 sys.exit(128 + stop.number)
@@ -56,13 +56,37 @@ def test_an_owner_may_leave_and_come_back(tmp_path):
             pass
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_is_told_to_who_asks(number):
-    process = start(STOP.format(work="\n    ".join(["while not stop():", "    time.sleep(0.01)"])))
+LOOKS_UP = "\n    ".join(["while not stop():", "    time.sleep(0.01)"])
+
+
+@pytest.mark.parametrize(
+    ("number", "given"),
+    [
+        (signal.SIGINT, ""),
+        (signal.SIGTERM, ""),
+        (signal.SIGHUP, ""),
+        (signal.SIGTERM, "asked_by=signals.OF_A_JOB"),
+        (signal.SIGUSR2, "asked_by=signals.OF_A_JOB"),
+    ],
+)
+def test_the_first_signal_is_told_to_who_asks(number, given):
+    process = start(STOP.format(work=LOOKS_UP, given=given))
     process.send_signal(number)
     _, errors = process.communicate(timeout=10)
     assert process.returncode == 128 + number
     assert "Stopping after this dispatch" in errors
+
+
+def test_what_nohup_ignores_stays_ignored():
+    process = start(
+        "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)" + STOP.format(work=LOOKS_UP, given="")
+    )
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=10)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "Asked twice" not in errors
 
 
 # Python's own handlers would wait for the end of this, as of a compilation.
@@ -70,7 +94,7 @@ BUSY = "import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'salt', 60_000_000)"
 
 
 def test_a_second_signal_ends_what_does_not_look_up():
-    process = start(STOP.format(work=BUSY).replace("0.5", "30"))
+    process = start(STOP.format(work=BUSY, given="").replace("0.5", "30"))
     process.send_signal(signal.SIGTERM)
     assert "Stopping" in process.stderr.readline()
     process.send_signal(signal.SIGINT)
@@ -81,7 +105,7 @@ def test_a_second_signal_ends_what_does_not_look_up():
 
 
 def test_patience_ends(tmp_path):
-    process = start(STOP.format(work=BUSY))
+    process = start(STOP.format(work=BUSY, given=""))
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=10)
     assert process.returncode == 128 + signal.SIGTERM

@@ -41,7 +41,7 @@ def small_config(**changes):
     return config
 
 
-def run_sweep(folder, seeds="", **changes):
+def run_sweep(folder, seeds=None, **changes):
     config = small_config(**changes)
     swept = plan.build_sweep(config, seeds)
     lines = []
@@ -217,6 +217,13 @@ def test_a_stopped_sweep_goes_on_where_it_was(swept, tmp_path):
     for path in sorted((replica / str(newest)).rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     (replica / str(newest)).rmdir()
+    # The ranking of a sweep whose runs go on is none of theirs.
+    (tmp_path / "summary.json").write_text("{}")
+    with pytest.raises(Stopped):
+        sweep.train_sweep(
+            values, plan.build_points(config, values), tmp_path, watch=QUIET._replace(should_stop=lambda: True)
+        )
+    assert not (tmp_path / "summary.json").exists()
     resumed = sweep.train_sweep(values, plan.build_points(config, values), tmp_path, watch=QUIET)
     for member in members:
         params = (final_params(where / "replicas" / member.name, member.run) for where in (tmp_path, folder))
@@ -231,7 +238,7 @@ def test_seeds(text, seeds):
     assert plan.parse_seeds(text) == seeds
 
 
-@pytest.mark.parametrize("text", ["a", "1-", "4-1", "1,1", "1-3,2", "1.5", "-1", "1,,2", "1-99999"])
+@pytest.mark.parametrize("text", ["", "a", "1-", "4-1", "1,1", "1-3,2", "1.5", "-1", "1,,2", "1-99999"])
 def test_impossible_seeds(text):
     with pytest.raises(UsageError, match="--seeds"):
         plan.parse_seeds(text)

@@ -452,6 +452,40 @@ def test_a_stop_before_a_report_leaves_it_to_the_resumed_run(whole, stopped, tmp
     assert first_difference(whole[0], tmp_path / "run") is None
 
 
+def test_before_a_long_report_there_is_a_checkpoint(whole, tmp_path, monkeypatch):
+    """A stop does not wait for its end."""
+    evaluate, ends = training.Programs.evaluate, []
+
+    def dies_at_40(self, *given):
+        ends.append(evaluate(self, *given))
+        if len(ends) == 2:
+            raise KeyboardInterrupt
+        return ends[-1]
+
+    monkeypatch.setattr(training, "LONG_REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(training.Programs, "evaluate", dies_at_40)
+    with pytest.raises(KeyboardInterrupt):
+        run_in(tmp_path)
+    with Checkpoints(tmp_path / "checkpoints", read_only=True) as checkpoints:
+        assert (checkpoints.last_step(), checkpoints.validation(40)) == (40, None)
+    run_in(tmp_path)
+    assert len(ends) > 2
+    assert events(tmp_path) == events(whole[0])
+    assert_same_state(final_state(tmp_path), final_state(whole[0]))
+
+
+def test_a_stop_that_comes_in_a_report_waits_for_no_more_steps(whole, tmp_path, monkeypatch):
+    evaluate, asked = training.Programs.evaluate, []
+    monkeypatch.setattr(training.Programs, "evaluate", lambda self, *given: asked.append(1) or evaluate(self, *given))
+    with pytest.raises(training.Stopped, match="at step 20 of 60"):
+        training.train(build_run(tiny.config()), tmp_path, watch=QUIET._replace(should_stop=lambda: bool(asked)))
+    with Checkpoints(tmp_path / "checkpoints", read_only=True) as checkpoints:
+        assert checkpoints.validation(20) is not None
+    run_in(tmp_path)
+    assert events(tmp_path) == events(whole[0])
+    assert_same_state(final_state(tmp_path), final_state(whole[0]))
+
+
 def test_checkpoints_by_time(tmp_path):
     run_in(tmp_path, **{"runtime.checkpoint_seconds": 1e-6, "runtime.dispatch_seconds": 1e-9, "train.steps": 22})
     kept = {int(path.name) for path in (tmp_path / "checkpoints").iterdir()}

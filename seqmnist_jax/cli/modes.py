@@ -46,8 +46,8 @@ def train() -> Output | None:
         with _explaining_a_lost_process(config), StopOnSignal(go_on) as stop, Terminal(quiet=quiet) as terminal:
             watch = Watch(terminal.say, terminal.show, stop)
             if grid:
-                options = jobs.parse_options(config.runtime.executor_options)
-                executor = jobs.make_executor(config.runtime.executor, options, workdir.absolute() / "jobs")
+                where, options = config.runtime.executor, config.runtime.executor_options
+                executor = jobs.make_executor(where, options, workdir.absolute() / "jobs")
                 summary = sweep.train_sweep(
                     grid, points, workdir, command=commands.of_this_run, executor=executor, watch=watch
                 )

@@ -1,7 +1,6 @@
 """What a user sees while a run goes on: lines, and under them a live display where there is a terminal."""
 
 from collections.abc import Sequence
-from types import TracebackType
 
 import rich.console
 import rich.live
@@ -109,9 +108,7 @@ class Terminal:
             self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *unused: object) -> None:
         if self._live is not None:
             self._live.stop()
 

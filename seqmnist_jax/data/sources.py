@@ -345,4 +345,4 @@ def build_dataset_of_run(config: ml_collections.ConfigDict, source: str, content
             if copy is not None and copy.content_hash == content_hash:
                 return copy
     # A folder's data may have come to be at hand another way.
-    return load_dataset("embedded" if source == "embedded" else "auto", request)
+    return load_dataset("auto" if source in ("idx", "tfds") else source, request)

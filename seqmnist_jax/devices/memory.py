@@ -1,12 +1,22 @@
 """How much memory a compiled program needs, and how much there is."""
 
+import contextlib
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from seqmnist_jax.errors import UsageError
+
+MEMINFO, OWN_GROUPS, GROUPS = Path("/proc/meminfo"), Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+# Of a control group, of the second version and of the first: the limit, what counts, and the files' cache in that,
+# which is given back at need.
+OF_A_GROUP = {
+    "": ("max", "current", "inactive_file"),
+    "memory": ("limit_in_bytes", "usage_in_bytes", "total_inactive_file"),
+}
 
 
 class TooLarge(UsageError):
@@ -25,7 +35,9 @@ def needed_bytes(compiled: Any) -> int:
 
 
 def available_bytes() -> int | None:
-    """Bytes that programs may still take on the first device: its own memory, or the machine's for a CPU.
+    """Bytes that programs may still take on the first device: its own memory, or for a CPU the machine's.
+
+    Of that, where control groups limit it, what they leave.
 
     None where the system does not say.
     """
@@ -33,12 +45,24 @@ def available_bytes() -> int | None:
     stats = device.memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-    meminfo = Path("/proc/meminfo")
-    if device.platform == "cpu" and meminfo.exists():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return None
+    if device.platform != "cpu" or not MEMINFO.exists():
+        return None
+    found = dict(line.split(":") for line in MEMINFO.read_text().splitlines())
+    return min([int(found["MemAvailable"].split()[0]) * 1024, *_left_in_groups()])
+
+
+def _left_in_groups() -> Iterator[int]:
+    """Bytes that each control group that this process is in, as a container's or a job's, may still take."""
+    for line in OWN_GROUPS.read_text().splitlines() if OWN_GROUPS.exists() else ():
+        _, controllers, place = line.split(":", 2)
+        if controllers in OF_A_GROUP:
+            root, names = GROUPS / controllers, OF_A_GROUP[controllers]
+            own = root / place.lstrip("/")
+            for folder in (own, *own.parents):
+                with contextlib.suppress(OSError, ValueError, KeyError):  # not to be seen from here, or "max"
+                    most, taken = (int((folder / f"memory.{name}").read_text()) for name in names[:2])
+                    counted = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                    yield max(0, most - taken + int(counted[names[2]]))
 
 
 def check_state(template: Any) -> None:

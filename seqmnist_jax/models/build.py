@@ -117,12 +117,13 @@ def _build_init_layers(
         "sequence_length": sequence_length,
     }
     options = {option: value for option, value in options.items() if takes(cell.init, option)}
-    name, bidirectional, is_checked = model.cell, model.bidirectional, bool(model.cell_options)
+    name, bidirectional, drops_state = model.cell, model.bidirectional, model.dropout.state_keep < 1.0
+    is_checked = own_cell.is_one(name) or bool(model.cell_options) or engine.backend == "native" or drops_state
 
     def init_layers(key: Array, features: int, num_layers: int = 1) -> rnn.Layers:
-        if own_cell.is_one(name) or is_checked or engine.backend == "native":
+        if is_checked:
             for width in (features, *[hidden_size * (1 + bidirectional)][: num_layers - 1]):
-                own_cell.check(name, cell, width, hidden_size, options, engine)
+                own_cell.check(name, cell, width, hidden_size, options, engine, drops_state)
         shape = {"num_layers": num_layers, "bidirectional": bidirectional}
         return rnn.init_stack(key, cell, features, hidden_size, **shape, **options)
 

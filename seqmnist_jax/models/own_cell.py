@@ -122,13 +122,20 @@ def source(cell: rnn.Cell) -> tuple[str, ...]:
 
 
 def check(
-    name: str, cell: rnn.Cell, features: int, hidden_size: int, options: dict[str, Any], engine: rnn.Engine
+    name: str,
+    cell: rnn.Cell,
+    features: int,
+    hidden_size: int,
+    options: dict[str, Any],
+    engine: rnn.Engine,
+    drops_state: bool = False,
 ) -> None:
     """Tries a cell on shapes.
 
     Args:
       name: as `find` takes it, for messages.
       cell, features, hidden_size, options, engine: of a layer.
+      drops_state: whether units of its state are to be dropped.
 
     Raises:
       UsageError: a part of it fails, or does not fit the others.
@@ -160,6 +167,13 @@ def check(
             name, f", but its step's y is {_form(made[1])}; expected [{BATCH}, {hidden_size}], [batch, hidden]"
         )
     tried("layer", lambda *given: cell.layer(*given, precision=engine.precision, backend=engine.backend), params, x)
+    if drops_state:
+
+        def dropped(params: Any, x: Any, state: Any) -> Any:
+            masks = {"layer_0": {"forward": rnn.Masks(state=state)}}
+            return rnn.stack(cell, {"layer_0": {"forward": params}}, x, masks=masks, engine=engine)
+
+        tried("dropout of the state (model.dropout.state_keep)", dropped, params, x, zero)
 
 
 def _form(tree: Any) -> str:

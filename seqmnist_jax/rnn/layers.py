@@ -40,14 +40,6 @@ _KINDS = {
 }
 
 
-def check_dtypes(precision: str, backend: str, dtype: Any) -> None:
-    """Refuses what a backend or a precision can't do with arrays of this dtype."""
-    if precision != "float32" and dtype != jnp.float32:
-        raise ValueError(f"precision is {precision!r}, but x, params and carry are {dtype}; expected float32 arrays")
-    if backend == "native" and dtype != jnp.float32:
-        raise ValueError(f"backend is 'native', but x, params and carry are {dtype}; expected float32 arrays")
-
-
 def _run(
     step: Any,
     params: Any,
@@ -87,7 +79,10 @@ def _checked(
     dtype = checks.common_dtype(params, x)
     carry = checks.check_carry(carry, kind.carries, (x.shape[0], hidden), dtype, zeros)
     dtype = jnp.result_type(dtype, *jax.tree.leaves(carry))
-    check_dtypes(precision, backend, dtype)
+    if precision != "float32" and dtype != jnp.float32:
+        raise ValueError(f"precision is {precision!r}, but x, params and carry are {dtype}; expected float32 arrays")
+    if backend == "native" and dtype != jnp.float32:
+        raise ValueError(f"backend is 'native', but x, params and carry are {dtype}; expected float32 arrays")
     return params, carry, dtype
 
 

@@ -122,12 +122,14 @@ def problem(call: Call, given: Given) -> str | None:
         if call.platform == "cuda" and not all(isinstance(n, int) for n in sizes):
             return "a size is not known yet"
         stages = stages_of(call, params, x, carry)
+        if call.platform != "derived" and stages.division.dtype != jnp.float32:
+            return f"the kernel computes in float32, and these arrays are {stages.division.dtype}"
+        found: str | None = kernel.unfit(stages, call.options)
+        return found
     except NotDivisibleError as error:
         return f"no kernel can be made of the step: {error}"
     except Exception as error:  # Whatever the step does not like, `lax.scan` will tell better.
         return f"no kernel can be made of the step: {type(error).__name__}: {error}"
-    found: str | None = kernel.unfit(stages, call.options)
-    return found
 
 
 def without_readout(call: Call, given: Given) -> Call:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seqmnist_jax.rnn.cell import Cell, at_precision, cell, hidden_size
+from seqmnist_jax.rnn.cell import Cell, at_precision, cell, first_carry, hidden_size
 from seqmnist_jax.rnn.cells import PRECISIONS
 from seqmnist_jax.rnn.checks import as_array, check_sequences, choice, flag, is_known, is_real, whole
 from seqmnist_jax.rnn.eager import compiled
@@ -126,7 +126,10 @@ def _by_steps(kind: Cell, drops: bool) -> Cell:
     def init(key: Array, features: int, hidden_size: int) -> Any:
         return kind.init(key, features, hidden_size), jnp.ones((1, hidden_size))
 
-    return cell(step, init, kind.zero_carry)
+    def zero_carry(zero: Array, params: Any) -> Any:
+        return first_carry(kind, params[0], zero)
+
+    return cell(step, init, zero_carry)
 
 
 def explain_layer(kind: Cell, params: Any, x: Any, engine: Engine, drops_state: bool) -> str:

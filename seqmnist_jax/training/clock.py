@@ -90,10 +90,10 @@ class Progress:
         self._step = step
 
     def close_window(self) -> float | None:
-        """Steps a second of training time since the last call; None where there was no step."""
+        """Steps a second of one run's share of the training time since the last call; None where there was no step."""
         steps_done, seconds = self._step - self._window_step, self._clock.train - self._window_seconds
         self._window_step, self._window_seconds = self._step, self._clock.train
-        return steps_done / max(seconds, 1e-9) if steps_done else None
+        return steps_done * self._runs / max(seconds, 1e-9) if steps_done else None
 
     def is_due(self) -> bool:
         """Whether the user has waited long for a line."""

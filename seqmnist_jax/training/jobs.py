@@ -1,18 +1,22 @@
 """Where the groups of a sweep run: here, or as jobs of a scheduler, by submitit (an extra)."""
 
+import itertools
+import re
 import signal
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from seqmnist_jax.errors import Interrupted, UsageError, parse_mapping
 from seqmnist_jax.training.train import Stopped
 
-Json = dict[str, Any]
-
 # What config.runtime.executor may name beside '', this process.
 EXECUTORS = ("local", "slurm")
+# A job of this machine has no end: submitit's own is after two minutes.
+A_YEAR = 365 * 24 * 60
 # How often one looks whether jobs have ended, or are to be stopped.
 LOOK_SECONDS = 0.5
 
@@ -21,29 +25,19 @@ class JobsFailed(Interrupted):
     """Some jobs of a sweep failed; the message names their logs."""
 
 
-def parse_options(text: str) -> Json:
-    """The parameters of submitit's executor from config.runtime.executor_options, as "{'timeout_min': 60}".
-
-    Raises:
-      UsageError: not a mapping from names.
-    """
-    options = parse_mapping(text, "runtime.executor_options", "{'timeout_min': 60, 'slurm_partition': 'gpu'}")
-    if not all(isinstance(name, str) for name in options):
-        raise UsageError(f"runtime.executor_options is {text!r}; expected names of submitit's parameters as keys.")
-    return options
-
-
-def make_executor(name: str, options: Json, folder: Path) -> Any:
+def make_executor(name: str, options: str, folder: Path) -> Any:
     """Submitit's executor; None for this process.
 
     Args:
-      name: 'local', jobs as processes of this machine; 'slurm'; or '', this process.
-      options: its parameters.
+      name: 'local', jobs as processes on this machine's CPUs; 'slurm'; or '', this process.
+      options: its parameters, as "{'timeout_min': 60}".
       folder: for what jobs are given, give back and print; on a cluster all machines must see it.
 
     Raises:
-      UsageError: submitit is not installed, there is no Slurm, or it knows no such parameter.
+      UsageError: submitit is not installed, there is no Slurm, it takes no such parameter, a job of Slurm has no time
+        limit, or a local one would leave this process's GPU alone.
     """
+    parameters = parse_mapping(options, "runtime.executor_options", "{'timeout_min': 60, 'slurm_partition': 'gpu'}")
     if not name:
         return None
     if name not in EXECUTORS:
@@ -54,9 +48,19 @@ def make_executor(name: str, options: Json, folder: Path) -> Any:
         raise UsageError(f"runtime.executor is {name!r}, which needs submitit: pip install submitit.") from None
     try:
         executor = submitit.AutoExecutor(folder=folder, cluster=name)
-        executor.update_parameters(**options)
-    except (RuntimeError, TypeError, NameError, ValueError) as e:
-        raise UsageError(f"runtime.executor is {name!r} with the options {options}: {e}") from e
+        executor.update_parameters(**({"timeout_min": A_YEAR} if name == "local" else {}) | parameters)
+    except (RuntimeError, TypeError, NameError, ValueError, AssertionError) as e:
+        raise UsageError(f"runtime.executor is {name!r} with runtime.executor_options {parameters}: {e}") from e
+    if name == "slurm" and not parameters.keys() & {"timeout_min", "slurm_time"}:
+        raise UsageError(
+            "runtime.executor is 'slurm', whose jobs submitit lets run for 5 minutes; expected in "
+            "runtime.executor_options how long one may take, in minutes, as {'timeout_min': 120}."
+        )
+    if name == "local" and jax.default_backend() != "cpu":
+        raise UsageError(
+            f"runtime.executor is 'local', whose jobs see no {jax.default_backend().upper()}; expected '', and the "
+            "groups train on it one after another. For jobs on CPUs set JAX_PLATFORMS=cpu."
+        )
     return executor
 
 
@@ -108,13 +112,22 @@ def run_jobs(
     for name, job in submitted:
         error = job.exception()
         if error is not None:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            failed.append(f"{name}: {lines[-1]}\n    log: {job.paths.stderr}")
+            failed.append(f"{name}: {_reason(error)}\n    log: {job.paths.stderr}")
     if failed:
         raise JobsFailed(
             f"{len(failed)} of {len(jobs)} jobs failed; the same command runs them again, and them alone:\n  "
             + "\n  ".join(failed)
         )
+
+
+def _reason(error: BaseException) -> str:
+    """What a job's process raised: the end of the traceback that submitit puts between two lines."""
+    text = str(error).strip() or type(error).__name__
+    found = re.search(r"^-+\n(.*?)\n\s*^-+$", text, re.DOTALL | re.MULTILINE)
+    lines = (found[1] if found else text).splitlines()
+    frames = [place for place, line in enumerate(lines) if line.startswith('  File "')]
+    raised = itertools.dropwhile(lambda line: line.startswith(" "), lines[frames[-1] if frames else -1 :])
+    return "\n    ".join(raised)
 
 
 def _ask_to_stop(job: Any, was_asked: bool) -> None:

@@ -83,7 +83,7 @@ def fields_of(key: str) -> list[str]:
     return [field.strip() for field in str(key).split(",")]
 
 
-def build_sweep(config: ml_collections.ConfigDict, seeds: str = "") -> dict[str, tuple[Any, ...]]:
+def build_sweep(config: ml_collections.ConfigDict, seeds: str | None = None) -> dict[str, tuple[Any, ...]]:
     """The swept fields and their values, from config.sweep and the short form for seeds.
 
     Raises:
@@ -92,7 +92,7 @@ def build_sweep(config: ml_collections.ConfigDict, seeds: str = "") -> dict[str,
     """
     grid = _parse(config, "sweep", "{'seed': (1, 2, 3)}")
     swept = [field for key in grid for field in fields_of(key)]
-    if seeds:
+    if seeds is not None:
         if SEED in swept:
             raise UsageError("--seeds and config.sweep both name seeds; leave one out.")
         grid = {SEED: parse_seeds(seeds), **grid}

@@ -7,29 +7,35 @@ import signal
 import sys
 import threading
 import time
-from types import FrameType, TracebackType
+from collections.abc import Sequence
 
 # Schedulers commonly kill what is still there after thirty seconds, people sooner.
 GRACE_SECONDS = 8.0
-ASKED = (signal.SIGINT, signal.SIGTERM)
+# What asks a process to stop that was started by hand: the last where its terminal is closed.
+BY_HAND = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# What asks a job: the second is submitit's, some time before the job's time is over. Ctrl-C is for who submitted it.
+OF_A_JOB = (signal.SIGTERM, signal.SIGUSR2)
 SHOW_CURSOR = "\x1b[?25h"
 
 
 class StopOnSignal:
     """Answers "should the run stop?", as a context manager.
 
-    The first SIGINT or SIGTERM makes it yes. A second one, or `GRACE_SECONDS` without an end, ends the
-    process at once, whatever it is doing: a thread waits for signals, because Python's own handlers
-    wait for the end of what runs outside Python, such as a compilation. What was saved before stays whole.
+    The first signal makes it yes. A SIGINT or SIGTERM after it, to a process that was started by hand, or
+    `GRACE_SECONDS` without an end, ends the process at once, whatever it is doing: a thread waits for signals,
+    because Python's own handlers wait for the end of what runs outside Python, such as a compilation. What was
+    saved before stays whole. Under nohup a closed terminal does not count.
 
     Attributes:
       number: of the signal that came; 0 before.
     """
 
-    def __init__(self, go_on: str = "", *, by_hand: bool = True) -> None:
-        """Says `go_on`, how to go on, where it ends the process; not by hand, only SIGTERM counts, and only once."""
+    def __init__(self, go_on: str = "", asked_by: Sequence[signal.Signals] = BY_HAND) -> None:
+        """Answers these signals; says `go_on`, how to go on, where it ends the process."""
         self._go_on = go_on
-        self._by_hand = by_hand
+        is_nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        self._asked_by = [number for number in asked_by if not (number == signal.SIGHUP and is_nohup)]
+        self._by_hand = asked_by == BY_HAND
         self.number = 0
 
     def __call__(self) -> bool:
@@ -41,15 +47,11 @@ class StopOnSignal:
         os.set_blocking(self._writer, False)
         self._old_fd = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         # Without a handler in Python the signal would end the process; the thread does the rest.
-        self._old_handlers = {
-            number: signal.signal(number, _nothing) for number in (ASKED if self._by_hand else ASKED[1:])
-        }
+        self._old_handlers = {number: signal.signal(number, lambda *_: None) for number in self._asked_by}
         threading.Thread(target=self._watch, name="signals", daemon=True).start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *unused: object) -> None:
         for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._old_fd)
@@ -76,7 +78,7 @@ class StopOnSignal:
                     deadline = time.monotonic() + GRACE_SECONDS
                     with contextlib.suppress(OSError):
                         print("Stopping after this dispatch; once more to stop at once.", file=sys.stderr, flush=True)
-                elif self._by_hand:
+                elif self._by_hand and number != signal.SIGHUP:  # a closed terminal may send several
                     self._leave("Asked twice")
 
     def _leave(self, why: str) -> None:
@@ -86,7 +88,3 @@ class StopOnSignal:
             told = f"{why}: stopped at once. The last checkpoint is whole.{self._go_on}"
             print(told, file=sys.stderr, flush=True)
         os._exit(128 + self.number)  # as a shell reports a process that the signal ended
-
-
-def _nothing(number: int, frame: FrameType | None) -> None:
-    """Leaves a signal to the thread."""

@@ -20,7 +20,7 @@ from seqmnist_jax.training.programs import keep_programs
 from seqmnist_jax.training.replicas import ALOUD, Diverged, Watch
 from seqmnist_jax.training.run import Run
 from seqmnist_jax.training.scores import over_seeds
-from seqmnist_jax.training.signals import StopOnSignal
+from seqmnist_jax.training.signals import OF_A_JOB, StopOnSignal
 from seqmnist_jax.training.train import train_replicas
 from seqmnist_jax.workdir import caveats, files
 from seqmnist_jax.workdir import config as configs
@@ -108,6 +108,8 @@ def train_sweep(
             told = {"sweep": dict(grid), "config of one run": points[0].run.config, TOGETHER: together}
             told |= {CHOSEN: _chosen_fields(points)} if points[0].trials else {}
             files.write_json(workdir / files.SWEEP, told)
+            if any(look(job.run, job.folder) in GOING for job in jobs.values() if job.folder):
+                (workdir / files.SUMMARY).unlink(missing_ok=True)  # of shorter runs, which go on now
         _train_groups(groups, executor, watch)
         processes.wait("all runs are done")
         summary = _summarize(points, workdir, grid)
@@ -196,7 +198,7 @@ def train_stored(stored: Sequence[Stored]) -> None:
         for run, (_, own, folder, command) in zip(runs, stored, strict=True)
     ]
     keep_programs(runs[0].config["runtime"]["compilation_cache"])
-    with StopOnSignal(by_hand=False) as stop:
+    with StopOnSignal(asked_by=OF_A_JOB) as stop:
         _train_group(jobs, ALOUD._replace(should_stop=stop))
 
 

@@ -13,11 +13,14 @@ from seqmnist_jax.devices import processes
 from seqmnist_jax.devices.profiling import StepTrace
 from seqmnist_jax.devices.trees import unstack
 from seqmnist_jax.errors import Interrupted
-from seqmnist_jax.training import finish, folders, records, start
+from seqmnist_jax.training import finish, folders, records, signals, start
 from seqmnist_jax.training.programs import Programs, Scores
 from seqmnist_jax.training.replicas import ALOUD, Diverged, Json, ReplicaGroup, Watch
 from seqmnist_jax.training.run import Run
 from seqmnist_jax.training.state import TrainState, as_numbers
+
+# A stop may not wait for the end of a report that takes longer, so there is a checkpoint before it.
+LONG_REPORT_SECONDS = signals.GRACE_SECONDS / 2
 
 
 class Stopped(Interrupted):
@@ -115,11 +118,13 @@ class LoopState:
       stacked: the runs' states, as the programs take them.
       step: the steps done by those that are active; one that has diverged stands still.
       saved_at: when checkpoints were last begun, in seconds of ``time.perf_counter``.
+      reported_in: how long the last report took, in seconds.
     """
 
     stacked: TrainState
     step: int
     saved_at: float = dataclasses.field(default_factory=time.perf_counter)
+    reported_in: float = 0.0
 
     def per_replica(self, group: ReplicaGroup) -> list[TrainState]:
         """The state of each replica, on one device of this process."""
@@ -153,12 +158,16 @@ def train_loop(group: ReplicaGroup, programs: Programs, trace: StepTrace, state:
         validated: Sequence[Scores | None] = [None] * len(group.replicas)
         # Not where it is asked to stop: then the resumed run reports.
         if (state.step % run.eval_every == 0 or is_end) and not stopping:
+            if processes.any_of(state.reported_in > LONG_REPORT_SECONDS) and not is_restored:
+                state = save(group, state, validated)
             state, validated = report(group, programs, state)
+            stopping = processes.any_of(group.watch.should_stop()) and not is_end
         elif processes.agree(group.progress.is_due()):
             remind(group, state)
 
         # What stops just as it was restored is saved already, of some runs with what was measured.
-        if not (is_restored and stopping) and (is_save_due(run, state, validated) or stopping):
+        is_saved = is_restored and stopping and not any(validated)
+        if not is_saved and (is_save_due(run, state, validated) or stopping):
             state = save(group, state, validated)
         group.tell_save_problems()
         if stopping:
@@ -202,7 +211,7 @@ def report(group: ReplicaGroup, programs: Programs, state: LoopState) -> tuple[L
         _named("train", as_numbers(own.metrics) | times | {"learning_rate": rate})
         for own, rate in zip(states, rates, strict=True)
     ]
-    split = run.task.measured_split
+    split, began = run.task.measured_split, time.perf_counter()
     validated: list[Scores | None] = [None] * len(scores)
     measured = programs.evaluate(state.stacked.variables, split) if run.task.part(split) else []
     if measured:
@@ -222,7 +231,7 @@ def report(group: ReplicaGroup, programs: Programs, state: LoopState) -> tuple[L
     group.say_progress(step, scores)
     for replica in group.replicas:
         replica.is_untold = False
-    return state, validated
+    return dataclasses.replace(state, reported_in=time.perf_counter() - began), validated
 
 
 def remind(group: ReplicaGroup, state: LoopState) -> None:

@@ -125,6 +125,7 @@ class Checkpoints:
         self._aside: dict[int, str] = {}
         if self._saves:
             folder.mkdir(parents=True, exist_ok=True)
+            self._take_back()
             self._delete()
         self._check_metrics()
         self._manager = self._open()
@@ -258,6 +259,13 @@ class Checkpoints:
     def _rank_if_kept(self, metrics: Json) -> Rank:
         step = metrics["step"]
         return rank(metrics) if self._counts(step) and self._lasts(step) else (-1.0, 0.0, 0)
+
+    def _take_back(self) -> None:
+        """Puts back what a process that died had deleted to save it anew, with what it measured, and had not saved."""
+        last = max(saved_steps(self._folder), default=-1)
+        for path in (self._folder / DELETED).glob("[0-9]*"):
+            if int(path.name) > last:
+                path.rename(self._folder / path.name)
 
     def _delete(self) -> None:
         shutil.rmtree(self._folder / DELETED, ignore_errors=True)

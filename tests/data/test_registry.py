@@ -135,6 +135,12 @@ def test_a_run_finds_the_copy_that_it_was_trained_on_before_a_folder(host, tmp_p
             sources.build_dataset_of_run(config, source, content_hash)
 
 
+def test_a_run_on_a_source_of_ones_own_finds_it_again(monkeypatch):
+    own = sources.load_embedded()
+    monkeypatch.setitem(sources.SOURCES, "own", lambda request: own)
+    assert sources.build_dataset_of_run(default.get_config(), "own", own.content_hash) is own
+
+
 @pytest.mark.parametrize("name", ["fashion_mnist", "kmnist"])
 def test_other_data_sets_by_name(host, tmp_path, name):
     host.stands_for(name)

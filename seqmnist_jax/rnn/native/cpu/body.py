@@ -98,7 +98,8 @@ class Body:
         for name in self.stages[stage]:
             s = self._made[name]
             text = known(s.text)
-            lines.append(f"const {'auto' if s.kind == 'bool' else 'Vec'} {local(name)} = {_value(s.kind, text)};")
+            made = f"auto {local(name)} = {text}" if s.kind == "bool" else f"Vec {local(name)} = vec({text})"
+            lines.append(f"const {made};")
         lines += [write.call.format(f"vec({known(write.text)})") + ";" for write in writes]
         for name, place in self.cross.items():
             if name in here and self.home(name) == stage:
@@ -107,10 +108,6 @@ class Body:
 
     def _is_bool(self, name: str) -> bool:
         return name in self._made and self._made[name].kind == "bool"
-
-
-def _value(kind: str, text: str) -> str:
-    return text if kind == "bool" else f"vec({text})"
 
 
 def local(name: str) -> str:

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seqmnist_jax.rnn.jaxprs import NotDivisibleError
 from seqmnist_jax.rnn.native import build
 from seqmnist_jax.rnn.native.compiler import CannotBuildError, Source
 from seqmnist_jax.rnn.native.cpu.source import FOLDER, source
@@ -104,16 +103,12 @@ def _trouble_of(text: str) -> str | None:
 
 
 def unfit(stages: Stages, options: Options) -> str | None:
-    """Why the kernel can't run a cell, or None where it is ready; builds it at the first call."""
-    if stages.division.dtype != jnp.float32:
-        return f"the kernel computes in float32, and these arrays are {stages.division.dtype}"
-    try:
-        made = text(stages, options.precision)
-    except NotDivisibleError as error:
-        return str(error)
-    except Exception as error:  # Whatever it is, there is another backend.
-        return f"no kernel can be made of the step: {type(error).__name__}: {error}"
-    return _trouble_of(made)
+    """Why the kernel can't run a cell, or None where it is ready; builds it at the first call.
+
+    Raises:
+      NotDivisibleError: no kernel can be made of the cell's step.
+    """
+    return _trouble_of(text(stages, options.precision))
 
 
 def describe() -> str:

@@ -260,18 +260,12 @@ def cell(stages: Stages) -> str:
     ]
     loads = {kind: f"{kind}({{}})" for kind in ("c", "m", "x", "s", "p", "dn", "dy", "ds")}
     order = {i: n for n, i in enumerate(after)}
-    none = [
-        [
-            w.call.format("Vec{}") + ";"
-            for w in backward.writes
-            if w.stage == stage and w.call.startswith(("at.dm", "at.remade"))
+
+    def zeros(*calls: str) -> list[list[str]]:
+        return [
+            [w.call.format("Vec{}") + ";" for w in backward.writes if w.stage == stage and w.call.startswith(calls)]
+            for stage in range(d.rounds + 1)
         ]
-        for stage in range(d.rounds + 1)
-    ]
-    no_inputs = [
-        [w.call.format("Vec{}") + ";" for w in backward.writes if w.stage == stage and w.call.startswith("at.dx")]
-        for stage in range(d.rounds + 1)
-    ]
 
     def back_lines(stage: int) -> list[str]:
         lines = backward.lines(stage, loads | {"k": "k<{}>", "after": "after<{}>"})
@@ -290,8 +284,8 @@ def cell(stages: Stages) -> str:
             *_functions("hold", forward.hold),
             "",
             *_functions("backward", [back_lines(s) for s in range(d.rounds + 1)]),
-            *_functions("none", none),
-            *_functions("no_inputs", no_inputs),
+            *_functions("none", zeros("at.dm", "at.remade")),
+            *_functions("no_inputs", zeros("at.dx")),
             "};",
         ]
     )

@@ -112,8 +112,6 @@ def _arguments(operands: Operands, carry: Array, units: int) -> tuple[Array, ...
 def unfit(stages: Stages, options: Options) -> str | None:
     """Why there is no kernel for these stages, or None; compiles it."""
     d = stages.division
-    if d.dtype != jnp.float32:
-        return f"the kernel computes in float32, and these arrays are {d.dtype}"
     shape: Any = independent.Shape(d.hidden, options.outputs, True, True, options.reverse)
     shared = 0
     if d.products:
