@@ -10,6 +10,7 @@ import pytest
 from benchmarks import bakeoff as bakeoff_page
 from configs import bakeoff, row_lstm
 from seqmnist_jax.analysis import table
+from seqmnist_jax.analysis.evaluate import evaluate
 from seqmnist_jax.analysis.rerun import first_difference
 from seqmnist_jax.cli import text
 from seqmnist_jax.errors import UsageError
@@ -123,6 +124,13 @@ def test_trials_read_no_test_images(chosen):
         assert not (trial / "predictions.npz").exists()
         assert '"test"' not in (trial / "metrics.jsonl").read_text()
     assert not [name for name in read(next((folder / "trials" / "replicas").glob("*0.1"))) if "test_" in name]
+
+
+def test_nobody_measures_a_trial_on_test_images(chosen):
+    trial = next((chosen[0] / "trials" / "replicas").glob("*0.1"))
+    with pytest.raises(UsageError, match=r"is a trial.*--split=validation"):
+        evaluate(trial)
+    assert evaluate(trial, split="validation")["accuracy"] == read(trial)["validation_accuracy"]
 
 
 def test_tables_leave_trials_out(chosen):

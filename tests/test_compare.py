@@ -92,6 +92,10 @@ def test_two_seeds_of_one_config_are_told(tmp_path):
         for seed in (0, 1)
     ]
     assert compare(*runs)["verdict"].endswith("the same but for the seed, so it was the luckier seed.")
+    again = make_run(tmp_path / "again", range(40), summary={"steps": 9, "identity": {"seed": 0, "a": 1}})
+    for folder in (runs[0], again):
+        (folder / "metrics.jsonl").write_text("")
+    assert "luckier" not in compare(runs[0], again)["verdict"]
     longer = make_run(tmp_path / "2", range(20), summary={"steps": 10, "identity": {"seed": 1, "a": 1}})
     assert compare(runs[0], longer)["verdict"].endswith("takes several seeds of each.")
 
@@ -181,7 +185,17 @@ def test_an_unfinished_run_is_refused_with_how_to_finish_it(good, poor):
         compare(good, poor)
 
 
-def test_a_summary_without_predictions_has_to_go_first(good, poor):
+def test_who_has_no_answers_is_told_why(good, poor):
+    (poor / "predictions.npz").unlink()
+    with pytest.raises(WorkdirError, match="poor is a trial"):
+        compare(good, poor)
+    (poor / "diverged.json").write_text("{}")
+    with pytest.raises(WorkdirError, match="poor diverged"):
+        compare(good, poor)
+
+
+def test_a_summary_without_predictions_has_to_go_first(good, tmp_path):
+    poor = make_run(tmp_path / "poor", summary={"test_accuracy": 1.0})
     (poor / "predictions.npz").unlink()
     with pytest.raises(WorkdirError, match=r"not finished: it has no predictions\.npz\. .*remove its summary\.json"):
         compare(good, poor)

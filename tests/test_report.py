@@ -224,6 +224,50 @@ def test_several_runs(trained, copy):
     assert comparison["runs"][0]["name"].endswith("tiny_run")
 
 
+def test_warnings_of_other_runs_have_their_names_and_what_is_finished_is_shown(trained, copy):
+    summary = json.loads((copy / "summary.json").read_text())
+    lost = shutil.copytree(copy, copy.parent / "lost")
+    (lost / "summary.json").write_text(json.dumps({**summary, "lost_checkpoints": [20]}))
+    for name in ("summary.json", "predictions.npz"):
+        (copy / name).unlink()
+    with (copy / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 60, "split": "validation", "loss": 0.0, "accuracy": 1.0, "seconds": 1.0}\n')
+    report = build.gather([copy, trained, lost])
+    assert report["run"]["name"] == "tiny_run"
+    assert report["comparison"]["best"] == 1
+    of_data, *others = report["run"]["warnings"]
+    assert "NOT on MNIST" in of_data
+    assert others == ["copy: The run has not ended.", "lost: Checkpoint 20, once the best, is lost."]
+
+
+def test_each_sweep_has_its_ranking_and_runs_beside_it_their_means(trained, copy):
+    def sweep(name, seeds):
+        for seed in seeds:
+            folder = shutil.copytree(trained, copy.parent / name / "replicas" / f"seed={seed}")
+            summary = json.loads((folder / "summary.json").read_text())
+            summary["identity"]["seed"] = summary["seed"] = seed
+            (folder / "summary.json").write_text(json.dumps(summary))
+        mean = {"mean": 0.5, "std": None, "interval": None}
+        entry = {"changes": {}, "replicas": [f"seed={seed}" for seed in seeds], "validation": mean, "test": mean}
+        (copy.parent / name / "summary.json").write_text(json.dumps({"ranking": [entry], "diverged": []}))
+        (copy.parent / name / "sweep.json").write_text("{}")
+        return copy.parent / name
+
+    one, two = sweep("one", (1, 2)), sweep("two", (3, 4))
+    alone, both = build.gather([one])["comparison"], build.gather([one, two])["comparison"]
+    assert ([told["sweep"] for told in alone["rankings"]], alone["recipes"]) == (["one"], [])
+    assert [told["sweep"] for told in both["rankings"]] == ["one", "two"]
+    assert [told["entries"][0]["runs"] for told in both["rankings"]] == ["2", "2"]
+    assert [recipe["seeds"] for recipe in both["recipes"]] == [[1, 2, 3, 4]]
+
+
+def test_a_place_that_can_not_be_written_is_refused_before_the_work(copy, monkeypatch):
+    monkeypatch.setattr(build, "gather", lambda workdirs: pytest.fail("it was read first"))
+    for out in (copy, copy / "none" / "report.html"):
+        with pytest.raises(UsageError, match=r"expected a file that can, as --out="):
+            build.write([copy], out)
+
+
 def untrained(get_config, **changes):
     """A model with parameters and norm statistics drawn at random."""
     config = small(get_config, **changes)
@@ -286,6 +330,8 @@ def test_what_the_page_cannot_run_is_recorded(changes, reason):
     else:
         told = np.frombuffer(base64.b64decode(recorded["probabilities"]), np.uint8).reshape(3, 28, 10)
         np.testing.assert_allclose(told / 255, model.read(images), atol=0.003)
+        leaders = np.frombuffer(base64.b64decode(recorded["leaders"]), np.uint8).reshape(3, 28)
+        np.testing.assert_array_equal(leaders, model.read(images).argmax(-1))
     if recorded["states"] is None:
         assert "model.name=tcn" in reason
     else:

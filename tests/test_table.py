@@ -110,6 +110,13 @@ def test_of_as_many_seeds_on_each_the_fastest_device_is_timed(runs):
     assert (row["train_seconds"], row["timed_seeds"]) == (9.0, [4, 5, 6])
 
 
+def test_times_of_runs_that_trained_together_are_not_mixed_with_others(runs):
+    for seed in (4, 5):
+        make_run(runs / f"together{seed}", seed, 0.98, replicas=2, train_seconds=70.0)
+    (row,) = rows_of([str(runs)])
+    assert (row["train_seconds"], row["timed_seeds"], row["timed_together"]) == (120.0, [1, 2, 3], 1)
+
+
 def test_seeds_by_another_command_are_told(runs):
     by_flag = "python launch.py --config configs/other.py --config.seed=4 --config.model.cell=gru"
     make_run(runs / "flagged", 4, 0.98, command=by_flag)

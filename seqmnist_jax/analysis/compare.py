@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from seqmnist_jax.analysis import rerun
-from seqmnist_jax.analysis.recorded import Answers, read_answers, task_differences
+from seqmnist_jax.analysis.recorded import Answers, is_trial, read_answers, task_differences
 from seqmnist_jax.errors import UsageError
 from seqmnist_jax.training import scores
 from seqmnist_jax.workdir import caveats, files
@@ -99,6 +99,12 @@ def _identity(run: Measured) -> configs.FlatConfig | None:
 def _read(workdir: Path) -> Measured:
     facts = files.read_facts(workdir)
     is_summed_up = (workdir / files.SUMMARY).exists()
+    if (workdir / files.DIVERGED).exists():
+        raise files.WorkdirError(f"{workdir} diverged, so there are no answers of it to compare.")
+    if is_trial(workdir) and not (workdir / files.PREDICTIONS).exists():
+        raise files.WorkdirError(
+            f"{workdir} is a trial, by which hyperparameters are chosen: its test images stay unseen."
+        )
     for name in (files.SUMMARY, files.PREDICTIONS):
         if not (workdir / name).exists():
             # A run with a summary counts as finished, so that training would not test it again.
@@ -133,7 +139,9 @@ def _verdict(a: Measured, b: Measured, test: Json) -> str:
     better = a if test["accuracy_difference"] > 0 else b
     recipes = [(identity := _identity(run)) and {**identity, "seed": None} for run in (a, b)]
     takes = "whether its config is better takes several seeds of each"
-    if recipes[0] and recipes[0] == recipes[1]:
+    if _identity(a) and _identity(a) == _identity(b):
+        takes = "they are the same run made twice, which differ by rounding and what follows from it"
+    elif recipes[0] and recipes[0] == recipes[1]:
         takes = "their configs are the same but for the seed, so it was the luckier seed"
     return (
         f"{better.workdir} is the better of these two trained models, by "

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import scipy.special
 
-from seqmnist_jax.analysis.recorded import warnings
+from seqmnist_jax.analysis.recorded import is_trial, warnings
 from seqmnist_jax.analysis.trained import TrainedModel, load
 from seqmnist_jax.data.sources import Dataset, Images, build_dataset_of_run, build_request, find_data_dir, load_dataset
 from seqmnist_jax.data.task import SPLITS, split_part
@@ -36,6 +36,11 @@ def evaluate(workdir: Path, *, split: str = "test", data_dir: str = "", allow_ot
     if split not in SPLITS:
         raise UsageError(f"--split is {split!r}; expected one of: {', '.join(SPLITS)}.")
     workdir = Path(workdir).expanduser()
+    if split == "test" and is_trial(workdir):
+        raise UsageError(
+            f"{workdir} is a trial, by which hyperparameters are chosen, so its test images stay unseen; expected "
+            "--split=validation."
+        )
     model = load(workdir)
     facts = model.facts
     if data_dir:

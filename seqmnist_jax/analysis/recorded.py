@@ -54,6 +54,17 @@ def read_answers(workdir: Path) -> Answers:
     return answers
 
 
+def is_tested(summary: Json | None) -> bool:
+    """Whether a run has read its test images: it is finished, and no trial by which hyperparameters are chosen."""
+    return summary is not None and "test_accuracy" in summary
+
+
+def is_trial(workdir: Path) -> bool:
+    """Whether a folder has a finished trial, whose test images stay unseen."""
+    path = workdir / files.SUMMARY
+    return path.exists() and not is_tested(files.read_json(path))
+
+
 def warnings(workdir: Path, facts: Json, step: int | None = None) -> list[str]:
     """What must be said with the result of a run's checkpoint, that of its summary or of this step."""
     summary = files.read_json(workdir / files.SUMMARY) if (workdir / files.SUMMARY).exists() else None

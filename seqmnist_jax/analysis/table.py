@@ -148,8 +148,8 @@ def rows(results: Sequence[Result]) -> list[Json]:
     """One row, as JSON values, for each recipe: means over seeds, times in seconds, and where all of it is from.
 
     A row's `id` and its labels depend on nothing but its own recipe. Times are those of runs on one device by one
-    commit: where most of the seeds ran, of equals the fastest. Recipes of which all seeds diverged have no row, see
-    `without_result`.
+    commit, so many together: where most of the seeds ran, of equals the fastest. Recipes of which all seeds diverged
+    have no row, see `without_result`.
 
     Raises:
       UsageError: two runs of one recipe have the same seed, or all runs diverged.
@@ -292,21 +292,22 @@ def _command(commands: Mapping[str, Any]) -> str | None:
 
 
 def _times(ended: Sequence[Result], epochs: float) -> Json:
-    """The mean training times of the runs by one commit on one device, and which these are."""
-    alike: dict[tuple[str, str], list[Result]] = {}
+    """The mean training times of the runs by one commit on one device, so many together, and which these are."""
+    alike: dict[tuple[str, str, int], list[Result]] = {}
     for one in ended:
-        alike.setdefault((one.summary["device"], _commit(one.summary)), []).append(one)
+        made = one.summary["device"], _commit(one.summary), one.summary.get("replicas") or 1
+        alike.setdefault(made, []).append(one)
 
     def seconds(runs: Sequence[Result]) -> float:
         return statistics.fmean(one.summary["train_seconds"] for one in runs)
 
-    (device, commit), timed = min(alike.items(), key=lambda item: (-len(item[1]), seconds(item[1])))
+    (device, commit, together), timed = min(alike.items(), key=lambda item: (-len(item[1]), seconds(item[1])))
     return {
         "train_seconds": seconds(timed),
         "seconds_per_epoch": seconds(timed) / epochs,
         **{f"seconds_to_{target}": _seconds_to(target / 100, [one.validated for one in timed]) for target in TARGETS},
         "timed_seeds": sorted(one.summary[SEED] for one in timed),
-        "timed_together": max(one.summary.get("replicas") or 1 for one in timed),
+        "timed_together": together,
         "device": device,
         "commit": commit,
     }

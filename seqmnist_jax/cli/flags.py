@@ -94,12 +94,19 @@ def given_path(name: str) -> Path | None:
 
 
 def given_folders() -> list[str]:
-    """What --workdirs names, one or several; a folder's own name may have commas, as those of a sweep's runs have."""
+    """What --workdirs names, one or several; a folder's own name may have commas, as those of a sweep's runs have.
+
+    Raises:
+      UsageError: the flag is given several times, of which the last alone would count.
+    """
+    if FLAGS["workdirs"].present > 1:
+        raise UsageError("--workdirs is given several times; expected once, with commas between the folders.")
     parts, names = list(FLAGS.workdirs), []
     while parts:
-        ends = (end for end in range(len(parts), 1, -1) if matching(",".join(parts[:end])))
-        end = next(ends, 1)
-        names.append(str(checked_path(",".join(parts[:end]), "--workdirs")))
+        # A space after a comma is not in the parts.
+        longer = [(end, comma.join(parts[:end])) for end in range(len(parts), 1, -1) for comma in (",", ", ")]
+        end, name = next(((end, name) for end, name in longer if matching(name)), (1, parts[0]))
+        names.append(str(checked_path(name, "--workdirs")))
         del parts[:end]
     return names
 

@@ -13,7 +13,7 @@ from absl import flags
 
 from seqmnist_jax.cli import commands
 from seqmnist_jax.cli.flags import checked_path, given, given_config, given_folders, given_path, named_fields
-from seqmnist_jax.cli.output import Output, show_error
+from seqmnist_jax.cli.output import Output, show, show_error
 from seqmnist_jax.errors import Interrupted, SeqMnistError, UsageError
 
 FLAGS = flags.FLAGS
@@ -173,14 +173,17 @@ def table() -> Output:
     rows, lost = tables.rows(found.results), tables.without_result(found.results)
     for why in found.left_out:
         show_error(why, kind="left out")
+    output = Output(rows, whole=results_page.as_markdown(rows, published, lost))
+    if sys.stdout.isatty():
+        unshown = f"\n{others} is left out here: a pipe or a file gets it too." if published else ""
+        output = Output(rows, text.table(rows, lost) + unshown)
     if path is not None:
         try:
             tables.write_csv(rows, path)
-        except OSError as e:  # which is no reason to keep the table back
-            show_error(f"--csv: {path} can't be written ({e.strerror}).")
-    if sys.stdout.isatty():
-        return Output(rows, text.table(rows, lost))
-    return Output(rows, whole=results_page.as_markdown(rows, published, lost))
+        except OSError as e:
+            show(output, FLAGS.json)  # which is no reason to keep the table back
+            raise SeqMnistError(f"--csv: {path} can't be written ({e.strerror}).") from e
+    return output
 
 
 def report() -> Output:

@@ -24,6 +24,10 @@ def _one_state(zero: Array) -> Any:
     return zero
 
 
+def _two_states(zero: Array) -> Any:
+    return zero, zero
+
+
 class Cell(NamedTuple):
     """A kind of recurrent layer, in the parts that a stack needs. `cell` makes one of a step and an initialiser.
 
@@ -174,7 +178,7 @@ LSTM = Cell(
     layers.lstm,
     cells.lstm_step,
     cells.init_lstm,
-    zero_carry=lambda zero: (zero, zero),
+    zero_carry=_two_states,
     backends=recurrence.BACKENDS,
     explain=layers.explain,
 )

@@ -134,10 +134,12 @@ class _Divider:
 
     def _check_results(self) -> None:
         for v in (*self._carries, *self._y):
-            if v.aval.shape[0:1] != (self._rows,) or v.aval.ndim != 2 or v.aval.shape[1] % self.hidden:
-                raise NotDivisibleError(
-                    f"a carry or output is {v.aval.shape}; expected multiples of {self.hidden} units"
-                )
+            shape = v.aval.shape
+            if shape[0:1] != (self._rows,) or v.aval.ndim != 2 or shape[1] < 1 or shape[1] % self.hidden:
+                raise NotDivisibleError(f"a carry or output is {shape}; expected multiples of {self.hidden} units")
+        for v in (*self._new, *self._y):
+            if v.aval.dtype != self.dtype:
+                raise NotDivisibleError(f"a new carry or output is {v.aval.dtype}; expected {self.dtype}, as x")
         if len(self._y) != 1:
             raise NotDivisibleError(f"y has {len(self._y)} arrays; expected one")
         for before, after in zip(self._carries, self._new, strict=True):

@@ -38,7 +38,7 @@ def spread(outputs: Any, mask: Array | None, reverse: bool, zero: bool) -> Any:
         return outputs
     count = jnp.cumsum(mask, axis=1, dtype=jnp.int32)
     # In reverse the step before is the next in time; where that is none, outputs past the end are zero anyway.
-    place = count - mask if reverse else count - 1
+    place = count - mask.astype(jnp.int32) if reverse else count - 1
     rows = jnp.arange(mask.shape[0], dtype=jnp.int32)[:, None]
     found = jax.tree.map(lambda y: y[rows, jnp.maximum(place, 0)], outputs)
     return where_running(mask if zero else place >= 0, found, jax.tree.map(jnp.zeros_like, found))

@@ -50,8 +50,8 @@ def where_running(running: Array | None, new: Any, old: Any) -> Any:
         return new
 
     def pick(n: Array, o: Array) -> Array:
-        # `new` has the shape: where a step makes its carry smaller, `lax.scan` must see it.
-        old = jnp.broadcast_to(o, n.shape)
+        # `new` has shape and dtype: where a step makes its carry smaller, `lax.scan` must see it.
+        old = jnp.broadcast_to(o, n.shape).astype(n.dtype)
         return jnp.where(running.reshape(running.shape + (1,) * (n.ndim - running.ndim)), n, old)
 
     return jax.tree.map(pick, new, old)
@@ -116,6 +116,8 @@ def loop(
         if running is not None:
             check_rows("the step's output", y, x.shape[0])
             visited = jax.lax.stop_gradient(start)
+        if collect and any(jnp.ndim(leaf) < 1 for leaf in jax.tree.leaves(y)):
+            raise ValueError("the step's output has shape (); with all outputs expected [batch, ...]")
         y = where_running(running, y, jax.tree.map(jnp.zeros_like, y))
         return (where_running(running, new_carry, carry), visited), y if collect else None
 

@@ -1,6 +1,7 @@
 """Several recurrent layers, one or both directions, with variational dropout."""
 
 import functools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -161,7 +162,7 @@ def _masked(carry: Any, y: Array, state: Array) -> Any:
     if not places:
         raise ValueError(
             f"masks.state is given, but of the {len(leaves)} arrays of the step's carry none is its output; expected "
-            "that the h which is dropped is handed on as it is"
+            "that the h which is dropped is handed on as it is, by a step that is not jitted itself"
         )
     return jax.tree.unflatten(tree, [leaf * state if place in places else leaf for place, leaf in enumerate(leaves)])
 
@@ -199,21 +200,35 @@ def stack(
     Raises:
       ValueError: the cell's layer does not know the engine's backend; else as in `lstm`.
     """
+    if not isinstance(cell, Cell) or not isinstance(engine, Engine):
+        what, found = ("engine", engine) if isinstance(cell, Cell) else ("cell", cell)
+        raise ValueError(f"{what} is {found!r}; expected an rnn.{what.capitalize()}, as rnn.GRU or rnn.Engine()")
     engine = Engine(
         choice("backend", engine.backend, cell.backends),
         choice("precision", engine.precision, PRECISIONS),
         whole("remat", engine.remat, 0),
         whole("unroll", engine.unroll, 1),
     )
-    if not params or set(params) != {f"layer_{index}" for index in range(len(params))}:
-        raise ValueError(
-            f"params has {sorted(map(str, params))}; expected 'layer_0' and so on, as `init_stack` makes them"
-        )
+    _check_layers(params, masks)
     x, lengths, mask, resets = check_sequences(x, lengths, mask, resets)
     flags = flag("return_sequences", return_sequences), flag("zero_output_for_mask", zero_output_for_mask)
     # The layer, by which a program is known, must not be held by it, nor what may hold the layer.
     rest = cell._replace(layer=_stack, explain=_stack)
     return compiled(_stack, cell.layer, (params, x, lengths, mask, resets, masks), (rest, engine, *flags))
+
+
+def _check_layers(params: Any, masks: Any) -> None:
+    """Checks the names of layers and directions."""
+    if not isinstance(params, Mapping) or not params or set(params) != {f"layer_{i}" for i in range(len(params))}:
+        raise ValueError(
+            f"params has {sorted(map(str, params))}; expected 'layer_0' and so on, as `init_stack` makes them"
+        )
+    for name, layer in params.items():
+        has = sorted(map(str, layer)) if isinstance(layer, Mapping) else [type(layer).__name__]
+        if not has or not set(has) <= set(DIRECTIONS):
+            raise ValueError(f"params[{name!r}] has {has}; expected 'forward', 'backward' or both")
+        if masks is not None and set(masks.get(name, ())) < set(has):
+            raise ValueError(f"masks[{name!r}] has {sorted(masks.get(name, ()))}; expected {has}, as params has")
 
 
 def _stack(

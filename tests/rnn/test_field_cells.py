@@ -263,6 +263,15 @@ def test_the_diagonal_s_phases_and_time_constants():
             init["diagonal"](1, 4, **wrong)
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "bfloat16"])
+def test_the_diagonal_s_last_state_counts_its_steps_in_any_dtype(dtype):
+    cell = CELLS["diagonal"].cell
+    params = cell.init(jax.random.key(0), 1, 4, 300)
+    x = jnp.asarray(np.random.default_rng(0).integers(0, 100, (2, 300, 1)), dtype)
+    found, wanted = (cell.layer(params, x.astype(d), return_sequences=False)[1] for d in (dtype, jnp.float32))
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize(("features", "states"), [(1, 5), (3, 0)])

@@ -237,3 +237,10 @@ def test_no_steps_have_no_mask():
     end, y = rnn.gru(CELLS["gru"][1], X[:, :0], H, mask=MASK[:, :0], resets=RESETS[:, :0])
     np.testing.assert_array_equal(end, H)
     assert y.shape == (BATCH, 0, HIDDEN)
+
+
+def test_a_mask_in_reverse_promotes_no_dtype():
+    layer, params = CELLS["gru"]
+    with jax.numpy_dtype_promotion("strict"):
+        found = layer(params, X, mask=MASK, reverse=True)[1]
+    np.testing.assert_array_equal(found, layer(params, X, mask=MASK, reverse=True)[1])

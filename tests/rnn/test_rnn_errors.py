@@ -87,6 +87,25 @@ def test_missing_and_surplus_params(layer, draw):
         run(layer, params | {"peephole": params["bias"]}, x, carry)
 
 
+def test_layers_and_directions_of_a_stack_are_named():
+    params, x = rnn.init_gru(jax.random.key(0), 3, 4), jnp.ones((2, 5, 3))
+    for wrong, told in (
+        ([{"forward": params}], r"params has .*expected 'layer_0'"),
+        ({"layer_0": params}, r"params\['layer_0'\] has \['bias', .*expected 'forward'"),
+        ({"layer_0": {"forward": params, "bckward": params}}, r"has \['bckward', 'forward'\]"),
+        ({"layer_0": {}}, r"params\['layer_0'\] has \[\]"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            rnn.stack(rnn.GRU, wrong, x)
+    right = {"layer_0": {"forward": params}}
+    with pytest.raises(ValueError, match=r"masks\['layer_0'\] has \[\]; expected \['forward'\]"):
+        rnn.stack(rnn.GRU, right, x, masks={})
+    with pytest.raises(ValueError, match=r"cell is <function gru.*expected an rnn\.Cell"):
+        rnn.stack(rnn.gru, right, x)
+    with pytest.raises(ValueError, match=r"engine is 'scan'; expected an rnn\.Engine"):
+        rnn.stack(rnn.GRU, right, x, engine="scan")
+
+
 def test_params_of_the_other_layer(layer, draw):
     params, x, carry = draw()
     if layer.name == "gru":

@@ -46,6 +46,34 @@ def test_no_gradient_goes_through_a_product_of_what_is_stopped(backend):
     assert_alike(*both_ways(backend, step, params, drawn(2, 4), drawn(2, 5, 5)))
 
 
+@pytest.mark.parametrize("outputs", [lambda h: h > 0, lambda h: h[:, :0], lambda h: h.astype(jnp.bfloat16)])
+@pytest.mark.parametrize("return_sequences", [False, True])
+def test_an_output_that_no_kernel_has_is_that_of_the_loop(outputs, return_sequences, recwarn):
+    def step(w, h, x):
+        h = 0.5 * h + x @ w
+        return h, outputs(h)
+
+    given, options = (drawn(3, 4), drawn(2, 5, 3), drawn(2, 4)), {"return_sequences": return_sequences}
+    found, wanted = (rnn.scan(step, *given, **options, backend=b)[1] for b in ("auto", "scan"))
+    assert (found.dtype, found.shape) == (wanted.dtype, wanted.shape)
+    np.testing.assert_array_equal(np.asarray(found, np.float32), np.asarray(wanted, np.float32))
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("lengths", [None, [5, 2]])
+def test_a_carry_of_another_dtype_is_refused(lengths):
+    for dtype in (jnp.bool_, jnp.bfloat16):
+        with pytest.raises(ValueError, match=rf"carry .*float32.* into {jnp.dtype(dtype).name}"):
+            rnn.scan(lambda w, h, x, d=dtype: (h.astype(d), h), None, drawn(2, 5, 4), drawn(2, 4), lengths=lengths)
+
+
+def test_all_outputs_have_a_batch():
+    step = lambda w, h, x: (h, x.mean())  # noqa: E731
+    assert rnn.scan(step, None, drawn(2, 5, 4), drawn(2, 4), return_sequences=False)[1].shape == ()
+    with pytest.raises(ValueError, match=r"output has shape \(\); .*expected \[batch, \.\.\.\]"):
+        rnn.scan(step, None, drawn(2, 5, 4), drawn(2, 4))
+
+
 @pytest.mark.parametrize("function", [jax.nn.softplus, jax.nn.log_sigmoid, jax.nn.mish])
 def test_functions_with_an_infinity_in_them_have_a_kernel(backend, function):
     def step(p, h, x):

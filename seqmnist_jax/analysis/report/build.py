@@ -1,5 +1,6 @@
 """The report: from work directories to one HTML file."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,18 @@ def write(workdirs: Sequence[Path], out: Path | None = None) -> Path:
 
     Raises:
       WorkdirError: a folder holds no run, or its config or data.json is damaged.
-      UsageError: there are no runs or too many, or they were not set the same task.
+      UsageError: there are no runs or too many, they were not set the same task, or the file can't be written.
     """
-    report = gather(workdirs)
     if out is None:
         out = workdirs[0] / REPORT if len(workdirs) == 1 and workdirs[0].is_dir() else Path(REPORT)
+    if out.is_dir() or not os.access(out.absolute().parent, os.W_OK):
+        problem = (
+            "is a folder"
+            if out.is_dir()
+            else f"can't be written: {out.absolute().parent} is no folder, or is read-only"
+        )
+        raise UsageError(f"{out} {problem}; expected a file that can, as --out=/tmp/report.html.")
+    report = gather(workdirs)
     files.write_bytes(out, page.render(report).encode())
     return out
 
@@ -53,14 +61,24 @@ def gather(workdirs: Sequence[Path]) -> Json:
     described = describe(detailed)
     config = provenance.config_title((detailed.summary or {}).get("command"))
     if not is_alone:
-        others = [warning for one in found for warning in recorded.warnings(one.workdir, one.facts)]
-        described["warnings"] = list(dict.fromkeys([*described["warnings"], *others]))
+        described["warnings"] += _warnings_of_others(found, detailed, described["warnings"])
     return {
         "title": ", ".join(filter(None, (config, detailed.name))) if is_alone else f"{len(found)} runs compared",
         "version": provenance.versions()["seqmnist_jax"],
         "run": described,
         "comparison": None if is_alone else comparison.describe(found, sweeps),
     }
+
+
+def _warnings_of_others(found: Sequence[runs.Found], detailed: runs.Found, said: Sequence[str]) -> list[str]:
+    """What must be said of the runs that are not shown in detail, each thing once, with their names."""
+    told: dict[str, list[str]] = {}
+    names = comparison.names([one.workdir for one in found])
+    for name, one in zip(names, found, strict=True):
+        for warning in () if one is detailed else recorded.warnings(one.workdir, one.facts):
+            told.setdefault(warning, []).append(name)
+    of_all = {warning for warning, having in told.items() if len(having) == len(found) - 1 and warning in said}
+    return [f"{', '.join(having)}: {warning}" for warning, having in told.items() if warning not in of_all]
 
 
 def _find(workdirs: Sequence[Path]) -> tuple[list[Path], list[Path]]:

@@ -50,17 +50,17 @@ def _short(value: Any) -> str:
 
 
 def best(runs: Sequence[Found]) -> Found | None:
-    """The run with the highest validation accuracy, of equal ones the first; None where none has any."""
-    return max((run for run in runs if run.validation_accuracy() is not None), key=_validated, default=None)
+    """The run with the highest validation accuracy, of equal ones the first; None where none has any.
+
+    One that is not finished, or diverged, has no answers to test images, and comes after those that have.
+    """
+    validated = [run for run in runs if run.validation_accuracy() is not None]
+    return max(validated, key=lambda run: (run.answers is not None, run.validation_accuracy() or 0.0), default=None)
 
 
-def _validated(run: Found) -> float:
-    return run.validation_accuracy() or 0.0
-
-
-def names(runs: Sequence[Found]) -> list[str]:
-    """Of each run the shortest end of its path that no other has."""
-    paths = [run.workdir.resolve().parts for run in runs]
+def names(folders: Sequence[Path]) -> list[str]:
+    """Of each folder the shortest end of its path that no other has."""
+    paths = [folder.resolve().parts for folder in folders]
     depth = 1
     while len({path[-depth:] for path in paths}) < len(paths) and depth < max(map(len, paths)):
         depth += 1
@@ -78,12 +78,16 @@ def describe(runs: Sequence[Found], sweeps: Sequence[Path]) -> Json:
       best, the place of the best run by validation, None where nothing was validated; fields, the names of the
       config's fields in which the runs differ; runs, of each name, those fields' values, state, curves, accuracies,
       and mcnemar: of the best against this one on the same test images, as `scores.mcnemar` has it (the best is a),
-      None where it can't be tested; recipes, over seeds, as rows of text, and their header; diverged, of sweeps.
+      None where it can't be tested; recipes, over seeds, as rows of text, [] where a ranking has them; rankings, of
+      each sweep its name and its ranking.
     """
     flat = [configs.flatten(configs.from_json(run.config).to_dict()) for run in runs]
     known = sorted(configs.of_one_run({name: None for one in flat for name in one}))
     fields = [name for name in known if len({repr(one.get(name)) for one in flat}) > 1]
     reference = best(runs)
+    rankings = {name: _ranking(sweep) for name, sweep in zip(names(sweeps), sweeps, strict=True)} if sweeps else {}
+    ranked = [{"sweep": name, "entries": entries} for name, entries in rankings.items() if entries]
+    is_one_sweep = len(sweeps) == 1 and all(run.workdir.is_relative_to(sweeps[0]) for run in runs)
     return {
         "best": None if reference is None else list(runs).index(reference),
         "fields": fields,
@@ -99,10 +103,10 @@ def describe(runs: Sequence[Found], sweeps: Sequence[Path]) -> Json:
                 "curves": _overlaid(run),
                 "mcnemar": None if reference is None or run is reference else _mcnemar(reference, run),
             }
-            for run, name, one in zip(runs, names(runs), flat, strict=True)
+            for run, name, one in zip(runs, names([run.workdir for run in runs]), flat, strict=True)
         ],
-        "recipes": _recipes(runs),
-        "ranking": [entry for sweep in sweeps for entry in _ranking(sweep)],
+        "recipes": [] if len(ranked) == 1 and is_one_sweep else _recipes(runs),
+        "rankings": ranked,
     }
 
 

@@ -128,13 +128,16 @@ def record(model: TrainedModel, images: np.ndarray) -> Json:
     """What a model reads of images, for a page that can't run it, rounded to what can be seen.
 
     Returns:
-      probabilities, base64 of uint8 [count, time, classes], 255 for 1, or None of a model that reads both ways;
+      probabilities, base64 of uint8 [count, time, classes], 255 for 1, and leaders, uint8 [count, time], the most
+      probable class before that rounding, or None of a model that reads both ways;
       states, base64 of int8 [count, columns, units], 127 for `largest`, or None of a model without any. From one
       column to the next are `stride` steps: the states of a deep stack are those of its last, shortest stage.
     """
-    recorded: Json = {"probabilities": None, "states": None}
+    recorded: Json = {"probabilities": None, "leaders": None, "states": None}
     if model.reads_forwards:
-        recorded["probabilities"] = _base64(np.rint(255 * model.read(images)), "u1")
+        read = model.read(images)
+        recorded["probabilities"] = _base64(np.rint(255 * read), "u1")
+        recorded["leaders"] = _base64(read.argmax(-1), "u1")
     if model.has_states:
         states = model.states(images)
         every = -(-states.size // MOST_STATES)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from seqmnist_jax.analysis.recorded import Answers, read_answers
+from seqmnist_jax.analysis.recorded import Answers, is_tested, read_answers
 from seqmnist_jax.analysis.trained import TrainedModel, load
 from seqmnist_jax.data.idx import DataError
 from seqmnist_jax.data.sources import Images, build_dataset_of_run
@@ -58,7 +58,7 @@ class Found:
     @property
     def split(self) -> str:
         """What is measured: 'test', or of a trial or an unfinished run, whose test images stay unseen, 'validation'."""
-        return "test" if _is_tested(self.summary) else "validation"
+        return "test" if is_tested(self.summary) else "validation"
 
     def last_step(self) -> int:
         """The last step on record."""
@@ -104,7 +104,7 @@ def find(workdir: Path) -> Found:
     if not events:
         notices.append(f"There are no learning curves: {files.METRICS} is missing or empty.")
     answers = None
-    if _is_tested(summary):
+    if is_tested(summary):
         try:
             answers = read_answers(workdir)
         except files.WorkdirError as e:
@@ -140,11 +140,6 @@ def open_run(found: Found) -> Opened:
     return Opened(found, model, None if part is None else part.images, answers, tuple(notices))
 
 
-def _is_tested(summary: Json | None) -> bool:
-    """Whether a run has read its test images: it is finished, and no trial."""
-    return summary is not None and "test_accuracy" in summary
-
-
 def _read_summary(workdir: Path, config: Json, notices: list[str]) -> Json | None:
     if (workdir / files.DIVERGED).exists():
         notices.append(str(files.read_json(workdir / files.DIVERGED, needed=("reason",))["reason"]))
@@ -156,7 +151,7 @@ def _read_summary(workdir: Path, config: Json, notices: list[str]) -> Json | Non
         return None
     needed = ("selected_on", "best_step", "validation_accuracy", "steps")
     summary = files.read_json(workdir / files.SUMMARY, needed=needed)
-    if not _is_tested(summary):
+    if not is_tested(summary):
         notices.append("This is a trial: its test images stay unseen; what is measured is so on validation images.")
     return summary
 

@@ -54,12 +54,13 @@ def headline(opened: Opened, score: Json | None) -> list[Json]:
     )
     if found.summary is not None and "train_seconds" in found.summary:
         seconds = found.summary["train_seconds"]
-        rate = found.summary.get("steps_per_second")
+        rate, together = found.summary.get("steps_per_second"), found.summary.get("replicas") or 1
+        share = f"; its share of {together} runs that trained together" if together > 1 else ""
         told.append(
             {
                 "label": "training time",
                 "value": duration(seconds),
-                "note": "" if rate is None else f"{rate:,.1f} steps a second",
+                "note": "" if rate is None else f"{rate:,.1f} steps a second{share}",
             }
         )
     return told
@@ -150,7 +151,7 @@ def _model(found: Found) -> Pairs:
     dropout = {name: keep for name, keep in model.dropout.items() if keep < 1.0}
     if dropout:
         pairs.append(("Dropout", ", ".join(f"{name} {keep:g}" for name, keep in dropout.items())))
-    pairs.append(("Precision", model.precision))
+    pairs.append(("Precision", (found.summary or {}).get("precision") or model.precision))
     return pairs
 
 

@@ -105,11 +105,13 @@ def _zero_carry(zero: Array, params: Params) -> Carry:
 
 def _last(params: Params, x: Array, reverse: bool, precision: str) -> tuple[Carry, Array]:
     """The states after all steps of x [batch, time, features] from zero, as carry and as one array."""
-    ago = jnp.arange(x.shape[1], dtype=x.dtype)[:, None]
+    # Of x's own dtype, integers of eight bits among them, there may not be as many.
+    dtype = jnp.promote_types(jnp.result_type(x, params["nu"]), jnp.float32)
+    ago = jnp.arange(x.shape[1], dtype=dtype)[:, None]
     ago = ago if reverse else ago[::-1]
     size, phase = jnp.exp(-ago * jnp.exp(params["nu"])), ago * params["theta"]
     # [batch, features, states]
-    columns = jnp.swapaxes(x, 1, 2)
+    columns = jnp.swapaxes(x, 1, 2).astype(dtype)
     re, im = (rnn.product(columns, size * part, precision) for part in (jnp.cos(phase), jnp.sin(phase)))
     b_re, b_im = _scaled(params)
     end = (re * b_re - im * b_im).sum(1), (re * b_im + im * b_re).sum(1)

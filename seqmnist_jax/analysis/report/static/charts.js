@@ -78,7 +78,7 @@ function lineChart({ label, series, xLabel, yFormat = short, axisFormat = yForma
 
   function draw(width) {
     const visible = series.flatMap((one) => Array.from(one.y).filter((_, k) => one.x[k] >= shown[0] && one.x[k] <= shown[1]));
-    let [low, high] = yDomain && shown === extent ? yDomain : [Math.min(...visible), Math.max(...visible)];
+    let [low, high] = yDomain && shown === extent ? yDomain : [least(visible), greatest(visible)];
     if (!visible.length) [low, high] = yDomain ?? [0, 1];
     if (!(high > low)) [low, high] = [low - 0.5 * Math.abs(low || 1), low + 0.5 * Math.abs(low || 1)];
     const x = (value) => PLOT.left + (value - shown[0]) / (shown[1] - shown[0]) * (width - PLOT.left - PLOT.right);

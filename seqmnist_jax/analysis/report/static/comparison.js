@@ -39,9 +39,8 @@ function comparisonSection(comparison) {
     table('Runs', ['run', ...fields, 'steps', 'validation', 'test (95 % Wilson interval over images)', 'test, against the best by validation', 'training'], rows),
     h('p', { class: 'note' }, 'Against the best by validation: how much more of the same test images are read right, with the p of McNemar’s exact test. It compares two trained models; '
       + 'whether their recipes differ takes several seeds of each, and of many comparisons some fall below 0.05 by chance.'),
-    comparison.ranking.length ? [h('h3', null, 'The sweep’s ranking, by validation'),
-      table('Ranking', ['recipe', 'runs', 'validation, %', 'test, % (95 % t intervals over seeds)'], comparison.ranking.map((entry) => text(entry, 'recipe', 'runs', 'validation', 'test')))] : null,
-    // A sweep's ranking has its recipes already.
-    comparison.recipes.length && !comparison.ranking.length ? [h('h3', null, 'Recipes over their seeds'),
+    comparison.rankings.map(({ sweep, entries }) => [h('h3', null, `The ranking of the sweep ${sweep}, by validation`),
+      table('Ranking', ['recipe', 'runs', 'validation, %', 'test, % (95 % t intervals over seeds)'], entries.map((entry) => text(entry, 'recipe', 'runs', 'validation', 'test')))]),
+    comparison.recipes.length ? [h('h3', null, 'Recipes over their seeds'),
       table('Recipes', ['model', 'seeds', 'validation, %', 'test, % (95 % t interval over seeds)', 'command'], comparison.recipes.map((one) => [one.model, one.seeds.join(', '), one.validation, one.test, one.command ? h('code', null, one.command) : '-']))] : null);
 }

@@ -20,6 +20,10 @@ const h = (tag, attributes, ...children) => fill(document.createElement(tag), at
 /** An SVG element. */
 const s = (tag, attributes, ...children) => fill(document.createElementNS(SVG, tag), attributes, children);
 
+/** The ends of many numbers; more than a call takes as arguments, perhaps. */
+const least = (numbers) => numbers.reduce((a, b) => Math.min(a, b), Infinity);
+const greatest = (numbers) => numbers.reduce((a, b) => Math.max(a, b), -Infinity);
+
 const percent = (share, digits = 2) => `${(100 * share).toFixed(digits)}\u00a0%`;
 const thousands = (number) => number.toLocaleString('en');
 

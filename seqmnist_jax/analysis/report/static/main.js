@@ -44,7 +44,7 @@ function addPair(...nodes) {
 
 if (comparison) {
   add(comparisonSection(comparison));
-  add(h('p', { class: 'divider' }, `From here on: ${run.name}, ${comparison.best === null ? 'the first of these' : comparison.runs.length > 1 ? 'the best of these by validation accuracy' : 'the only run'}.`));
+  add(h('p', { class: 'divider' }, `From here on: ${run.name}, ${comparison.best === null ? 'the first of these' : comparison.runs.length > 1 ? `the best of ${comparison.runs.some((one) => one.state !== 'finished') ? 'those that are finished' : 'these'} by validation accuracy` : 'the only run'}.`));
 }
 add(summarySection(run));
 

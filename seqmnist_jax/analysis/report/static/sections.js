@@ -62,7 +62,7 @@ function gradientsSection(run) {
   const positive = gradients.tensors.flatMap((one) => one.norms).concat(gradients.units.flatMap((one) => one.norms)).filter((x) => x > 0);
   const isClipping = gradients.units.length > 0;
   const ends = [...positive, ...(isClipping ? [gradients.threshold] : [])];
-  const domain = [Math.min(...ends) * 0.8, Math.max(...ends) * 1.25];
+  const domain = [least(ends) * 0.8, greatest(ends) * 1.25];
   const over = (norms, threshold) => norms.filter((norm) => norm > threshold).length / norms.length;
   const anyOver = (threshold) => gradients.tensors[0].norms.filter((_, k) => gradients.units.some((unit) => unit.norms[k] > threshold)).length / gradients.tensors[0].norms.length;
   const listeners = [];

@@ -8,10 +8,12 @@ const CURRENT = [255, 166, 40];
 function recordedReadings(reading) {
   const { recorded, view, classes } = reading;
   const probabilities = recorded.probabilities && decodeBytes(recorded.probabilities);
+  const leaders = recorded.leaders && decodeBytes(recorded.leaders);
   const states = recorded.states && new Int8Array(decodeBytes(recorded.states).buffer);
   const columns = recorded.states ? Math.ceil(view.time / recorded.stride) : 0;
   return (k) => ({
     time: view.time, done: view.time, classes, units: recorded.units ?? 0, stride: recorded.stride ?? 1,
+    leaders: leaders && leaders.subarray(k * view.time, (k + 1) * view.time),
     probabilities: probabilities && Float32Array.from(probabilities.subarray(k * view.time * classes, (k + 1) * view.time * classes), (x) => x / 255),
     states: states && Float32Array.from(states.subarray(k * columns * recorded.units, (k + 1) * columns * recorded.units), (x) => x / 127),
   });
@@ -19,6 +21,7 @@ function recordedReadings(reading) {
 
 /** The most probable class after so many steps. */
 function leader(reading, steps) {
+  if (reading.leaders) return reading.leaders[steps - 1];
   let best = 0;
   const from = (steps - 1) * reading.classes;
   for (let k = 1; k < reading.classes; k++) if (reading.probabilities[from + k] > reading.probabilities[from + best]) best = k;
