@@ -46,7 +46,7 @@ def test_groups_run_as_jobs_and_failed_ones_again(tmp_path, monkeypatch, quick_c
     broken.mkdir(parents=True)
     failed = pytest.raises(
         jobs.JobsFailed,
-        match=r"1 of 2 jobs failed.*\n  .*hidden_size=5: .*is in use by process \d+.*\n    log: .*\.err",
+        match=r"1 of 2 jobs did not finish.*\n  .*hidden_size=5: .*is in use by process \d+.*\n    log: .*\.err",
     )
     with owned(broken), failed:
         run_local(tmp_path, built)

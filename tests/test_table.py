@@ -110,6 +110,13 @@ def test_of_as_many_seeds_on_each_the_fastest_device_is_timed(runs):
     assert (row["train_seconds"], row["timed_seeds"]) == (9.0, [4, 5, 6])
 
 
+def test_seeds_measured_in_different_precisions_are_told(runs):
+    for seed, precision in ((4, "bfloat16"), (5, "float32")):
+        make_run(runs / f"measured{seed}", seed, 0.98, eval_precision=precision)
+    (row,) = rows_of([str(runs)])
+    assert row["warnings"] == ["The seeds were made by different precisions of evaluation."]
+
+
 def test_times_of_runs_that_trained_together_are_not_mixed_with_others(runs):
     for seed in (4, 5):
         make_run(runs / f"together{seed}", seed, 0.98, replicas=2, train_seconds=70.0)

@@ -203,6 +203,10 @@ def _row(group: Sequence[Result]) -> Json:
     command = _command(origin["commands"])
     told = [warning for one in summaries for warning in caveats.warnings(one["dataset"], one)]
     mixed = [name for name in ("commits", "commands", "devices") if len(origin[name]) > 1]
+    measured = {summary.get("eval_precision") for summary in summaries} - {
+        None
+    }  # runs of earlier versions don't say it
+    mixed += ["precisions of evaluation"] if len(measured) > 1 else []
     return {
         "id": _id(recipe),
         "config": provenance.config_title(command),

@@ -115,7 +115,7 @@ def run_jobs(
             failed.append(f"{name}: {_reason(error)}\n    log: {job.paths.stderr}")
     if failed:
         raise JobsFailed(
-            f"{len(failed)} of {len(jobs)} jobs failed; the same command runs them again, and them alone:\n  "
+            f"{len(failed)} of {len(jobs)} jobs did not finish; the same command goes on with them, and them alone:\n  "
             + "\n  ".join(failed)
         )
 
