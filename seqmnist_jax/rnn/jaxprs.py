@@ -152,17 +152,18 @@ def elementwise(closed: Any, arguments: Sequence[Any]) -> list[Any]:
 
 def is_elementwise(jaxpr: Any) -> bool:
     """Whether each element of a jaxpr's results depends on the same element of its arguments alone."""
-    return all(
-        is_elementwise(inner_of(e).jaxpr)
-        if e.primitive.name in _CALLS or e.primitive.name in CUSTOM
-        else e.primitive.name in ELEMENTWISE
-        or (
-            e.primitive.name in SAME
-            and e.params.get("dimensions") is None
-            and (e.invars[0].aval.ndim == 0 or e.invars[0].aval.shape == e.outvars[0].aval.shape)
-        )
-        for e in jaxpr.eqns
-    )
+    return all(map(keeps_places, jaxpr.eqns))
+
+
+def keeps_places(equation: Any) -> bool:
+    """`is_elementwise` of one equation."""
+    name = equation.primitive.name
+    if name in _CALLS or name in CUSTOM:
+        return is_elementwise(inner_of(equation).jaxpr)
+    if name in SAME and equation.params.get("dimensions") is None:
+        before, after = equation.invars[0].aval, equation.outvars[0].aval
+        return before.ndim == 0 or before.shape == after.shape
+    return name in ELEMENTWISE
 
 
 def custom_call(equation: Any) -> Callable[..., Any]:

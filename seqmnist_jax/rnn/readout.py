@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.extend import core as jex
 
 from seqmnist_jax.rnn.divide import laid_flat
-from seqmnist_jax.rnn.jaxprs import follow, known, needed, read
+from seqmnist_jax.rnn.jaxprs import follow, is_plain, keeps_places, known, needed, read
 from seqmnist_jax.rnn.scan import Step, last_frames, where_running, with_frames_of_its_own, without_padding
 
 Array = jax.Array
@@ -27,12 +27,14 @@ class _Cut(NamedTuple):
       closed: the step's jaxpr.
       inside, outside: equations of the loop, and those of the output; both have what depends on parameters and x.
       between: the values of the state that those outside read.
+      by_rows: whether those outside make of each sequence's values its own output.
     """
 
     closed: Any
     inside: list[Any]
     outside: list[Any]
     between: list[Any]
+    by_rows: bool
 
 
 @functools.lru_cache(maxsize=256)
@@ -61,7 +63,22 @@ def _cut(step: Any, precision: str, tree: Any, shapes: tuple[Any, ...]) -> _Cut 
     if any(v.aval.dtype != x.dtype or v.aval.shape[:-1] != (rows,) or v.aval.shape[1] % hidden for v in between):
         return None
     outside = needed(jaxpr.eqns, ys, between)
-    return _Cut(closed, needed(jaxpr.eqns, [*new, *between]), outside, between)
+    inner = needed(jaxpr.eqns, [*new, *between])
+    return _Cut(closed, inner, outside, between, _is_by_rows(outside, {jaxpr.invars[-1], *between}))
+
+
+def _is_by_rows(equations: list[Any], of_sequences: set[Any]) -> bool:
+    """Whether no equation puts together what is of several sequences, as far as is known."""
+    for e in equations:
+        name, operands = e.primitive.name, [v for v in e.invars if not isinstance(v, jex.Literal)]
+        if of_sequences.intersection(operands):
+            of_sequences.update(e.outvars)
+            keeps = keeps_places(e) or (name == "concatenate" and e.params["dimension"] > 0)
+            keeps |= name == "dot_general" and is_plain(e) and e.invars[1] not in of_sequences
+            keeps |= name == "slice" and e.outvars[0].aval.shape[0] == e.invars[0].aval.shape[0]
+            if not keeps:
+                return False
+    return True
 
 
 def _cut_for(step: Any, precision: str, params: Any, carry: Any, x: Any) -> _Cut | None:
@@ -117,15 +134,18 @@ class Inner:
         return without_padding(jax.vmap(of_step, in_axes=1, out_axes=1)(x, between), lengths)[0]
 
 
-def taken_out(step: Step[Any], precision: str, params: Any, carry: Any, x: Any) -> Step[Any]:
+def taken_out(step: Step[Any], precision: str, params: Any, carry: Any, x: Any, is_ragged: bool = False) -> Step[Any]:
     """`Inner` of a step that has such products, else the step.
 
     Args:
       step, precision: as in the engine's calls.
       params, carry, x: arrays or their shapes; x [batch, time, features].
+      is_ragged: whether sequences end at steps of their own. Behind the loop stand then outputs of different steps side
+        by side, so that a step whose output puts sequences together stays as it is.
 
     Raises:
       whatever the step does not like.
     """
     frame = jax.ShapeDtypeStruct((x.shape[0], x.shape[2]), x.dtype)
-    return step if _cut_for(step, precision, params, carry, frame) is None else Inner(step, precision)
+    cut = _cut_for(step, precision, params, carry, frame)
+    return step if cut is None or (is_ragged and not cut.by_rows) else Inner(step, precision)

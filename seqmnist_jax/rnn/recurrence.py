@@ -142,7 +142,8 @@ def without_readout(call: Call, given: Given) -> Call:
         return call
     try:
         params, x, carry = shapes((given.params, given.x, given.carry))
-        return call._replace(step=taken_out(call.step, call.options.precision, params, carry, x))
+        is_ragged = given.lengths is not None
+        return call._replace(step=taken_out(call.step, call.options.precision, params, carry, x, is_ragged))
     except Exception:  # Whatever it is, `problem` tells it.
         return call
 

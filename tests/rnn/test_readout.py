@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from seqmnist_jax import rnn
-from seqmnist_jax.models.cells import s5
+from seqmnist_jax.models.cells import lru, s5
 from seqmnist_jax.rnn import recurrence
 from seqmnist_jax.rnn.readout import Inner, taken_out
 from seqmnist_jax.rnn.recurrence import Call, Given, plain
@@ -82,6 +82,28 @@ def test_a_step_whose_products_the_carry_needs_stays_as_it_is():
 
     given = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params())
     assert taken_out(step, "float32", given, jnp.zeros((2, HIDDEN)), jnp.zeros((2, 1, FEATURES))) is step
+
+
+def test_outputs_of_different_steps_are_not_put_together(need_native):
+    need_native()
+
+    def centred(p, h, x):
+        h = recurrent(p, h, x)
+        y = h @ p["V"]
+        return h, y - y.mean(0) + x.mean(0)[:HIDDEN]
+
+    rng = np.random.default_rng(1)
+    given = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params())
+    carry, x = (jnp.asarray(rng.standard_normal(size), jnp.float32) for size in ((4, HIDDEN), (4, 6, FEATURES)))
+    for step, is_ragged in ((squashed, True), (both_states, True), (one_after_the_other, True), (centred, False)):
+        assert isinstance(taken_out(step, "float32", given, carry, x, is_ragged), Inner)
+    assert taken_out(centred, "float32", given, carry, x, True) is centred
+    options = {"lengths": LENGTHS, "return_sequences": False}
+    found, wanted = (rnn.scan(centred, given, x, carry, **options, backend=b)[1] for b in ("auto", "scan"))
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+    for cell in (lru, s5):
+        of_cell = cell.init(jax.random.key(0), FEATURES, HIDDEN)
+        assert isinstance(taken_out(cell.step, "float32", of_cell, (carry, carry), x, True), Inner)
 
 
 @pytest.mark.sampled(1)
