@@ -85,7 +85,7 @@ def test_a_local_job_has_no_end_of_its_own_and_a_gpu_is_not_left_alone(tmp_path,
     executor = jobs.make_executor("local", "", tmp_path)
     assert executor._executor.parameters["timeout_min"] > 10_000  # submitit's is 2
     monkeypatch.setattr("jax.default_backend", lambda: "gpu")
-    with pytest.raises(UsageError, match=r"jobs see no GPU; .* JAX_PLATFORMS=cpu"):
+    with pytest.raises(UsageError, match=r"share or miss this GPU; .* JAX_PLATFORMS=cpu"):
         jobs.make_executor("local", "", tmp_path)
 
 
@@ -105,7 +105,9 @@ seqmnist_jax.errors.TooLarge: The step needs
 more than there is.
 """
     rule = "----------------------"
-    text = f"Job (task=0) failed with trace:\n{rule}\n{trace}\n{rule}\nYou can check full logs\nor at paths:\n  - x.err"
+    note = "--------------------\nFor simplicity, JAX has removed its internal frames from the traceback.\n"
+    trace = trace.replace("\nDuring", f"{note}\nDuring") + note
+    text = f"Job (task=0) failed with trace:\n{rule}\n{trace}\n{rule}\nYou can check full logs or at paths:\n  - x.err"
     said = "seqmnist_jax.errors.TooLarge: The step needs\n    more than there is."
     assert jobs._reason(submitits(text)) == said
     assert (

@@ -263,8 +263,8 @@ def test_each_sweep_has_its_ranking_and_runs_beside_it_their_means(trained, copy
 
 def test_a_place_that_can_not_be_written_is_refused_before_the_work(copy, monkeypatch):
     monkeypatch.setattr(build, "gather", lambda workdirs: pytest.fail("it was read first"))
-    for out in (copy, copy / "none" / "report.html"):
-        with pytest.raises(UsageError, match=r"expected a file that can, as --out="):
+    for out, told in ((copy, "is a folder"), (copy / "none" / "report.html", "can't be written")):
+        with pytest.raises(UsageError, match=rf"{told}.*--out"):
             build.write([copy], out)
 
 

@@ -474,6 +474,25 @@ def test_before_a_long_report_there_is_a_checkpoint(whole, tmp_path, monkeypatch
     assert_same_state(final_state(tmp_path), final_state(whole[0]))
 
 
+def test_an_end_between_evaluations_is_measured_though_its_report_was_cut_short(tmp_path, monkeypatch):
+    evaluate, ends, length = training.Programs.evaluate, [], {"train.steps": 50}
+
+    def dies_at_50(self, *given):
+        ends.append(evaluate(self, *given))
+        if len(ends) == 3:
+            raise KeyboardInterrupt
+        return ends[-1]
+
+    run_in(tmp_path / "whole", **length)
+    monkeypatch.setattr(training, "LONG_REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(training.Programs, "evaluate", dies_at_50)
+    with pytest.raises(KeyboardInterrupt):
+        run_in(tmp_path / "cut", **length)
+    run_in(tmp_path / "cut", **length)
+    assert first_difference(tmp_path / "whole", tmp_path / "cut") is None
+    assert events(tmp_path / "cut") == events(tmp_path / "whole")
+
+
 def test_a_stop_that_comes_in_a_report_waits_for_no_more_steps(whole, tmp_path, monkeypatch):
     evaluate, asked = training.Programs.evaluate, []
     monkeypatch.setattr(training.Programs, "evaluate", lambda self, *given: asked.append(1) or evaluate(self, *given))

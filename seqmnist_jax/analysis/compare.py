@@ -140,7 +140,7 @@ def _verdict(a: Measured, b: Measured, test: Json) -> str:
     recipes = [(identity := _identity(run)) and {**identity, "seed": None} for run in (a, b)]
     takes = "whether its config is better takes several seeds of each"
     if _identity(a) and _identity(a) == _identity(b):
-        takes = "they are the same run made twice, which differ by rounding and what follows from it"
+        takes = "they are the same run made twice, so it was chance, other code or another device"
     elif recipes[0] and recipes[0] == recipes[1]:
         takes = "their configs are the same but for the seed, so it was the luckier seed"
     return (

@@ -60,9 +60,10 @@ def is_tested(summary: Json | None) -> bool:
 
 
 def is_trial(workdir: Path) -> bool:
-    """Whether a folder has a finished trial, whose test images stay unseen."""
+    """Whether a folder has a trial, whose test images stay unseen: by its place, or by what it has on record."""
     path = workdir / files.SUMMARY
-    return path.exists() and not is_tested(files.read_json(path))
+    in_trials = workdir.absolute().parent.parent.name == files.TRIALS
+    return in_trials or (path.exists() and not is_tested(files.read_json(path)))
 
 
 def warnings(workdir: Path, facts: Json, step: int | None = None) -> list[str]:

@@ -203,9 +203,7 @@ def _row(group: Sequence[Result]) -> Json:
     command = _command(origin["commands"])
     told = [warning for one in summaries for warning in caveats.warnings(one["dataset"], one)]
     mixed = [name for name in ("commits", "commands", "devices") if len(origin[name]) > 1]
-    measured = {summary.get("eval_precision") for summary in summaries} - {
-        None
-    }  # runs of earlier versions don't say it
+    measured = {one["eval_precision"] for one in summaries if "eval_precision" in one}  # earlier versions don't say
     mixed += ["precisions of evaluation"] if len(measured) > 1 else []
     return {
         "id": _id(recipe),

@@ -5,7 +5,7 @@ JAX, and all that needs it, is imported within, so that a bad flag is answered a
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import ml_collections
@@ -54,7 +54,8 @@ def train() -> Output | None:
             else:
                 summary = train_run(run, workdir, command=commands.of_this_run(), watch=watch)
     except Stopped as e:
-        print(f"{e}{go_on}", file=sys.stderr)
+        with suppress(OSError):  # of a terminal that was closed
+            print(f"{e}{go_on}", file=sys.stderr)
         sys.exit(128 + stop.number)  # as a shell reports a process that the signal ended
     except Interrupted as e:
         raise type(e)(f"{e}{go_on}") from e

@@ -47,8 +47,8 @@ def available_bytes() -> int | None:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
     if device.platform != "cpu" or not MEMINFO.exists():
         return None
-    found = dict(line.split(":") for line in MEMINFO.read_text().splitlines())
-    return min([int(found["MemAvailable"].split()[0]) * 1024, *_left_in_groups()])
+    found = [line for line in MEMINFO.read_text().splitlines() if line.startswith("MemAvailable:")]
+    return min([*(int(line.split()[1]) * 1024 for line in found), *_left_in_groups()], default=None)
 
 
 def _left_in_groups() -> Iterator[int]:

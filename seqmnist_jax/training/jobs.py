@@ -56,10 +56,11 @@ def make_executor(name: str, options: str, folder: Path) -> Any:
             "runtime.executor is 'slurm', whose jobs submitit lets run for 5 minutes; expected in "
             "runtime.executor_options how long one may take, in minutes, as {'timeout_min': 120}."
         )
-    if name == "local" and jax.default_backend() != "cpu":
+    device = jax.default_backend().upper()
+    if name == "local" and device != "CPU":
         raise UsageError(
-            f"runtime.executor is 'local', whose jobs see no {jax.default_backend().upper()}; expected '', and the "
-            "groups train on it one after another. For jobs on CPUs set JAX_PLATFORMS=cpu."
+            f"runtime.executor is 'local', whose jobs all run at once and would share or miss this {device}; expected "
+            "'', and the groups train on it one after another. For jobs on CPUs set JAX_PLATFORMS=cpu."
         )
     return executor
 
@@ -83,8 +84,8 @@ def run_jobs(
         before it are asked to stop.
       Stopped: `should_stop` said so, and all jobs have come to their end.
     """
-    # Ctrl-C is for this process, which passes it on: a job on this machine would get it twice.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    # Ctrl-C and a closed terminal are for this process, which passes them on: a job on this machine would get them too.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
     submitted: list[tuple[str, Any]] = []
     try:
         for name, arguments in jobs:
@@ -123,8 +124,9 @@ def run_jobs(
 def _reason(error: BaseException) -> str:
     """What a job's process raised: the end of the traceback that submitit puts between two lines."""
     text = str(error).strip() or type(error).__name__
-    found = re.search(r"^-+\n(.*?)\n\s*^-+$", text, re.DOTALL | re.MULTILINE)
-    lines = (found[1] if found else text).splitlines()
+    found = re.search(r"^-+\n(.*)\n-+\nYou can check", text, re.DOTALL | re.MULTILINE)
+    told = found[1] if found else text
+    lines = re.sub(r"\n-+\nFor simplicity, JAX has removed .*", "", told).strip().splitlines()
     frames = [place for place, line in enumerate(lines) if line.startswith('  File "')]
     raised = itertools.dropwhile(lambda line: line.startswith(" "), lines[frames[-1] if frames else -1 :])
     return "\n    ".join(raised)

@@ -206,14 +206,14 @@ class ReplicaGroup:
                     f"{replica.checkpoints.last_step() or 0}: mend that, and the same command resumes there."
                 )
 
-    def mark_diverged(self, replica: Replica, what: Divergence | str) -> None:
-        """Ends a run that has diverged, and leaves a report of it beside its checkpoints.
+    def mark_diverged(self, replica: Replica, what: Divergence | str, bad_step: int | None = None) -> None:
+        """Ends a run that has diverged, and leaves a report of it beside its checkpoints, of which `bad_step` is none.
 
         Raises:
           Diverged: no run is left.
         """
         replica.checkpoints.wait()
-        last = replica.checkpoints.last_step()
+        last = max((step for step in replica.checkpoints.steps() if step != bad_step), default=None)
         good = "There is no checkpoint before it" if last is None else f"The last good checkpoint is of step {last}"
         happened, facts, advice = what, {}, _LOWER
         if isinstance(what, Divergence):
@@ -239,4 +239,6 @@ class ReplicaGroup:
             bad = int((~np.isfinite(logits[replica.place])).any(-1).sum())
             if replica.diverged is None and bad:
                 images = f"{bad:,} of {len(logits[replica.place]):,} images"
-                self.mark_diverged(replica, f"step {step}: the loss on {split} is not finite: the logits of {images}")
+                self.mark_diverged(
+                    replica, f"step {step}: the loss on {split} is not finite: the logits of {images}", step
+                )

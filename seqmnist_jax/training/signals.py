@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: a run that is asked to stop saves first, and doesn't keep who asked waiting."""
+"""Signals: a run that is asked to stop saves first, and doesn't keep who asked waiting."""
 
 import contextlib
 import os
@@ -13,7 +13,8 @@ from collections.abc import Sequence
 GRACE_SECONDS = 8.0
 # What asks a process to stop that was started by hand: the last where its terminal is closed.
 BY_HAND = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# What asks a job: the second is submitit's, some time before the job's time is over. Ctrl-C is for who submitted it.
+# What asks a job: the second is submitit's, some time before the job's time is over or another job takes its place.
+# Ctrl-C is for who submitted it.
 OF_A_JOB = (signal.SIGTERM, signal.SIGUSR2)
 SHOW_CURSOR = "\x1b[?25h"
 

@@ -180,8 +180,9 @@ def _restore_or_init(group: ReplicaGroup, replica: Replica, init: Callable[..., 
     replica.sittings = before if is_same else [*before, {"first_step": step + 1, **origin}]
     group.clock.add(Clock(**metadata["clock"]))
     state = restore_state(checkpoints, step, run.learner.template)
-    # A stop came between the last steps and their report: their metrics are there still.
-    replica.is_untold = step % run.eval_every == 0 and int(state.metrics.loss.count) > 0
+    # A stop came between the last steps and their report, which an end has too: their metrics are there still.
+    is_due = step % run.eval_every == 0 or (step == run.steps and checkpoints.validation(step) is None)
+    replica.is_untold = is_due and int(state.metrics.loss.count) > 0
     return state
 
 

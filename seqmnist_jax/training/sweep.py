@@ -4,7 +4,9 @@ Runs that differ in seed and hyperparameters alone (`optimizers.SWEEPABLE`) are 
 together; the others follow one another, in groups.
 """
 
+import contextlib
 import dataclasses
+import signal
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,7 +23,7 @@ from seqmnist_jax.training.replicas import ALOUD, Diverged, Watch
 from seqmnist_jax.training.run import Run
 from seqmnist_jax.training.scores import over_seeds
 from seqmnist_jax.training.signals import OF_A_JOB, StopOnSignal
-from seqmnist_jax.training.train import train_replicas
+from seqmnist_jax.training.train import Stopped, train_replicas
 from seqmnist_jax.workdir import caveats, files
 from seqmnist_jax.workdir import config as configs
 from seqmnist_jax.workdir.lock import owned
@@ -198,8 +200,14 @@ def train_stored(stored: Sequence[Stored]) -> None:
         for run, (_, own, folder, command) in zip(runs, stored, strict=True)
     ]
     keep_programs(runs[0].config["runtime"]["compilation_cache"])
-    with StopOnSignal(asked_by=OF_A_JOB) as stop:
-        _train_group(jobs, ALOUD._replace(should_stop=stop))
+    try:
+        with StopOnSignal(asked_by=OF_A_JOB) as stop:
+            _train_group(jobs, ALOUD._replace(should_stop=stop))
+    except Stopped:
+        if stop.number == signal.SIGUSR2:
+            with contextlib.suppress(Exception):  # submitit's, that time is over
+                signal.raise_signal(signal.SIGUSR2)  # for its own handler: a job that gave way to another comes back
+        raise
 
 
 def _train_group(jobs: list[Job], watch: Watch) -> None:

@@ -214,7 +214,9 @@ class Checkpoints:
         metrics = None if validation is None else {**validation, "step": step}
         item = _Item(step, parts, {"content": content, "checksum": _json_checksum(content)}, metrics)
         self.wait()
-        if metrics is not None or all(waiting.step != step for waiting in self._unsaved):
+        if metrics is not None:
+            self._unsaved = [waiting for waiting in self._unsaved if waiting.step != step]
+        if all(waiting.step != step for waiting in self._unsaved):
             self._unsaved.append(item)
         self._saving = self._worker.submit(self._save_all, first)
 

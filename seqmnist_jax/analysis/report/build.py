@@ -33,13 +33,10 @@ def write(workdirs: Sequence[Path], out: Path | None = None) -> Path:
     """
     if out is None:
         out = workdirs[0] / REPORT if len(workdirs) == 1 and workdirs[0].is_dir() else Path(REPORT)
-    if out.is_dir() or not os.access(out.absolute().parent, os.W_OK):
-        problem = (
-            "is a folder"
-            if out.is_dir()
-            else f"can't be written: {out.absolute().parent} is no folder, or is read-only"
-        )
-        raise UsageError(f"{out} {problem}; expected a file that can, as --out=/tmp/report.html.")
+    if out.is_dir():
+        raise UsageError(f"{out} is a folder; expected a file, as --out=report.html.")
+    if not os.access(out.absolute().parent, os.W_OK):
+        raise UsageError(f"{out} can't be written: {out.absolute().parent} is no folder, or read-only. Set --out.")
     report = gather(workdirs)
     files.write_bytes(out, page.render(report).encode())
     return out

@@ -114,7 +114,8 @@ def _last(params: Params, x: Array, reverse: bool, precision: str) -> tuple[Carr
     columns = jnp.swapaxes(x, 1, 2).astype(dtype)
     re, im = (rnn.product(columns, size * part, precision) for part in (jnp.cos(phase), jnp.sin(phase)))
     b_re, b_im = _scaled(params)
-    end = (re * b_re - im * b_im).sum(1), (re * b_im + im * b_re).sum(1)
+    re, im = (re * b_re - im * b_im).sum(1), (re * b_im + im * b_re).sum(1)
+    end = re.astype(jnp.result_type(x, params["nu"])), im.astype(jnp.result_type(x, params["nu"]))
     return end, jnp.concatenate(end, axis=-1)
 
 

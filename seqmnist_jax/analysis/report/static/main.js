@@ -43,8 +43,10 @@ function addPair(...nodes) {
 }
 
 if (comparison) {
+  const isTested = (one) => one.test?.accuracy != null;
+  const among = isTested(comparison.runs[comparison.best ?? 0]) && !comparison.runs.every(isTested) ? 'those that are tested' : 'these';
   add(comparisonSection(comparison));
-  add(h('p', { class: 'divider' }, `From here on: ${run.name}, ${comparison.best === null ? 'the first of these' : comparison.runs.length > 1 ? `the best of ${comparison.runs.some((one) => one.state !== 'finished') ? 'those that are finished' : 'these'} by validation accuracy` : 'the only run'}.`));
+  add(h('p', { class: 'divider' }, `From here on: ${run.name}, ${comparison.best === null ? 'the first of these' : comparison.runs.length > 1 ? `the best of ${among} by validation accuracy` : 'the only run'}.`));
 }
 add(summarySection(run));
 
