@@ -36,13 +36,13 @@ def evaluate(workdir: Path, *, split: str = "test", data_dir: str = "", allow_ot
     if split not in SPLITS:
         raise UsageError(f"--split is {split!r}; expected one of: {', '.join(SPLITS)}.")
     workdir = Path(workdir).expanduser()
+    model = load(workdir)
+    facts = model.facts
     if split == "test" and is_trial(workdir):
         raise UsageError(
             f"{workdir} is a trial, by which hyperparameters are chosen, so its test images stay unseen; expected "
             "--split=validation."
         )
-    model = load(workdir)
-    facts = model.facts
     if data_dir:
         dataset = load_dataset(
             "idx", dataclasses.replace(build_request(model.config), data_dir=find_data_dir(data_dir))
