@@ -70,7 +70,8 @@ LOOKS_UP = "\n    ".join(["while not stop():", "    time.sleep(0.01)"])
     ],
 )
 def test_the_first_signal_is_told_to_who_asks(number, given):
-    process = start(STOP.format(work=LOOKS_UP, given=given))
+    default = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)"  # the tests may run under nohup
+    process = start(default + STOP.format(work=LOOKS_UP, given=given))
     process.send_signal(number)
     _, errors = process.communicate(timeout=10)
     assert process.returncode == 128 + number

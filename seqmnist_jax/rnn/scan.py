@@ -50,8 +50,8 @@ def where_running(running: Array | None, new: Any, old: Any) -> Any:
         return new
 
     def pick(n: Array, o: Array) -> Array:
-        # `new` has shape and dtype: where a step makes its carry smaller, `lax.scan` must see it.
-        old = jnp.broadcast_to(o, n.shape).astype(n.dtype)
+        # `new` has the shape: where a step makes its carry smaller, `lax.scan` must see it.
+        old = jnp.broadcast_to(o, n.shape)
         return jnp.where(running.reshape(running.shape + (1,) * (n.ndim - running.ndim)), n, old)
 
     return jax.tree.map(pick, new, old)
