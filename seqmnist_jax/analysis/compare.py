@@ -137,11 +137,11 @@ def _verdict(a: Measured, b: Measured, test: Json) -> str:
     if test["p_value"] >= SIGNIFICANCE:
         return f"The test images do not tell these two trained models apart (exact McNemar test, {p})."
     better = a if test["accuracy_difference"] > 0 else b
-    recipes = [(identity := _identity(run)) and {**identity, "seed": None} for run in (a, b)]
+    first, second = _identity(a), _identity(b)
     takes = "whether its config is better takes several seeds of each"
-    if _identity(a) and _identity(a) == _identity(b):
+    if first and first == second:
         takes = "they are the same run made twice, so it was chance, other code or another device"
-    elif recipes[0] and recipes[0] == recipes[1]:
+    elif first and second and {**first, "seed": None} == {**second, "seed": None}:
         takes = "their configs are the same but for the seed, so it was the luckier seed"
     return (
         f"{better.workdir} is the better of these two trained models, by "
