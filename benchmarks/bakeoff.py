@@ -55,7 +55,8 @@ def page(rows: Sequence[Row], diverged: Sequence[table.Result], left_out: Sequen
         of_task = [row for row in rows if row["task"] == task]
         text += [f"## {re.sub('^mnist', 'MNIST', task)}", "", results_page.markdown(HEADER, map(_cells, of_task)), ""]
     if plot:
-        text += [f"![Test accuracy against training time]({plot})", ""]
+        drawn = max(row["task"] for row in rows)
+        text += [f"![Test accuracy against training time: {drawn}]({plot})", ""]
     text += [
         "Validation and test: mean ± standard deviation over the seeds, and the least and the largest test accuracy. "
         f"{', '.join(f'{target} %' for target in TARGETS)}: training time until the validation images were first read "
@@ -71,7 +72,7 @@ def page(rows: Sequence[Row], diverged: Sequence[table.Result], left_out: Sequen
     told += [f"- {sentence}" for sentence in (*results_page.warnings(rows, ()), *left_out)]
     if told:
         text += ["## Diverged, unfinished, to be known", "", *told, ""]
-    choices = [f"- {row['model']}: {choice_in_words(row['choice'])}" for row in rows if row["choice"]]
+    choices = [f"- `{row['id']}`, {row['model']}: {choice_in_words(row['choice'])}" for row in rows if row["choice"]]
     if choices:
         text += ["## How the rates were chosen", "", "Best validation accuracy in the trials:", "", *choices, ""]
     return "\n".join(text)

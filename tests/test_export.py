@@ -14,7 +14,7 @@ import seqmnist_jax
 from seqmnist_jax.analysis import export as exporting
 from seqmnist_jax.cli import text as texts
 from seqmnist_jax.errors import UsageError
-from seqmnist_jax.models.cells import CELLS, build_cell
+from seqmnist_jax.models.cells import CELLS, build_cell, known_options
 from seqmnist_jax.workdir import files
 from seqmnist_jax.workdir.checkpoints import CheckpointError
 from seqmnist_jax.workdir.files import WorkdirError
@@ -186,6 +186,9 @@ def test_every_cell_has_its_equations():
         assert choice.title
         assert choice.gates
         assert build_cell(tiny.config(**{"model.cell": name})).step
+    # Of the field's they are source, whose numbers stand beside it.
+    numbers = known_options(build_cell(tiny.config(**{"model.cell": "lem", "model.cell_options": "{'dt': 0.5}"})).cell)
+    assert numbers == {"dt": 0.5}
 
 
 def test_the_same_run_gives_the_same_bytes_and_none_of_them_names_a_folder(exported):

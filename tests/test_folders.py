@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from configs import row_lstm
+from seqmnist_jax.analysis.recorded import is_trial
 from seqmnist_jax.analysis.rerun import first_difference
 from seqmnist_jax.cli import text
 from seqmnist_jax.errors import UsageError
@@ -404,11 +405,19 @@ def test_a_sweep_is_refused_where_a_file_is(tmp_path):
 
 
 def test_trials_are_those_of_a_sweep_and_no_folder_of_that_name(tmp_path):
-    for folder in ("trials/a", "sweep/trials/b", "sweep/replicas/c"):
+    for folder in ("trials/a", "sweep/trials/b", "sweep/replicas/c", "my/trials/replicas/d"):
         (tmp_path / folder).mkdir(parents=True)
-        (tmp_path / folder / "summary.json").touch()
+        (tmp_path / folder / "summary.json").write_text('{"test_accuracy": 0.9}')
     (tmp_path / "sweep" / "sweep.json").touch()
-    assert {path.parent.name for path in files.under(tmp_path, "summary.json")} == {"a", "c"}
+    (tmp_path / "my" / "trials" / "sweep.json").write_text('{"trials": false}')
+    assert {path.parent.name for path in files.under(tmp_path, "summary.json")} == {"a", "c", "d"}
+    own = tmp_path / "my" / "trials" / "replicas" / "d"
+    assert not is_trial(own)
+    (own / "summary.json").unlink()
+    assert not is_trial(own)
+    (tmp_path / "my" / "trials" / "sweep.json").unlink()
+    (tmp_path / "my" / "sweep.json").touch()
+    assert is_trial(own)
 
 
 def test_a_file_that_can_t_be_written_is_named_by_its_own_name(tmp_path):

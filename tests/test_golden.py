@@ -1,4 +1,4 @@
-"""The first step of each config, pinned: loss, gradient norm, parameter norms before and after.
+"""The first step of the four models, pinned: loss, gradient norm, parameter norms before and after.
 
 A change of these numbers means that every later result changes with it. It is legitimate
 only where the model, its initialisation, the order of examples or the optimiser is meant

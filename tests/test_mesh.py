@@ -1,5 +1,6 @@
 """Several devices: the same results on 1, 2 and 4, replicas apart, bad meshes. Devices are made of CPU cores."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -150,6 +151,22 @@ def test_divisors():
 def test_impossible_meshes(spec, message):
     with pytest.raises(UsageError, match=message):
         make_mesh(spec, 4, 16)
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    id: int
+    process_index: int
+
+
+def test_each_process_has_work(monkeypatch):
+    devices = [Device(index, index // 2) for index in range(6)]
+    monkeypatch.setattr(jax, "devices", lambda: devices)
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    assert make_mesh("auto", 1, 12).size == 6
+    for spec, replicas, batch in (("auto", 1, 32), ("auto", 1, 7), ("replica:2,data:2", 2, 2), ("auto", 4, 1)):
+        with pytest.raises(UsageError, match=r"devices, which [12] of the 3 processes have; expected"):
+            make_mesh(spec, replicas, batch)
 
 
 def test_a_mesh_must_divide(monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 
 from configs import default
 from seqmnist_jax import rnn
-from seqmnist_jax.training.optimizers import build_hyperparameters, build_optimizer
+from seqmnist_jax.training.optimizers import build_hyperparameters, build_optimizer, build_unread
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -90,6 +90,26 @@ def test_unit_layer_takes_a_layer_as_one_buffer():
     result = clipped(tree("gru", scale=100.0), 2.0, "all", "layer", "gru")
     for layer in (result["rnn"]["layer_0"]["forward"], result["norm"], result["dense"]):
         assert norm_of(*layer.values()) == pytest.approx(2.0, rel=1e-5)
+
+
+def test_unit_layer_of_models_whose_layers_lie_deeper():
+    layer = {"kernel": 100 * jnp.ones((4, 4)), "bias": jnp.ones(4)}
+    block = {"norm": dict(layer), "rnn": {"layer_0": {"forward": dict(layer), "backward": dict(layer)}}}
+    result = clipped({"hidden": {"dense_0": dict(layer), "dense_1": dict(layer)}, "stage": block}, 2.0, "all", "layer")
+    layers = *result["hidden"].values(), result["stage"]["norm"], result["stage"]["rnn"]["layer_0"]
+    for one in layers:
+        assert norm_of(*jax.tree.leaves(one)) == pytest.approx(2.0, rel=1e-5)
+
+
+def test_a_clip_of_nothing_has_no_norm():
+    config = default.get_config()
+    for name, mask, reads in (
+        ("linear", "all_but_dense", False),
+        ("mlp", "all_but_dense", True),
+        ("mlp", "none", False),
+    ):
+        config.model.name, config.optimizer.clip.mask = name, mask
+        assert ("optimizer.clip.norm" not in build_unread(config)) == reads
 
 
 def test_unit_group_is_one_norm_over_everything_masked():

@@ -160,6 +160,7 @@ def test_parts_with_random_lengths_and_batch_norm_train():
         ({"model.name": "transformer"}, "model.name is 'transformer'; expected one of: deep, linear, mlp, rnn, tcn"),
         ({"model.name": "tcn", "model.kernel_size": 1}, "model.kernel_size is 1"),
         ({"model.name": "tcn", "model.dropout.state_keep": 0.5}, "state_keep is 0.5, but a TCN has no such place"),
+        ({"model.name": "linear", "model.dropout.output_keep": 0.5}, "output_keep is 0.5, but model.name='linear' has"),
         ({"model.cell_options": "{'dt': 1}"}, "has 'dt', but model.cell is 'lstm'; expected none, for it takes no"),
         ({"model.cell": "lem", "model.cell_options": "{'dtt': 1}"}, "expected one of: dt. Did you mean 'dt'?"),
         (

@@ -101,6 +101,7 @@ def chosen_on_test(tmp_path_factory, cache_dir):
         ("model.remat", 4),
         ("model.cell", "gru"),
         ("runtime.backend", "native"),
+        ("runtime.eval_precision", "bfloat16"),
         ("optimizer.weight_decay", 0.1),
         ("optimizer.rmsprop_decay", 0.5),
     ],

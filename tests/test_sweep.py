@@ -190,6 +190,16 @@ def test_replicas_that_do_not_fit_train_in_chunks(swept, tmp_path, monkeypatch):
     summary, _, lines = run_sweep(tmp_path, "1-2", **rates)
     assert any("these 4 replicas train in chunks, of 2 and 2" in line for line in lines)
     assert len(needed) == 3
+    told = json.loads((tmp_path / "sweep.json").read_text())
+    assert list(map(len, told["together"])) == [2, 2]
+    # They stay apart: one that is made anew where more would fit comes to the same bits.
+    lost = tmp_path / "replicas" / told["together"][0][1]
+    before = np.load(lost / "predictions.npz")["logits"]
+    shutil.rmtree(lost)
+    with monkeypatch.context() as patch:
+        patch.setattr(memory, "available_bytes", lambda: 2**40)
+        run_sweep(tmp_path, "1-2", **rates)
+    np.testing.assert_array_equal(np.load(lost / "predictions.npz")["logits"], before)
     for one, other in zip(summary["ranking"], whole["ranking"], strict=True):
         assert one["test"]["mean"] == pytest.approx(other["test"]["mean"], abs=0.01)
     monkeypatch.setattr(memory, "available_bytes", lambda: 1000)

@@ -19,7 +19,7 @@ from seqmnist_jax.analysis.trained import TrainedModel, load
 from seqmnist_jax.data.protocols import SCALINGS
 from seqmnist_jax.errors import UsageError
 from seqmnist_jax.models import reading
-from seqmnist_jax.models.cells import build_cell
+from seqmnist_jax.models.cells import build_cell, known_options
 from seqmnist_jax.models.classifier import NORM_EPSILON
 from seqmnist_jax.workdir import config as configs
 from seqmnist_jax.workdir import files, provenance
@@ -204,6 +204,7 @@ def _network(model: TrainedModel) -> Json:
             "the layer above is given both h of each step side by side, forward first.",
             "gates": cell.gates,
             "step": list(cell.step),
+            "numbers": known_options(cell.cell),
             "precision": model.config.runtime.eval_precision,
             "after": [f"y = {last}"],
         }

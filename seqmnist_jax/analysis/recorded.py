@@ -60,10 +60,9 @@ def is_tested(summary: Json | None) -> bool:
 
 
 def is_trial(workdir: Path) -> bool:
-    """Whether a folder has a trial, whose test images stay unseen: by its place, or by what it has on record."""
+    """Whether a folder has a trial, whose test images stay unseen: by what it has on record, or else by its place."""
     path = workdir / files.SUMMARY
-    in_trials = workdir.absolute().parent.parent.name == files.TRIALS
-    return in_trials or (path.exists() and not is_tested(files.read_json(path)))
+    return not is_tested(files.read_json(path)) if path.exists() else files.has_trials(workdir.absolute().parents[1])
 
 
 def warnings(workdir: Path, facts: Json, step: int | None = None) -> list[str]:

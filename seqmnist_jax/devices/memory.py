@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from seqmnist_jax.devices import processes
 from seqmnist_jax.errors import UsageError
 
 MEMINFO, OWN_GROUPS, GROUPS = Path("/proc/meminfo"), Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
@@ -89,9 +90,8 @@ def plan(compiled: Any) -> str:
     """
     needed, available = needed_bytes(compiled), available_bytes()
     text = f"the training step needs {needed / 2**20:,.0f} MiB"
-    if available is None:
-        return f"Memory: {text}."
-    text += f" of {available / 2**20:,.0f} MiB available"
-    if needed > available:
+    if available is not None:
+        text += f" of {available / 2**20:,.0f} MiB available"
+    if processes.any_of(available is not None and needed > available):
         raise TooLarge(f"Out of memory before it begins: {text}. Lower train.batch_size, or set model.remat.")
     return f"Memory: {text}."

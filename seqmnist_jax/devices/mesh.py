@@ -46,7 +46,8 @@ def make_mesh(spec: str, replicas: int, batch_size: int) -> Mesh | None:
       The mesh, over the first R * D devices; None for a single device.
 
     Raises:
-      UsageError: another form, more devices than there are, or R or D that does not divide replicas or batch.
+      UsageError: another form, more devices than there are, R or D that does not divide replicas or batch, or a
+        process that would have nothing to do.
     """
     devices = jax.devices()
     if spec == AUTO:
@@ -65,6 +66,13 @@ def make_mesh(spec: str, replicas: int, batch_size: int) -> Mesh | None:
             raise UsageError(
                 f"runtime.mesh is {spec!r}, but batches of {batch_size} (train.batch_size) are no multiple of {shards}."
             )
-    if groups * shards == 1:
+    if groups * shards == 1 == jax.process_count():
         return None
+    used = {device.process_index for device in devices[: groups * shards]}
+    if len(used) < jax.process_count():
+        raise UsageError(
+            f"runtime.mesh is {spec!r}: {replicas} replicas, batches of {batch_size} (train.batch_size) are divided "
+            f"among {groups * shards} devices, which {len(used)} of the {jax.process_count()} processes have; expected "
+            f"numbers that reach more of the {len(devices)} devices, or fewer processes."
+        )
     return Mesh(np.asarray(devices[: groups * shards]).reshape(groups, shards), (REPLICA, DATA))

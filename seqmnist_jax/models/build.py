@@ -49,6 +49,7 @@ OF_CELLS = (
     *(f"model.{name}" for name in ("longest_time_scale", "precision", "remat", "unroll", "reading", "head_layers")),
     "optimizer.recurrent_rate",
     "runtime.backend",
+    "runtime.eval_precision",
 )
 OF_MODELS: dict[str, tuple[str, ...]] = {
     "rnn": (*OF_CELLS, "model.num_layers", "model.hidden_size", "model.norm", "model.dense_init", "model.memory"),
@@ -196,7 +197,8 @@ def _build_deep(config: ml_collections.ConfigDict, sequence_length: int, num_cla
 def _build_mlp(config: ml_collections.ConfigDict, sequence_length: int, num_classes: int) -> MLP:
     del sequence_length
     model = config.model
-    _check_no_dropout(model, f"model.name={model.name!r}", ("state_keep",))
+    places = ("state_keep",) if model.name == "mlp" else ("state_keep", "output_keep")
+    _check_no_dropout(model, f"model.name={model.name!r}", places)
     return MLP(model.hidden_size, model.num_layers if model.name == "mlp" else 0, num_classes)
 
 

@@ -54,6 +54,7 @@ OPERATIONS = {
     "or": "{} || {}",
     "not": "!{}",
 }
+_COMPARISONS = frozenset({"gt", "lt", "ge", "le", "eq", "ne"})
 _SAME = frozenset({"broadcast_in_dim", "reshape", "pvary", "copy", "stop_gradient", "convert_element_type"})
 # What a value near 0 or 1 that multiplies the state is carried through to.
 _LINEAR = frozenset({"add", "add_any", "sub", "mul", "neg", "square", "integer_pow", "select_n", "copy", "div"})
@@ -154,7 +155,11 @@ def _statements(
       closed: the jaxpr.
       names, stages: of each argument.
       memory: which of the logistics, counted with tanh and exp, hold the state.
+
+    Raises:
+      NotDivisibleError: a primitive that has no text here, or numbers of another dtype than the arguments.
     """
+    dtypes = {v.aval.dtype for v in closed.jaxpr.invars} | {np.dtype(bool)}
     known: dict[Any, Output] = {v: Output(n, s) for v, n, s in zip(closed.jaxpr.invars, names, stages, strict=True)}
     known |= {v: Output(_literal(c), 0) for v, c in zip(closed.jaxpr.constvars, closed.consts, strict=True)}
     statements: list[Statement] = []
@@ -167,6 +172,9 @@ def _statements(
 
     for e in needed(closed.jaxpr.eqns, closed.jaxpr.outvars):
         name, given = e.primitive.name, [read(v) for v in e.invars]
+        for v in (*e.invars, *e.outvars):
+            if v.aval.dtype not in dtypes:  # within a derivative of its own, say: `divide` has seen the others
+                raise NotDivisibleError(f"{name} of {v.aval.dtype} in a step")
         stage = max((g.stage for g in given), default=0)
         texts = [g.text for g in given]
         (result,) = e.outvars
@@ -174,6 +182,10 @@ def _statements(
         if name in _SAME and is_bool[0] == is_bool[1]:
             known[result] = Output(texts[0], stage)
             continue
+        if is_bool[0] and name in ("max", "min"):
+            name = "or" if name == "max" else "and"
+        if is_bool[0] and name in _COMPARISONS:  # in a vector of a CPU true is -1
+            texts = [f"({text} ? 1.0f : 0.0f)" for text in texts]
         if name in _SAME:
             text = f"{texts[0]} ? 1.0f : 0.0f" if is_bool[0] else f"{texts[0]} != 0.0f"
         elif name == "integer_pow":
@@ -389,6 +401,6 @@ def crossing(statements: Sequence[Statement], outputs: Sequence[tuple[Output, in
       outputs: results, and the stage in which each is written.
     """
     made = {s.name: s for s in statements}
-    used = [(name, s.stage) for s in statements for name in words(s.text)]
+    used = [(name, s.stage) for s in statements for name in sorted(words(s.text))]
     used += [(out.text, stage) for out, stage in outputs]
     return {n: made[n].kind for n, stage in used if n in made and made[n].stage < stage and not n.startswith("u.")}

@@ -88,7 +88,7 @@ CLIP_UNITS: dict[str, Callable[[Path, bool], Hashable]] = {
     # Each tensor by its own norm, TF's clip_by_norm; TF's LSTM keeps both kernels in one.
     "tensor": _tensor_group,
     # All tensors of a layer jointly, both directions of a recurrent one, as if in cuDNN's one buffer.
-    "layer": lambda path, joint_kernels: path[:2] if path[0] == "rnn" else path[:1],
+    "layer": lambda path, joint_kernels: path[: path.index("rnn") + 2] if "rnn" in path else path[:-1],
     # Everything that the mask lets through, jointly.
     "group": lambda path, joint_kernels: "all",
 }
@@ -239,6 +239,9 @@ READ: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 
+# The models of whose parameters a mask lets none through.
+UNCLIPPED = {"recurrent": ("tcn", "mlp", "linear"), "all_but_dense": ("linear",)}
+
 
 def build_unread(config: ml_collections.ConfigDict) -> dict[str, str]:
     """The fields of config.optimizer that are not read, and by which field that is so."""
@@ -249,8 +252,8 @@ def build_unread(config: ml_collections.ConfigDict) -> dict[str, str]:
         unread |= {f"optimizer.{field}": f"optimizer.{by}={optimizer[by]!r}" for field in sorted(others)}
     if optimizer.clip.mask == "none":
         unread |= dict.fromkeys(("optimizer.clip.norm", "optimizer.clip.unit"), "optimizer.clip.mask='none'")
-    elif optimizer.clip.mask == "recurrent" and config.model.name in ("tcn", "mlp", "linear"):
-        why = f"model.name={config.model.name!r}, which has no recurrent layer, and optimizer.clip.mask='recurrent'"
+    elif config.model.name in UNCLIPPED.get(optimizer.clip.mask, ()):
+        why = f"model.name={config.model.name!r}, of which optimizer.clip.mask={optimizer.clip.mask!r} clips nothing"
         unread |= dict.fromkeys(("optimizer.clip.norm", "optimizer.clip.unit"), why)
     return unread
 

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from seqmnist_jax.data import cache
 from seqmnist_jax.data.batches import ExampleStream
 from seqmnist_jax.devices import memory
-from seqmnist_jax.devices.mesh import DATA, REPLICA, make_mesh
+from seqmnist_jax.devices.mesh import DATA, REPLICA
 from seqmnist_jax.devices.trees import here, move_to, stack, unstack
 from seqmnist_jax.models.reading import Variables
 from seqmnist_jax.training.clock import Clock
@@ -121,7 +121,7 @@ class Programs:
         self._parts: dict[str, tuple[jax.Array, jax.Array]] = {}
         self._predict: dict[tuple[int, ...], Callable[..., jax.Array]] = {}
         run = runs[0]
-        self._mesh = make_mesh(run.mesh, len(runs), run.batch_size // run.learner.spec.accumulate)
+        self._mesh = run.mesh_for(len(runs))
         self._hyper = self.place(stack([run.learner.hyper for run in runs]), each=True)
         images, labels = self._part("train")
         keys = [data_key(state) for state in unstack(states, len(runs))]

@@ -11,12 +11,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
+from jax.sharding import Mesh
 
 from seqmnist_jax import rnn
 from seqmnist_jax.data.sources import find_data_dir
 from seqmnist_jax.data.task import Task, build_task
 from seqmnist_jax.data.views import SequenceView
 from seqmnist_jax.devices import memory
+from seqmnist_jax.devices.mesh import make_mesh
 from seqmnist_jax.devices.profiling import parse_steps
 from seqmnist_jax.errors import UsageError, check_name
 from seqmnist_jax.models import reading
@@ -210,6 +212,10 @@ class Run:
         count = clu.parameter_overview.count_parameters(params)
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
         return "\n".join([*lines[:-1], f"{count:,} parameters ({size / 2**10:,.1f} KiB)"])
+
+    def mesh_for(self, replicas: int) -> Mesh | None:
+        """The devices that so many replicas of it train on; errors as of `make_mesh`."""
+        return make_mesh(self.mesh, replicas, self.batch_size // self.learner.spec.accumulate)
 
     def is_measured(self, step: int) -> bool:
         """Whether the model after this step is measured, so that it may be the selected one."""

@@ -36,12 +36,13 @@ CHOSEN = "chosen fields"
 
 
 class Job(NamedTuple):
-    """A run, the folder that it goes into, and how a user would start it alone.
+    """A run, its name in the sweep, the folder that it goes into, and how a user would start it alone.
 
     Without a folder it only keeps its place in the program of a group.
     """
 
     run: Run
+    name: str
     folder: Path | None
     command: str | None
 
@@ -77,11 +78,16 @@ def train_sweep(
     """
     workdir = Path(workdir).expanduser()
     with ExitStack() as exits, explaining_full_disk([workdir]):
-        survey(grid, points, workdir)
+        _, together = survey(grid, points, workdir)
+        runs = {point.name: point.run for point in points}
+        for names in together if executor is None else ():  # a job's devices are others
+            for run in [runs[name] for name in names if name in runs][:1]:
+                run.mesh_for(len(names))
         check_place: Callable[[], None] = lambda: None  # noqa: E731
         if processes.is_main():
             workdir.mkdir(parents=True, exist_ok=True)
             check_place = exits.enter_context(owned(workdir))
+            files.remove_half_written(workdir)
         points = plan.decide(points, workdir)
         if trials := plan.all_trials(points):
             watch.say(f"{plan.trials_in_words(points)}.")
@@ -94,11 +100,12 @@ def train_sweep(
         _, together = survey(grid, points, workdir)  # again, now that nobody else can change it
         processes.wait("who trains together is known")
         jobs = {
-            point.name: Job(point.run, plan.folder_of(workdir, point), command(point.overrides)) for point in points
+            point.name: Job(point.run, point.name, plan.folder_of(workdir, point), command(point.overrides))
+            for point in points
         }
         asked = [[jobs[name] for name in names if name in jobs] for names in together]
         groups = [
-            [jobs.get(name, some[0]._replace(folder=None)) for name in names]
+            [jobs.get(name, some[0]._replace(name=name, folder=None)) for name in names]
             for names, some in zip(together, asked, strict=True)
             if some
         ]
@@ -106,13 +113,24 @@ def train_sweep(
             f"{len(points)} runs in {len(groups)} program{'s' if len(groups) > 1 else ''}, in {workdir}: "
             + "; ".join(f"{field} {', '.join(map(str, values))}" for field, values in grid.items())
         )
-        if processes.is_main():
+
+        def record() -> None:
             told = {"sweep": dict(grid), "config of one run": points[0].run.config, TOGETHER: together}
             told |= {CHOSEN: _chosen_fields(points)} if points[0].trials else {}
-            files.write_json(workdir / files.SWEEP, told)
+            files.write_json(workdir / files.SWEEP, told | {files.TRIALS: not points[0].run.tests})
+
+        def cut(chunks: Sequence[Sequence[Job]]) -> None:
+            parts = [[job.name for job in chunk] for chunk in chunks]
+            place = together.index([name for part in parts for name in part])
+            together[place : place + 1] = parts  # for good, so that who goes on comes to the same bits
+            if processes.is_main():
+                record()
+
+        if processes.is_main():
+            record()
             if any(look(job.run, job.folder) in GOING for job in jobs.values() if job.folder):
                 (workdir / files.SUMMARY).unlink(missing_ok=True)  # of shorter runs, which go on now
-        _train_groups(groups, executor, watch)
+        _train_groups(groups, executor, watch, cut)
         processes.wait("all runs are done")
         summary = _summarize(points, workdir, grid)
         others = {name for names in together for name in names} - {point.name for point in points}
@@ -166,11 +184,14 @@ def survey(grid: Grid, points: Sequence[SweepPoint], workdir: Path) -> tuple[str
     return BEGUN if old else NEW, [*together, *new.values()]
 
 
-def _train_groups(groups: Sequence[list[Job]], executor: Any, watch: Watch) -> None:
+Cut = Callable[[Sequence[Sequence[Job]]], None]
+
+
+def _train_groups(groups: Sequence[list[Job]], executor: Any, watch: Watch, cut: Cut) -> None:
     """Trains what is not finished, here or as jobs."""
     if executor is None:
         for group in groups:
-            _train_group(group, watch)
+            _train_group(group, watch, cut)
         return
     left = [group for group in groups if any(job.folder and look(job.run, job.folder) in GOING for job in group)]
     watch.say(f"{len(left)} of {len(groups)} groups go to the executor, their logs to {executor.folder}.")
@@ -179,13 +200,13 @@ def _train_groups(groups: Sequence[list[Job]], executor: Any, watch: Watch) -> N
     run_jobs(executor, train_stored, named, watch.should_stop)
 
 
-Stored = tuple[Json, Json, Path | None, str | None]
+Stored = tuple[Json, Json, str, Path | None, str | None]
 
 
 def _stored(job: Job) -> Stored:
     """A job as plain values, for another process."""
     own = {"tests": job.run.tests, "choice": job.run.choice}
-    return job.run.config, own, job.folder, job.command
+    return job.run.config, own, job.name, job.folder, job.command
 
 
 def train_stored(stored: Sequence[Stored]) -> None:
@@ -196,13 +217,14 @@ def train_stored(stored: Sequence[Stored]) -> None:
     """
     runs = plan.build_runs([configs.from_json(values) for values, *_ in stored])
     jobs = [
-        Job(dataclasses.replace(run, **own), folder, command)
-        for run, (_, own, folder, command) in zip(runs, stored, strict=True)
+        Job(dataclasses.replace(run, **own), name, folder, command)
+        for run, (_, own, name, folder, command) in zip(runs, stored, strict=True)
     ]
     keep_programs(runs[0].config["runtime"]["compilation_cache"])
     try:
         with StopOnSignal(asked_by=OF_A_JOB) as stop:
-            _train_group(jobs, ALOUD._replace(should_stop=stop))
+            # The sweep's folder is its command's, so that a job that goes on may be cut otherwise.
+            _train_group(jobs, ALOUD._replace(should_stop=stop), cut=lambda chunks: None)
     except Stopped:
         if stop.number == signal.SIGUSR2:
             with contextlib.suppress(Exception):  # submitit's, that time is over
@@ -210,9 +232,9 @@ def train_stored(stored: Sequence[Stored]) -> None:
         raise
 
 
-def _train_group(jobs: list[Job], watch: Watch) -> None:
-    """Trains runs of one program together, in chunks where they don't fit the memory."""
-    runs, folders, commands = (list(column) for column in zip(*jobs, strict=True))
+def _train_group(jobs: list[Job], watch: Watch, cut: Cut) -> None:
+    """Trains runs of one program together; where they don't fit the memory in chunks, which `cut` is told."""
+    runs, _, folders, commands = (list(column) for column in zip(*jobs, strict=True))
     half = len(jobs) // 2
     try:
         train_replicas(runs, folders, commands, watch)
@@ -225,9 +247,11 @@ def _train_group(jobs: list[Job], watch: Watch) -> None:
         watch.say(str(e))
         return
     # Not while the error is handled, which holds the arrays of what failed.
-    for chunk in (jobs[:-half], jobs[-half:]):
+    chunks = jobs[:-half], jobs[-half:]
+    cut(chunks)
+    for chunk in chunks:
         if any(job.folder for job in chunk):
-            _train_group(chunk, watch)
+            _train_group(chunk, watch, cut)
 
 
 def _chosen_fields(points: Sequence[SweepPoint]) -> list[str]:

@@ -67,6 +67,7 @@ def train_replicas(
       The summary of each, as written to its summary.json; None of one that diverged, or is not asked for.
 
     Raises:
+      UsageError: there is no such mesh for them; nothing is written then.
       WorkdirError: a folder holds something else; nothing is written then.
       InUse: another process works in a folder.
       Moved: a folder is not in its place any more.
@@ -77,6 +78,7 @@ def train_replicas(
     """
     workdirs = [workdir and Path(workdir).expanduser() for workdir in workdirs]
     given = [workdir for workdir in workdirs if workdir is not None]
+    runs[0].mesh_for(len(runs))  # before anything is written
     with ExitStack() as owners, folders.explaining_full_disk(given):
         waiting = start.open_folders(owners, runs, workdirs, commands)
         done, diverged = start.ended(runs, workdirs, waiting, watch)

@@ -48,10 +48,18 @@ def under(folder: Path, name: str) -> list[Path]:
     """The files of a name in and below a folder, but for those of the trials of sweeps there."""
 
     def is_of_trials(path: Path) -> bool:
-        above = list(path.parents)[: len(path.relative_to(folder).parts) - 1]
-        return any(one.name == TRIALS and ((one / SWEEP).exists() or (one.parent / SWEEP).exists()) for one in above)
+        return any(map(has_trials, list(path.parents)[: len(path.relative_to(folder).parts) - 1]))
 
     return [path for path in folder.rglob(name) if not is_of_trials(path)]
+
+
+def has_trials(folder: Path) -> bool:
+    """Whether a folder is that of a sweep's trials, and not just of their name."""
+    if folder.name != TRIALS:
+        return False
+    with contextlib.suppress(WorkdirError):  # an earlier version's does not say it
+        return bool(read_json(folder / SWEEP).get(TRIALS, True))
+    return (folder / SWEEP).exists() or (folder.parent / SWEEP).exists()
 
 
 def _write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:

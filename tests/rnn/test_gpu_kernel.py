@@ -506,6 +506,18 @@ def test_two_buffers_are_needed(buffer, emulator, errors, noticed):
     assert any(noticed(functools.partial(errors, CASES["cluster, gru"]), order) for order in ORDERS)
 
 
+@emulated_only
+def test_the_carry_of_an_empty_sequence_reaches_no_gradient(emulator, monkeypatch):
+    monkeypatch.setattr(calls, "blocks", lambda _: 1)
+    step, params, x, carry = drawn("gru", 32, 1, 8, 2)
+    lengths = jnp.asarray([0, 2, 1, 2, 2, 2, 2, 2], jnp.int32)
+    call = Call(step, Options("last", False, "tensorfloat32"), "cpu")
+    gradients = jax.jit(jax.grad(lambda p, c: recurrence.run(call, Given(p, x, c, lengths))[1].sum()))
+    want, got = (gradients(params, carry.at[0].set(value)) for value in (0.0, np.nan))
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+    assert emulator.trouble == []
+
+
 # ---- What needs no emulation -------------------------------------------------------------
 
 

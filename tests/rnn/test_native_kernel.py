@@ -2,6 +2,9 @@
 
 import contextlib
 import functools
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +23,32 @@ LAYERS = {"lstm": (rnn.lstm, rnn.init_lstm, 4), "gru": (rnn.gru, rnn.init_gru, 3
 @pytest.fixture(autouse=True)
 def with_kernel(need_native):
     need_native()
+
+
+SOURCES = """
+import hashlib, jax, jax.numpy as jnp
+from seqmnist_jax import rnn
+from seqmnist_jax.models import CELLS
+for name in ("lem", "gru_reset_before", "cornn"):
+    cell = CELLS[name].cell
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 9 if name == "gru_reset_before" else 1, 16))
+    state = jax.ShapeDtypeStruct((4, 16), jnp.float32)
+    carry = state if name == "gru_reset_before" else (state, state)
+    x = jax.ShapeDtypeStruct((4, 5, params["kernel"].shape[0]), jnp.float32)
+    text = rnn.explain_step(cell.step, params, x, carry, source=True)
+    print(name, hashlib.sha256(text.encode()).hexdigest())
+"""
+
+
+def test_the_same_source_in_every_process():
+    """Else each would build kernels of its own, and know those of another's exported program by other numbers."""
+    runs = [
+        subprocess.Popen([sys.executable, "-c", SOURCES], stdout=-1, env={**os.environ, "PYTHONHASHSEED": seed})
+        for seed in "12"
+    ]
+    first, second = (run.communicate()[0] for run in runs)
+    assert first.count(b"\n") == 3
+    assert first == second
 
 
 # ---- Gate functions ----------------------------------------------------------------------

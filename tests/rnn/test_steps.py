@@ -83,6 +83,35 @@ def test_functions_with_an_infinity_in_them_have_a_kernel(backend, function):
     assert_alike(*both_ways(backend, step, *given))
 
 
+@jax.custom_jvp
+def whole(x):
+    return x.astype(jnp.int32).astype(x.dtype)
+
+
+whole.defjvps(lambda tangent, ans, x: tangent)
+
+
+def test_what_a_derivative_of_its_own_rounds_is_rounded():
+    def step(p, h, x):
+        h = 0.3 * whole(4 * h @ p["u"] + x)
+        return h, h
+
+    given = {"u": drawn(4, 4)}, drawn(2, 4), drawn(2, 5, 4)
+    assert_alike(*both_ways("auto", step, *given))
+    with pytest.raises(ValueError, match="convert_element_type of int32 in a step"):
+        both_ways("fused", step, *given)
+
+
+def test_truth_values_are_compared(backend):
+    def step(p, h, x):
+        h = jnp.tanh(h @ p["u"] + x)
+        a, b, large = h > 0, h > 0.2, h > 1e9
+        parts = a == True, a > large, large < b, a >= b, jax.lax.max(large, b), jax.lax.min(a, b)  # noqa: E712
+        return jnp.tanh(sum(jnp.where(part, 0.1 * 2**i, h) for i, part in enumerate(parts))), h
+
+    assert_alike(*both_ways(backend, step, {"u": drawn(4, 4)}, drawn(2, 4), drawn(2, 5, 4)))
+
+
 def test_a_column_of_parameters_that_becomes_a_row_is_of_the_units(backend):
     def step(p, h, x):
         h = jnp.tanh(x @ p["w"] + h @ p["u"] + p["b"].reshape(-1))

@@ -166,7 +166,7 @@ def _publish(made: Path, target: Path) -> None:
                 file.write(content)
             os.chmod(name, 0o644)  # What root has built, in an image, serves all.
             os.replace(name, place)
-        except OSError:
+        except BaseException:
             os.unlink(name)
             raise
 

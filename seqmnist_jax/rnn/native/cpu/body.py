@@ -64,7 +64,7 @@ class Body:
         return self._cheap[name]
 
     def _want(self, text: str, stage: int) -> None:
-        for name in words(text):
+        for name in sorted(words(text)):  # in the same order in each process
             if name in self._made:
                 home = self.home(name)
                 if home != stage and not self._is_free(name):

@@ -207,6 +207,9 @@ def backward(
     of_pairs: dict[tuple[int, int], Array] = {}
     for (sources, results), of_sources, of_results in zip(joined, kept.sources, d_results, strict=True):
         rows = batch * time
+        if operands.lengths is not None:  # behind the end a source may be no number, and so would be its product with 0
+            runs = jnp.arange(time) < operands.ends()[:, None]
+            of_sources = jnp.where(runs[..., None], of_sources, 0)
         product = jax.lax.dot_general(
             of_sources.reshape(rows, of_sources.shape[-1]),
             of_results.reshape(rows, of_results.shape[-1]),
