@@ -16,6 +16,7 @@ import seqmnist_jax
 from seqmnist_jax import rnn
 from seqmnist_jax.errors import UsageError
 from seqmnist_jax.models import own_cell
+from seqmnist_jax.models.cells.registry import known_options, with_options
 from seqmnist_jax.rnn.cell import hidden_size
 from seqmnist_jax.training.run import build_run
 from tests import tiny
@@ -197,9 +198,69 @@ def test_a_step_that_does_not_fit(step):
 
 
 def test_an_init_that_does_not_fit():
-    for init, expected in ((lambda key, f, n: [jnp.zeros(n)], "a dict"), (lambda key, f, n: f"{1 / 0}", "Zero")):
+    for init, expected in (
+        (lambda key, f, n: [jnp.zeros(n)], "a dict"),
+        (lambda key, f, n: {"w": [jnp.zeros(n)]}, "a dict"),
+        (lambda key, f, n: jnp.zeros(n), "a dict"),
+        (lambda key, f, n: {"w": jnp.zeros(n), "n": jnp.int32(3)}, "floating"),
+        (lambda key, f, n: f"{1 / 0}", "Zero"),
+    ):
         with pytest.raises(UsageError, match=f"its init .*{expected}"):
             own_cell.check("a:b", rnn.cell(lambda p, h, x: (h, h), init), 5, 8, {}, rnn.Engine())
+
+
+LEAKY = """
+import jax.numpy as jnp
+from seqmnist_jax import rnn
+
+def step(p, h, x):
+    h = {rate} * h + x @ p["w"]
+    return h, h
+
+leaky = rnn.cell(step, lambda key, features, hidden_size: {{"w": jnp.ones((features, hidden_size))}})
+"""
+
+
+def test_a_cell_is_that_of_its_file_though_another_was_imported(tmp_path, monkeypatch):
+    found = {}
+    for folder, rate in (("a", 0.5), ("b", 0.25), ("b", 0.125)):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        file = tmp_path / folder / "cells_of_one_name.py"
+        file.write_text(LEAKY.format(rate=rate))
+        monkeypatch.chdir(tmp_path / folder)
+        found[rate] = own_cell.find("cells_of_one_name:leaky")
+    monkeypatch.chdir(tmp_path)
+    found["a again"] = own_cell.find("cells_of_one_name:leaky", str(found[0.5].file), found[0.5].content_hash)
+    del sys.modules["cells_of_one_name"]
+    for rate, one in found.items():
+        h, _ = one.cell.step({"w": jnp.ones((1, 1))}, jnp.ones((1, 1)), jnp.zeros((1, 1)))
+        assert h == (0.5 if rate == "a again" else rate)
+    assert found["a again"].content_hash == found[0.5].content_hash
+    assert len({one.content_hash for one in found.values()}) == 3
+
+
+def test_a_cell_s_numbers_also_where_init_alone_takes_them():
+    def init(key, features, hidden_size, groups=2):
+        return {"w": jnp.ones((features, hidden_size)), "a": jnp.ones(groups * hidden_size)}
+
+    def step(p, h, x, rate=0.5):
+        h = rate * h + x @ p["w"] + p["a"].reshape(-1, h.shape[1]).sum(0)
+        return h, h
+
+    for cell, options, known in (
+        (rnn.cell(lambda p, h, x: step(p, h, x), init), {"groups": 3}, {"groups": 2}),
+        (rnn.cell(step, init), {"groups": 3, "rate": 0.25}, {"groups": 2, "rate": 0.5}),
+        # A layer of its own is kept, and does not know what the step is given.
+        (rnn.cell(step, init)._replace(layer=rnn.GRU.layer, backends=("auto",)), {"groups": 3}, {"groups": 2}),
+    ):
+        assert known_options(cell) == known
+        changed = with_options(cell, tuple(sorted(options.items())))
+        assert (changed.layer is cell.layer) == (cell.layer is rnn.GRU.layer)
+        params = changed.init(jax.random.key(0), 3, 4)
+        assert params["a"].shape == (12,)
+        if cell.layer is not rnn.GRU.layer:
+            h, _ = changed.layer(params, jnp.zeros((1, 1, 3)))
+            np.testing.assert_allclose(h, 3.0)
 
 
 def test_dropout_of_a_state_that_the_step_does_not_hand_on():

@@ -62,7 +62,7 @@ def is_tested(summary: Json | None) -> bool:
 def is_trial(workdir: Path) -> bool:
     """Whether a folder has a trial, whose test images stay unseen: by what it has on record, or else by its place."""
     path = workdir / files.SUMMARY
-    return not is_tested(files.read_json(path)) if path.exists() else files.has_trials(workdir.absolute().parents[1])
+    return not is_tested(files.read_json(path)) if path.exists() else files.has_trials(workdir.absolute().parent.parent)
 
 
 def warnings(workdir: Path, facts: Json, step: int | None = None) -> list[str]:

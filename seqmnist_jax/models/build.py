@@ -97,12 +97,12 @@ def _build_time_scales(model: ml_collections.ConfigDict, sequence_length: int) -
     if model.gate_bias == "constant":
         return None
     longest = model.longest_time_scale or sequence_length
-    if longest < 2:
-        where = "model.longest_time_scale" if model.longest_time_scale else "the sequence length of this view"
+    if longest < 2 and model.gate_bias != "uniform":  # which knows no time
+        where = "model.longest_time_scale" if model.longest_time_scale else "the sequence length (of a stage)"
         raise UsageError(
             f"model.gate_bias is {model.gate_bias!r}, but {where} is {longest}; expected at least 2 steps."
         )
-    return rnn.keeping_bias((model.gate_bias, longest))
+    return rnn.keeping_bias((model.gate_bias, max(longest, 2)))
 
 
 def _build_init_layers(

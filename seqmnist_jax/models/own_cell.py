@@ -21,6 +21,8 @@ from seqmnist_jax.rnn.cell import at_precision, first_carry
 
 # Of what is tried; unlike most sizes, so that a step that mixes up its axes is found out.
 BATCH, TIME = 3, 2
+# Of a module that was imported here: the SHA-256 of its file as it was then.
+CONTENT = "__content_hash__"
 # Where code is that is not a user's.
 NOT_USERS = ("<", *(str(Path(path).parent) for path in (jax.__file__, rnn.__file__, importlib.__file__, __file__)))
 
@@ -63,7 +65,9 @@ def find(name: str, recorded: str = "", content_hash: str = "") -> Found:
     cell = getattr(module, attribute)
     if not isinstance(cell, rnn.Cell):
         raise _error(name, f", a {type(cell).__name__}; expected an rnn.Cell, as rnn.cell(step, init) makes it")
-    return Found(cell, file.absolute(), _hash(file))
+    if not file.is_file():
+        raise _error(name, ", but its module has no file, by which a run would be known; expected a cell in a file")
+    return Found(cell, file.absolute(), vars(module).setdefault(CONTENT, _hash(file)))
 
 
 def _hash(file: Path) -> str:
@@ -81,6 +85,7 @@ def _import(name: str, module: str, recorded: str, content_hash: str) -> ModuleT
         is_same = Path(recorded).is_file() and _hash(Path(recorded)) == content_hash
         folders.insert(0 if is_same else 1, Path(recorded).parents[up])
     for folder in folders:
+        _forget_another(module, folder)
         try:
             with _first_on_path(str(folder)):
                 return importlib.import_module(module)
@@ -93,6 +98,17 @@ def _import(name: str, module: str, recorded: str, content_hash: str) -> ModuleT
         f", but there is no module {module} in {Path.cwd()} or among the installed packages{also}; expected "
         f"{module.replace('.', '/')}.py in the folder in which this command is given",
     )
+
+
+def _forget_another(module: str, folder: Path) -> None:
+    """Lets a module be imported anew that came here from a file that has changed since, or is not the folder's."""
+    known = sys.modules.get(module)
+    if known is None or CONTENT not in vars(known):
+        return
+    file, place = Path(str(known.__file__)), folder.joinpath(*module.split("."))
+    others = [path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()]
+    if not file.is_file() or _hash(file) != vars(known)[CONTENT] or not any(map(file.samefile, others or [file])):
+        del sys.modules[module]
 
 
 @contextlib.contextmanager
@@ -150,8 +166,10 @@ def check(
             ) from e
 
     params = tried("init", lambda: cell.init(jax.random.key(0), features, hidden_size, **options))
-    if not isinstance(params, dict) or not params:
-        raise _error(name, f", but its init gives {_form(params)}; expected a dict of arrays")
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    is_dict = all(path and all(isinstance(key, jax.tree_util.DictKey) for key in path) for path, _ in leaves)
+    if not leaves or not is_dict or not all(jnp.issubdtype(leaf.dtype, jnp.inexact) for _, leaf in leaves):
+        raise _error(name, f", but its init gives {_form(params)}; expected a dict of arrays of floating numbers")
     zero = jax.ShapeDtypeStruct((BATCH, hidden_size), jnp.float32)
     carry = tried("zero_carry", functools.partial(first_carry, cell), params, zero)
     x = jax.ShapeDtypeStruct((BATCH, TIME, features), jnp.float32)

@@ -3,7 +3,7 @@
 import functools
 import inspect
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import jax
@@ -103,8 +103,18 @@ def cell(
         step = run_by(params, x, carry, backend, precision)
         return any_cell.explain_step(step, params, x, carry, precision=precision, backend=backend)
 
+    setattr(layer, _SCANS, True)
     made = Cell(layer, step, init, zero_carry, recurrence.BACKENDS, explain)
     return made
+
+
+# What a layer has that is nothing but its cell's step.
+_SCANS = "scans_its_step"
+
+
+def scans_its_step(cell: Cell) -> bool:
+    """Whether the cell's layer is made of its step, and not one of its own."""
+    return getattr(cell.layer, _SCANS, False)
 
 
 def _check_arguments(name: str, function: Any, needed: tuple[str, ...], others: tuple[str, ...] = ()) -> None:
@@ -127,7 +137,8 @@ def at_precision(step: Callable[..., Any], precision: str) -> Callable[..., Any]
     choice("precision", precision, cells.PRECISIONS)
     if not takes(step, "precision"):
         return step
-    make = functools.partial if isinstance(step, types.MethodType) else _partial
+    is_key = isinstance(step, Hashable) and not isinstance(step, types.MethodType)
+    make = _partial if is_key else functools.partial
     return make(step, precision=precision)
 
 

@@ -155,6 +155,8 @@ class _Divider:
     def _classify(self, e: Any) -> None:
         name, kinds = e.primitive.name, [self._kind(v) for v in e.invars]
         kind = "C" if "C" in kinds else "X" if "X" in kinds else "P"
+        if e.params.get("vmap_method", "") is None:  # what depends on x alone is mapped over the steps
+            raise NotDivisibleError(f"{name} that vmap can't map ({where(e)})")
         round = max((self._round.get(v, 0) for v in e.invars if not isinstance(v, jex.Literal)), default=0)
         if self._is_inside(e, kinds):
             kind, self._inside[e.outvars[0]] = "C", e.invars[1]
@@ -297,6 +299,11 @@ class _Divider:
         self._read |= {Raw(kind.lower(), Block(v, b)): None for b in numbers}
 
 
+def manual_axes() -> tuple[str, ...]:
+    """The names of the axes of devices over which a `shard_map` around has divided what is given."""
+    return tuple(jax.sharding.get_abstract_mesh().manual_axes)
+
+
 def laid_flat(step: Callable[..., Any], params: Any, carry: Any, x: Any, precision: str) -> Any:
     """A step's jaxpr, its calls laid flat: of the leaves of params, carry and x, to those of the new carry and y.
 
@@ -306,6 +313,7 @@ def laid_flat(step: Callable[..., Any], params: Any, carry: Any, x: Any, precisi
       NotDivisibleError: the carry becomes another tree, or the step uses an array of a transformation around it.
     """
     leaves, tree = jax.tree.flatten((params, carry, x))
+    axes = manual_axes()
 
     def flat(*leaves: Any) -> list[Any]:
         params, carry, x = jax.tree.unflatten(tree, leaves)
@@ -320,8 +328,9 @@ def laid_flat(step: Callable[..., Any], params: Any, carry: Any, x: Any, precisi
         closed = flattened(flat, shapes)
     if any(isinstance(const, jax.core.Tracer) for const in closed.consts):
         raise NotDivisibleError("the step uses an array of a transformation around it, which is none of its parameters")
-    # A kernel has no place for them, and what no result needs is left out. The name of an axis is none.
-    effects = [str(effect) for effect in closed.effects if type(effect).__name__ != "NamedAxisEffect"]
+    # A kernel has no place for them, and what no result needs is left out. The name of a device's axis is none; that of
+    # a vmap is not known where what depends on x alone is mapped over the steps.
+    effects = [str(effect) for effect in closed.effects if getattr(effect, "name", None) not in axes]
     if effects:
         raise NotDivisibleError(f"the step has side effects: {', '.join(effects)}")
     return closed
@@ -352,5 +361,11 @@ def divide(
     """
     closed = laid_flat(step, params, carry, x, precision)
     n_params, n_carry = len(jax.tree.leaves(params)), len(jax.tree.leaves(carry))
-    division = _Divider(closed, n_params, n_carry, inline, False).division()
+    try:
+        division = _Divider(closed, n_params, n_carry, inline, False).division()
+    except NotDivisibleError:
+        if not inline:
+            raise
+        inline = False  # outside anything may be done with a product of x, as normalising it
+        division = _Divider(closed, n_params, n_carry, inline, False).division()
     return _Divider(closed, n_params, n_carry, inline, True).division() if deep and not division.products else division

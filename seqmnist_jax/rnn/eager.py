@@ -22,8 +22,8 @@ _PROGRAMS: weakref.WeakKeyDictionary[Any, dict[Any, Callable[..., Any]]] = weakr
 
 
 @functools.lru_cache(maxsize=128, typed=True)
-def _bound(function: Any, names: tuple[str, ...], floats: tuple[str, ...], *values: Any) -> Any:
-    """One object for all partials that are equal; the last of the values have the names. `floats` tells zeros apart."""
+def _bound(function: Any, names: tuple[str, ...], texts: tuple[str, ...], *values: Any) -> Any:
+    """One object for all partials that are equal; the last of the values have the names. `texts` tells zeros apart."""
     count = len(values) - len(names)
     return functools.partial(function, *values[:count], **dict(zip(names, values[count:], strict=True)))
 
@@ -70,8 +70,8 @@ def compiled(run: Callable[..., Any], function: Any, arguments: tuple[Any, ...],
         values = (*function.args, *function.keywords.values()) if isinstance(function, functools.partial) else ()
         is_open = getattr(getattr(function, "func", None), "__closure__", None) is not None
         if values and not is_open and all(map(_is_constant, (function.func, *values))):
-            floats = tuple(repr(value) for value in values if isinstance(value, float))
-            function = _bound(function.func, tuple(function.keywords), floats, *values)
+            texts = tuple(repr(value) for value in values if not hasattr(value, "__name__"))
+            function = _bound(function.func, tuple(function.keywords), texts, *values)
         programs = _PROGRAMS.setdefault(function, {})
         # As text: 0.0 equals -0.0, and NaN not even itself.
         numbers = tuple((type(other), repr(other)) for other in others)

@@ -4,7 +4,7 @@ A masked step is as if it were not there. So the steps that run are moved togeth
 (`pressed`), and outputs back to where they belong (`spread`). A reset is a column beside x, which the step reads.
 """
 
-import functools
+import dataclasses
 from typing import Any
 
 import jax
@@ -44,16 +44,16 @@ def spread(outputs: Any, mask: Array | None, reverse: bool, zero: bool) -> Any:
     return where_running(mask if zero else place >= 0, found, jax.tree.map(jnp.zeros_like, found))
 
 
-@functools.lru_cache(maxsize=256)
-def _resetting(step: Step[Any]) -> Step[Any]:
-    """The step whose state starts anew where the last column of x is not zero; one object for one step."""
+@dataclasses.dataclass(frozen=True)
+class _Resetting:
+    """A step whose state starts anew where the last column of x is not zero; equal to that of an equal step."""
 
-    def take(given: Any, carry: Any, x_t: Array) -> tuple[Any, Any]:
+    step: Step[Any]
+
+    def __call__(self, given: Any, carry: Any, x_t: Array) -> tuple[Any, Any]:
         params, start = given
         start = jax.tree.map(jnp.zeros_like, carry) if start is None else start
-        return step(params, where_running(x_t[:, -1] != 0, start, carry), x_t[:, :-1])
-
-    return take
+        return self.step(params, where_running(x_t[:, -1] != 0, start, carry), x_t[:, :-1])
 
 
 def with_resets(step: Step[Any], params: Any, x: Array, resets: Resets) -> tuple[Step[Any], Any, Array]:
@@ -61,4 +61,4 @@ def with_resets(step: Step[Any], params: Any, x: Array, resets: Resets) -> tuple
     if resets is None:
         return step, params, x
     at, start = resets
-    return _resetting(step), (params, start), jnp.concatenate([x, at[:, :, None].astype(x.dtype)], axis=2)
+    return _Resetting(step), (params, start), jnp.concatenate([x, at[:, :, None].astype(x.dtype)], axis=2)

@@ -15,7 +15,7 @@ from jax.custom_batching import custom_vmap
 from jax.custom_derivatives import SymbolicZero
 
 from seqmnist_jax.rnn import derived
-from seqmnist_jax.rnn.divide import divide
+from seqmnist_jax.rnn.divide import divide, manual_axes
 from seqmnist_jax.rnn.division import Division, Hoisted
 from seqmnist_jax.rnn.jaxprs import NotDivisibleError
 from seqmnist_jax.rnn.native import gpu
@@ -67,7 +67,16 @@ class Given(NamedTuple):
 
 
 @functools.lru_cache(maxsize=256)
-def _divided(step: Step[Any], tree: Any, shapes: tuple[Any, ...], inline: bool, deep: bool, precision: str) -> Division:
+def _divided(
+    step: Step[Any],
+    tree: Any,
+    shapes: tuple[Any, ...],
+    inline: bool,
+    deep: bool,
+    precision: str,
+    axes: tuple[str, ...],
+) -> Division:
+    del axes  # in which the step may be another
     params, carry, x = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(s, d) for s, d in shapes])
     return divide(step, params, carry, x, inline=inline, deep=deep, precision=precision)
 
@@ -91,7 +100,7 @@ def stages_of(call: Call, params: Any, x: Any, carry: Any, inline: bool = True) 
     leaves, tree = jax.tree.flatten((params, carry, frame))
     leaf_shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
     multiplies = KERNELS[call.platform].MULTIPLIES_X
-    division = _divided(call.step, tree, leaf_shapes, inline, multiplies, call.options.precision)
+    division = _divided(call.step, tree, leaf_shapes, inline, multiplies, call.options.precision, manual_axes())
     return _stages(division, multiplies and division.multiplies_x())
 
 

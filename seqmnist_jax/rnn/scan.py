@@ -126,10 +126,28 @@ def loop(
     return carry, jax.tree.map(lambda y: jnp.swapaxes(y, 0, 1), outputs_tm)
 
 
+def _as_made(step: Any, params: Any, x: Array, carry: Any) -> Any:
+    """The carry, what is weakly typed in it of the dtype that the step makes of it: `loop` has it twice."""
+    if not any(jax.typeof(leaf).weak_type for leaf in jax.tree.leaves(carry)):
+        return carry
+    frame = jax.ShapeDtypeStruct((x.shape[0], *x.shape[2:]), x.dtype)
+    made, _ = jax.eval_shape(step, params, carry, frame)
+    found: Any = jax.tree.structure(carry)
+    if found != jax.tree.structure(made):
+        return carry
+
+    def taken(old: Any, new: Any) -> Any:
+        takes = jax.typeof(old).weak_type and jnp.result_type(old, new) == new.dtype
+        return jnp.asarray(old, new.dtype) if takes else old
+
+    return jax.tree.map(taken, carry, made)
+
+
 def run(
     step: Any, params: Any, x: Array, carry: Any, lengths: Any, reverse: bool, return_sequences: bool, unroll: int
 ) -> tuple[Any, Any]:
     """`loop` with all outputs, or with those of each sequence's last step."""
+    carry = _as_made(step, params, x, carry)
     if return_sequences:
         return loop(step, params, x, carry, lengths, reverse, True, unroll)
 

@@ -1,7 +1,7 @@
 """Several recurrent layers, one or both directions, with variational dropout."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +14,7 @@ from seqmnist_jax.rnn.checks import as_array, check_sequences, choice, flag, is_
 from seqmnist_jax.rnn.eager import compiled
 from seqmnist_jax.rnn.gaps import pressed, spread
 from seqmnist_jax.rnn.remat import remat
+from seqmnist_jax.rnn.scan import with_frames_of_its_own
 
 Array = jax.Array
 Layers = dict[str, dict[str, dict[str, Array]]]
@@ -99,10 +100,12 @@ def _direction(kind: Cell, params: Any, x: Array, masks: Masks, engine: Engine, 
             if mask.shape not in (expected, (1, expected[1])):
                 raise ValueError(f"masks.{name} has shape {mask.shape}; expected {expected}")
     if masks.inputs is not None:
+        x, _ = with_frames_of_its_own(x, options["lengths"], options["reverse"])  # not of padding, which may be NaN
         x = x * masks.inputs[:, None, :]
     layer, given = kind.layer, params
     if steps:
-        stepped = _by_steps(kind, masks.state is not None)
+        make = _by_steps if isinstance(kind.step, Hashable) else _by_steps.__wrapped__
+        stepped = make(kind, masks.state is not None)
         layer = functools.partial(stepped.layer, unroll=engine.unroll)
         given = params if masks.state is None else (params, masks.state)
     if engine.remat:
@@ -227,7 +230,7 @@ def _check_layers(params: Any, masks: Any) -> None:
         has = sorted(map(str, layer)) if isinstance(layer, Mapping) else [type(layer).__name__]
         if not has or not set(has) <= set(DIRECTIONS):
             raise ValueError(f"params[{name!r}] has {has}; expected 'forward', 'backward' or both")
-        if masks is not None and set(masks.get(name, ())) < set(has):
+        if masks is not None and not set(has) <= set(masks.get(name, ())):
             raise ValueError(f"masks[{name!r}] has {sorted(masks.get(name, ()))}; expected {has}, as params has")
 
 

@@ -43,6 +43,24 @@ def test_every_sequence_and_unit_has_its_own_number():
         assert len(np.unique(columns, axis=0)) == 300
 
 
+def test_padding_reaches_no_gradient_of_a_mask():
+    params = rnn.init_stack(jax.random.key(0), rnn.GRU, 3, 4, num_layers=1, bidirectional=False)
+
+    def total(keep, padding):
+        x = jnp.ones((2, 5, 3)).at[1, 3:].set(padding)
+        masks = {"layer_0": {"forward": rnn.Masks(inputs=jnp.ones((2, 3)) / keep)}}
+        return rnn.stack(rnn.GRU, params, x, lengths=jnp.array([5, 3]), masks=masks).sum()
+
+    assert jax.grad(total)(0.9, jnp.nan) == jax.grad(total)(0.9, 0.0)
+
+
+def test_masks_of_a_direction_that_there_is_none():
+    params = rnn.init_stack(jax.random.key(0), rnn.GRU, 3, 4, num_layers=1, bidirectional=True)
+    masks = {"layer_0": {"forward": rnn.Masks(), "backwards": rnn.Masks()}}
+    with pytest.raises(ValueError, match=r"expected .*backward"):
+        rnn.stack(rnn.GRU, params, jnp.ones((2, 5, 3)), masks=masks)
+
+
 def test_the_three_masks_are_independent():
     masks = [np.asarray(mask) for mask in draw(batch=50, features=300, hidden=300)]
     for a, b in itertools.combinations(masks, 2):

@@ -1,5 +1,6 @@
 """Steps of one's own that are easily taken for others: what is stopped, reshaped, bound, or has side effects."""
 
+import dataclasses
 import functools
 import pickle
 
@@ -110,6 +111,84 @@ def test_truth_values_are_compared(backend):
         return jnp.tanh(sum(jnp.where(part, 0.1 * 2**i, h) for i, part in enumerate(parts))), h
 
     assert_alike(*both_ways(backend, step, {"u": drawn(4, 4)}, drawn(2, 4), drawn(2, 5, 4)))
+
+
+@pytest.mark.parametrize("features", [1, 4])
+def test_a_product_of_few_features_may_be_normalised(backend, features):
+    def step(p, h, x):
+        z = x @ p["w"]
+        z = (z - z.mean(1, keepdims=True)) / jnp.sqrt(z.var(1, keepdims=True) + 1e-2)
+        h = jnp.tanh(h @ p["u"] + z)
+        return h, h
+
+    given = {"w": drawn(features, 4), "u": drawn(4, 4)}, drawn(2, 4), drawn(2, 5, features)
+    assert_alike(*both_ways(backend, step, *given))
+
+
+def of_the_mean(w, h, x):
+    h = jnp.tanh(x - jax.lax.pmean(x, "i") + w * h)
+    return h, h
+
+
+def of_the_place(w, h, x):
+    h = jnp.tanh(x + jax.lax.axis_index("i") + w * h)
+    return h, h
+
+
+def called_back(w, h, x):
+    h = jnp.tanh(jax.pure_callback(np.sin, jax.ShapeDtypeStruct(x.shape, x.dtype), x) + w * h)
+    return h, h
+
+
+@pytest.mark.parametrize("step", [of_the_mean, of_the_place, called_back])
+def test_what_x_alone_goes_into_may_have_no_vmap_over_the_steps(step):
+    def mapped(backend):
+        run = functools.partial(rnn.scan, step, backend=backend)
+        if step is called_back:
+            return run(drawn(3), drawn(2, 5, 3), drawn(2, 3))[1]
+        return jax.vmap(lambda x: run(drawn(3), x, drawn(2, 3))[1], axis_name="i")(drawn(2, 2, 5, 3))
+
+    np.testing.assert_allclose(mapped("auto"), mapped("scan"), rtol=1e-6)
+
+
+@pytest.mark.parametrize("return_sequences", [True, False])
+def test_a_carry_of_a_weak_type_takes_the_step_s_also_where_sequences_end(return_sequences):
+    def step(p, h, x):
+        return p * h + x, h
+
+    given, options = (jnp.bfloat16(0.5), jnp.ones((2, 5, 3), jnp.bfloat16)), {"return_sequences": return_sequences}
+    ends = [
+        rnn.scan(step, *given, jnp.full((2, 3), 0.0), lengths=lengths, **options)
+        for lengths in (None, jnp.array([5, 5]))
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *ends)
+    assert ends[1][0].dtype == jnp.bfloat16
+
+
+@dataclasses.dataclass
+class Leaky:
+    rate: float
+
+    def __call__(self, p, h, x):
+        h = self.rate * h + jnp.tanh(x * p)
+        return h, h
+
+
+def test_a_step_that_has_no_hash():
+    resets = jnp.array([[True, False, True, False, False]] * 2)
+    given = jnp.ones(3), drawn(2, 5, 3), jnp.zeros((2, 3))
+    found = rnn.scan(Leaky(0.5), *given, resets=resets)[1]
+    np.testing.assert_allclose(found[:, 2:], rnn.scan(Leaky(0.5), given[0], given[1][:, 2:], given[2])[1], rtol=1e-6)
+
+
+def test_constants_in_a_tuple_are_told_apart_by_their_sign():
+    def step(p, h, x, c):
+        h = h + jnp.arctan2(c[0], -1.0)
+        return h, h
+
+    given = None, jnp.zeros((1, 2, 3)), jnp.zeros((1, 3))
+    ends = [rnn.scan(functools.partial(step, c=(zero,)), *given)[0] for zero in (0.0, -0.0)]
+    np.testing.assert_allclose(ends[0], -ends[1])
 
 
 def test_a_column_of_parameters_that_becomes_a_row_is_of_the_units(backend):

@@ -34,7 +34,9 @@ def step(params: Params, h: Array, x: Array, bound: float = BOUND) -> tuple[Arra
 
 
 def init(key: Array, features: int, hidden_size: int, bound: float = BOUND) -> Params:
-    """kernel [features, hidden], recurrent_kernel [hidden], bias [hidden], float32."""
+    """kernel [features, hidden], recurrent_kernel [hidden], bias [hidden], float32; a bound is above 0."""
+    if not bound > 0:
+        raise ValueError(f"bound is {bound}; expected a number above 0")
     kernel_key, recurrent_key = jax.random.split(key)
     return {
         "kernel": jax.nn.initializers.glorot_uniform()(kernel_key, (features, hidden_size), jnp.float32),

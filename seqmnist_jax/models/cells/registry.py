@@ -24,7 +24,7 @@ from seqmnist_jax.models.cells import (
     ur_gru,
     ur_lstm,
 )
-from seqmnist_jax.rnn.cell import takes
+from seqmnist_jax.rnn.cell import scans_its_step, takes
 
 
 class CellChoice(NamedTuple):
@@ -133,9 +133,12 @@ def build_own(config: ml_collections.ConfigDict) -> own_cell.Found | None:
 
 
 def known_options(cell: rnn.Cell) -> dict[str, float]:
-    """The numbers that model.cell_options may set, with their defaults: those that step or init takes by name."""
+    """The numbers that model.cell_options may set, with their defaults: those that step or init takes by name.
+
+    A layer of its own does not know what its step is given.
+    """
     found = {}
-    for function in (cell.init, cell.step):
+    for function in (cell.init, cell.step) if scans_its_step(cell) else (cell.init,):
         for name, argument in inspect.signature(function).parameters.items():
             if type(argument.default) in (int, float) and name not in OF_FIELDS:
                 found[name] = argument.default
@@ -150,8 +153,9 @@ def with_options(cell: rnn.Cell, options: tuple[tuple[str, float], ...]) -> rnn.
         taken = {name: value for name, value in options if takes(function, name)}
         return functools.partial(function, **taken) if taken else function
 
-    step, init = given(cell.step), given(cell.init)
-    return cell._replace(init=init) if step is cell.step else rnn.cell(step, init, cell.zero_carry)
+    if scans_its_step(cell):
+        return rnn.cell(given(cell.step), given(cell.init), cell.zero_carry)
+    return cell._replace(init=given(cell.init))
 
 
 def _build_options(config: ml_collections.ConfigDict, cell: rnn.Cell) -> tuple[tuple[str, float], ...]:
