@@ -1,4 +1,4 @@
-"""Elman's network and LEM as one writes them in PyTorch: a loop in Python, that loop compiled, and `nn.RNN`."""
+"""Elman's network and LEM as one writes them in PyTorch: a loop in Python, with the step compiled too, and `nn.RNN`."""
 
 from collections.abc import Callable
 from typing import Any

@@ -38,7 +38,7 @@ def write(workdirs: Sequence[Path], out: Path | None = None) -> Path:
     if not os.access(out.absolute().parent, os.W_OK):
         raise UsageError(f"{out} can't be written: {out.absolute().parent} is no folder, or read-only. Set --out.")
     report = gather(workdirs)
-    files.write_bytes(out, page.render(report).encode())
+    files.write_bytes(out, page.render(report).encode(errors="replace"))  # a folder's name may be no text
     return out
 
 

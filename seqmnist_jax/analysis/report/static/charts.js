@@ -15,13 +15,14 @@ function ticks(low, high, count) {
 /** Axes with labels and grid lines; `x` and `y` map values to places. */
 function axes(width, height, x, y, xTicks, yTicks, { xLabel, xFormat = short, yFormat = short }) {
   const bottom = height - PLOT.bottom;
+  const between = (found) => (found.length > 1 ? found[1] - found[0] : 0);
   return s('g', { class: 'axes', 'aria-hidden': true },
     yTicks.map((value) => [
       s('line', { class: 'gridline', x1: PLOT.left, x2: width - PLOT.right, y1: y(value), y2: y(value) }),
-      s('text', { x: PLOT.left - 8, y: y(value) + 4, 'text-anchor': 'end' }, yFormat(value)),
+      s('text', { x: PLOT.left - 8, y: y(value) + 4, 'text-anchor': 'end' }, yFormat(value, between(yTicks))),
     ]),
     s('line', { class: 'axis', x1: PLOT.left, x2: width - PLOT.right, y1: bottom, y2: bottom }),
-    xTicks.map((value) => s('text', { x: x(value), y: bottom + 17, 'text-anchor': 'middle' }, xFormat(value))),
+    xTicks.map((value) => s('text', { x: x(value), y: bottom + 17, 'text-anchor': 'middle' }, xFormat(value, between(xTicks)))),
     s('text', { class: 'title', x: width - PLOT.right, y: height - 3, 'text-anchor': 'end' }, xLabel));
 }
 
@@ -59,7 +60,7 @@ function lineChart({ label, series, xLabel, yFormat = short, axisFormat = yForma
   const where = h('span', { class: 'where' });
   const values = series.map(() => h('b', { class: 'value' }));
   const reset = h('button', { type: 'button', class: 'small', hidden: true, onclick: () => zoom(extent) }, 'Show all');
-  const many = series.length > 10;
+  const many = series.length > 8; // of one colour then
   const legend = h('div', { class: 'legend' },
     many ? null : series.map((one, k) => h('span', { class: 'key' },
       s('svg', { class: 'swatch', width: 18, height: 8, 'aria-hidden': true },
@@ -93,7 +94,7 @@ function lineChart({ label, series, xLabel, yFormat = short, axisFormat = yForma
       + (one.x.length === 1 ? 'h0' : ''); // a point is drawn as a line of no length
     const inside = marks.filter((mark) => mark.x >= shown[0] && mark.x <= shown[1]);
     svg.replaceChildren(clip,
-      axes(width, height, x, y, ticks(...shown, width / 90), ticks(low, high, 5), { xLabel, yFormat: axisFormat }),
+      axes(width, height, x, y, ticks(...shown, width / 90).filter(Number.isInteger), ticks(low, high, 5), { xLabel, yFormat: axisFormat }),
       s('g', null, inside.map((mark) => {
         const toLeft = x(mark.x) > width * 0.6;
         return s('g', { class: 'mark' },

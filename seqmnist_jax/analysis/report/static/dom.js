@@ -27,11 +27,13 @@ const greatest = (numbers) => numbers.reduce((a, b) => Math.max(a, b), -Infinity
 const percent = (share, digits = 2) => `${(100 * share).toFixed(digits)}\u00a0%`;
 const thousands = (number) => number.toLocaleString('en');
 
-/** A number with about three digits, for axes and readouts. */
-function short(number) {
+/** A number with about three digits; among ticks with as many as tell it from the next, which is `step` away. */
+function short(number, step) {
   if (number === 0) return '0';
   const size = Math.abs(number);
-  if (size >= 1000) return thousands(Math.round(number));
+  const digits = step > 0 ? Math.max(0, Math.ceil(-Math.log10(step) - 1e-9)) : 0;
+  if (size >= 1000) return number.toLocaleString('en', { maximumFractionDigits: digits });
+  if (step > 0 && size >= 1e-3) return String(Number(number.toFixed(digits)));
   return size < 1e-3 ? number.toExponential(1) : String(Number(number.toPrecision(3)));
 }
 

@@ -23,7 +23,7 @@ function summarySection(run) {
     folded('Every field of the config', () => table('Config', ['field', 'value'], run.config, { numeric: false })));
 }
 
-const axisPercent = (share) => `${short(100 * share)} %`;
+const axisPercent = (share, step) => `${short(100 * share, 100 * step)} %`;
 
 const METRICS = {
   accuracy: { title: 'Accuracy', format: percent, axisFormat: axisPercent },

@@ -330,8 +330,10 @@ function player(view, classes, { hasProbabilities, hasStates, largest, stride })
 /** The section, and `choose(digit)` to watch one of the digits; null where the report has no model. */
 function watchSection(run, digits) {
   const reading = run.reading;
-  if (!reading || (!reading.network && !digits.length)) return null;
+  if (!reading) return null;
   const { view, classes } = reading;
+  const canDraw = reading.network && view.height === SIDE && view.width === SIDE;
+  if (!canDraw && !digits.length) return null; // there is nothing to read
   const network = reading.network && decodeNetwork(reading.network);
   const recorded = network || !reading.recorded ? null : recordedReadings(reading);
   const screen = player(view, classes, {
@@ -387,7 +389,6 @@ function watchSection(run, digits) {
     h('div', { class: 'groups' }, h('div', null, h('h3', null, 'The hardest'), thumbs((digit) => digit.hardest)),
       h('div', null, h('h3', null, 'At random'), thumbs((digit) => !digit.hardest)))) : null;
 
-  const canDraw = network && view.height === SIDE && view.width === SIDE;
   const pad = canDraw ? drawingPad((pixels) => { if (!drawPanel.hidden) { screen.pause(); read(pixels, null); screen.seek(view.time); } }) : null;
   const drawPanel = h('div', { hidden: true }, pad?.node);
   const modes = [`${run.split[0].toUpperCase()}${run.split.slice(1)} digits`, 'Draw your own'];
