@@ -18,7 +18,7 @@ errors
 rnn        checks initializers cells min_gru per_device eager scan gaps remat jaxprs division divide readout stages \
            derived native recurrence any_cell layers cell stack weights convert
 data       idx cache embedded registry sources references protocols views batches task
-devices    trees mesh memory processes profiling
+devices    trees mesh processes memory profiling
 models     reading own_cell cells head legendre classifier deep tcn build
 workdir    files caveats lock provenance config checkpoints graph pictures metrics tensorboard recorder
 training   signals scores optimizers state step run folders clock programs records replicas start finish train jobs \

@@ -49,6 +49,10 @@ class Cell(NamedTuple):
     explain: Callable[..., Any] | None = None
 
 
+# What a layer has that is nothing but its cell's step.
+_SCANS = "scans_its_step"
+
+
 def cell(
     step: Callable[..., Any], init: Callable[..., dict[str, Array]], zero_carry: Callable[..., Any] = _one_state
 ) -> Cell:
@@ -106,10 +110,6 @@ def cell(
     setattr(layer, _SCANS, True)
     made = Cell(layer, step, init, zero_carry, recurrence.BACKENDS, explain)
     return made
-
-
-# What a layer has that is nothing but its cell's step.
-_SCANS = "scans_its_step"
 
 
 def scans_its_step(cell: Cell) -> bool:
