@@ -14,7 +14,7 @@ from seqmnist_jax.rnn.checks import as_array, check_sequences, choice, flag, is_
 from seqmnist_jax.rnn.eager import compiled
 from seqmnist_jax.rnn.gaps import pressed, spread
 from seqmnist_jax.rnn.remat import remat
-from seqmnist_jax.rnn.scan import with_frames_of_its_own
+from seqmnist_jax.rnn.scan import without_padding
 
 Array = jax.Array
 Layers = dict[str, dict[str, dict[str, Array]]]
@@ -100,7 +100,7 @@ def _direction(kind: Cell, params: Any, x: Array, masks: Masks, engine: Engine, 
             if mask.shape not in (expected, (1, expected[1])):
                 raise ValueError(f"masks.{name} has shape {mask.shape}; expected {expected}")
     if masks.inputs is not None:
-        x, _ = with_frames_of_its_own(x, options["lengths"], options["reverse"])  # not of padding, which may be NaN
+        x, _ = without_padding(x, options["lengths"])  # which may be NaN, and so would be the mask's gradient
         x = x * masks.inputs[:, None, :]
     layer, given = kind.layer, params
     if steps:

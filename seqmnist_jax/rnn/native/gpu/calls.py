@@ -8,6 +8,7 @@ import numpy as np
 
 from seqmnist_jax.rnn.native.gpu import independent, load, nvrtc
 from seqmnist_jax.rnn.native.gpu.source import Shape, blocks, groups, misfit, piece_words, shared_bytes
+from seqmnist_jax.rnn.scan import without_padding
 from seqmnist_jax.rnn.stages import Operands, Options, Stages, floats
 
 Array = jax.Array
@@ -207,9 +208,7 @@ def backward(
     of_pairs: dict[tuple[int, int], Array] = {}
     for (sources, results), of_sources, of_results in zip(joined, kept.sources, d_results, strict=True):
         rows = batch * time
-        if operands.lengths is not None:  # behind the end a source may be no number, and so would be its product with 0
-            runs = jnp.arange(time) < operands.ends()[:, None]
-            of_sources = jnp.where(runs[..., None], of_sources, 0)
+        of_sources, _ = without_padding(of_sources, operands.lengths)  # NaN there would reach the weights, times 0
         product = jax.lax.dot_general(
             of_sources.reshape(rows, of_sources.shape[-1]),
             of_results.reshape(rows, of_results.shape[-1]),
