@@ -299,9 +299,9 @@ class _Divider:
         self._read |= {Raw(kind.lower(), Block(v, b)): None for b in numbers}
 
 
-def manual_axes() -> tuple[str, ...]:
-    """The names of the axes of devices over which a `shard_map` around has divided what is given."""
-    return tuple(jax.sharding.get_abstract_mesh().manual_axes)
+def axes_around() -> tuple[tuple[Any, int], ...]:
+    """The named axes of `jax.vmap` and `jax.shard_map` around, with their sizes, which become numbers of a step."""
+    return tuple((name, jax.lax.axis_size(name)) for name in jex.unsafe_get_axis_names_DO_NOT_USE())
 
 
 def laid_flat(step: Callable[..., Any], params: Any, carry: Any, x: Any, precision: str) -> Any:
@@ -313,7 +313,7 @@ def laid_flat(step: Callable[..., Any], params: Any, carry: Any, x: Any, precisi
       NotDivisibleError: the carry becomes another tree, or the step uses an array of a transformation around it.
     """
     leaves, tree = jax.tree.flatten((params, carry, x))
-    axes = manual_axes()
+    axes = jax.sharding.get_abstract_mesh().manual_axes
 
     def flat(*leaves: Any) -> list[Any]:
         params, carry, x = jax.tree.unflatten(tree, leaves)

@@ -15,7 +15,7 @@ from jax.custom_batching import custom_vmap
 from jax.custom_derivatives import SymbolicZero
 
 from seqmnist_jax.rnn import derived
-from seqmnist_jax.rnn.divide import divide, manual_axes
+from seqmnist_jax.rnn.divide import axes_around, divide
 from seqmnist_jax.rnn.division import Division, Hoisted
 from seqmnist_jax.rnn.jaxprs import NotDivisibleError
 from seqmnist_jax.rnn.native import gpu
@@ -74,7 +74,7 @@ def _divided(
     inline: bool,
     deep: bool,
     precision: str,
-    axes: tuple[str, ...],
+    axes: tuple[tuple[Any, int], ...],
 ) -> Division:
     del axes  # in which the step may be another
     params, carry, x = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(s, d) for s, d in shapes])
@@ -100,7 +100,7 @@ def stages_of(call: Call, params: Any, x: Any, carry: Any, inline: bool = True) 
     leaves, tree = jax.tree.flatten((params, carry, frame))
     leaf_shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
     multiplies = KERNELS[call.platform].MULTIPLIES_X
-    division = _divided(call.step, tree, leaf_shapes, inline, multiplies, call.options.precision, manual_axes())
+    division = _divided(call.step, tree, leaf_shapes, inline, multiplies, call.options.precision, axes_around())
     return _stages(division, multiplies and division.multiplies_x())
 
 

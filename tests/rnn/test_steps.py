@@ -151,6 +151,28 @@ def test_what_x_alone_goes_into_may_have_no_vmap_over_the_steps(step):
     np.testing.assert_allclose(mapped("auto"), mapped("scan"), rtol=1e-6)
 
 
+def scaled_state(w, h, x):
+    h = jnp.tanh(h @ w + x * jax.lax.axis_size("i"))
+    return h, h
+
+
+def scaled_output(w, h, x):
+    h = 0.5 * h + x
+    return h, h @ w + jax.lax.axis_size("i")
+
+
+@pytest.mark.parametrize("step", [scaled_state, scaled_output])
+def test_an_axis_of_another_size_makes_another_step(step):
+    def mapped(count, backend):
+        def run(x):
+            return rnn.scan(step, drawn(3, 3), x, drawn(2, 3), backend=backend, return_sequences=False)[1]
+
+        return jax.vmap(run, axis_name="i")(drawn(count, 2, 5, 3))
+
+    for count in (2, 3):
+        np.testing.assert_allclose(mapped(count, "fused"), mapped(count, "scan"), rtol=1e-5)
+
+
 @pytest.mark.parametrize("return_sequences", [True, False])
 def test_a_carry_of_a_weak_type_takes_the_step_s_also_where_sequences_end(return_sequences):
     def step(p, h, x):
