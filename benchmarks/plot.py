@@ -2,8 +2,8 @@
 
     python -m benchmarks.plot --json=FILE[,FILE ...] [--out=docs/speed] [--cell=gru]
 
-A panel for each batch size, each with its own scale; the floor is a dashed line. Writes OUT.png and
-OUT.svg, without a background and in colours that can be read on a light and on a dark page.
+A panel for each batch size, each with its own scale; the floor is a dashed line. Writes OUT.png,
+without a background and in colours that can be read on a light and on a dark page.
 """
 
 import json
@@ -97,8 +97,7 @@ def main(argv: list[str]) -> None:
     figure = draw(rows, title)
     out = Path(FLAGS.out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    for ending in ("png", "svg"):
-        figure.savefig(out.with_name(f"{out.name}.{ending}"), dpi=160, transparent=True)
+    figure.savefig(out.with_name(f"{out.name}.png"), dpi=160, transparent=True)
 
 
 if __name__ == "__main__":

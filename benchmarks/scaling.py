@@ -4,7 +4,7 @@
 
 From a GRU with hidden 128, 784 steps of one feature, batch 32 and one replica (flags change these),
 one size at a time takes the values below. Memory is what XLA sets aside for a step's temporary
-buffers; a step that does not fit is compiled, not run. The folder gets scaling.json, .png and .svg.
+buffers; a step that does not fit is compiled, not run. The folder gets scaling.json and scaling.png.
 """
 
 from collections.abc import Iterable, Sequence
@@ -54,7 +54,7 @@ def measure(base: Case, axis: str, values: Iterable[int], libraries: Sequence[st
 
 
 def draw(rows: Sequence[Row], title: str, folder: Path) -> None:
-    """Draws scaling.png and scaling.svg: time above, memory below, a column for each size."""
+    """Draws scaling.png: time above, memory below, a column for each size."""
     from matplotlib.figure import Figure
 
     axes = list(dict.fromkeys(row["axis"] for row in rows))
@@ -82,8 +82,7 @@ def draw(rows: Sequence[Row], title: str, folder: Path) -> None:
     panels[0][0].legend()
     figure.suptitle(title)
     folder.mkdir(parents=True, exist_ok=True)
-    for ending in ("png", "svg"):
-        figure.savefig(folder / f"scaling.{ending}", dpi=150)
+    figure.savefig(folder / "scaling.png", dpi=150)
 
 
 def define_flags() -> None:

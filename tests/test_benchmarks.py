@@ -200,7 +200,7 @@ def test_the_commands(tmp_path):
     from benchmarks import plot
 
     assert len(plot.select(content["rows"], "gru", 4, 6)) == 2
-    plot.draw(content["rows"], "title").savefig(tmp_path / "speed.svg")
+    plot.draw(content["rows"], "title").savefig(tmp_path / "speed.png")
     rows = scaling.measure(CASE, "batch", (1, 2), ["ours"], rounds=1, seconds=1e-3)
     scaling.draw(rows, "title", tmp_path)
     assert (tmp_path / "scaling.png").stat().st_size > 1000
