@@ -28,16 +28,17 @@ FACTS = {
     "permutation_indices": None,
     "warning": None,
 }
+SUMMARY = {"selected_on": "validation", "best_step": 40, "steps": 50}
 
 
 def make_run(folder, wrong=(), *, labels=LABELS, summary=None, **facts):
-    """A finished run that has these places of the test set wrong."""
+    """A finished run that has these places of the test set wrong, of a config of its own."""
     folder.mkdir()
     predictions = labels.copy()
     predictions[list(wrong)] = (predictions[list(wrong)] + 1) % 10
     logits = 4 * np.eye(10, dtype=np.float32)[predictions]
     write_json(folder / "data.json", {**FACTS, **facts})
-    write_json(folder / "summary.json", {"selected_on": "validation", "best_step": 40, **(summary or {})})
+    write_json(folder / "summary.json", {**SUMMARY, "identity": {"a": folder.name}, **(summary or {})})
     write_arrays(folder / "predictions.npz", labels=labels, predictions=predictions, logits=logits)
     return folder
 
@@ -93,8 +94,6 @@ def test_two_seeds_of_one_config_are_told(tmp_path):
     ]
     assert compare(*runs)["verdict"].endswith("the same but for the seed, so it was the luckier seed.")
     again = make_run(tmp_path / "again", range(40), summary={"steps": 9, "identity": {"seed": 0, "a": 1}})
-    for folder in (runs[0], again):
-        (folder / "metrics.jsonl").write_text("")
     assert "luckier" not in compare(runs[0], again)["verdict"]
     longer = make_run(tmp_path / "2", range(20), summary={"steps": 10, "identity": {"seed": 1, "a": 1}})
     assert compare(runs[0], longer)["verdict"].endswith("takes several seeds of each.")

@@ -309,10 +309,9 @@ def test_seeds_that_diverged_are_told(chosen_on_test, tmp_path):
     where = copies(chosen_on_test, tmp_path, {}, {})
     lost = tmp_path / "lost"
     lost.mkdir()
-    config = files.read_json(chosen_on_test / "config.json")
-    files.write_json(lost / "config.json", {**config, "seed": 7})
-    shutil.copy(chosen_on_test / "data.json", lost)
-    files.write_json(lost / "diverged.json", {"reason": "Training diverged at step 1"})
+    summary = files.read_json(chosen_on_test / "summary.json")
+    record = {name: summary[name] for name in ("identity", "steps")} | {"seed": 7}
+    files.write_json(lost / "diverged.json", {"reason": "Training diverged at step 1", **record})
     results = table.find([where]).results
     (row,) = table.rows(results)
     assert (row["seeds"], row["diverged_seeds"]) == ([0, 1], [7])
@@ -320,8 +319,8 @@ def test_seeds_that_diverged_are_told(chosen_on_test, tmp_path):
     assert "| 0, 1; 7 diverged |" in results_page.as_markdown([row])
     with pytest.raises(UsageError, match=r"all runs found diverged: .*lost"):
         table.rows(table.find([str(lost)]).results)
-    config["optimizer"]["learning_rate"] = 1e30
-    files.write_json(lost / "config.json", config)
+    record["identity"]["optimizer.learning_rate"] = 1e30
+    files.write_json(lost / "diverged.json", record)
     results = table.find([where]).results
     assert f"All seeds diverged, so there is no row. ({lost})" in results_page.as_markdown(
         table.rows(results), without_result=table.without_result(results)

@@ -84,16 +84,15 @@ def compare(first: Path, second: Path) -> Json:
 
 def _rerun(a: Measured, b: Measured) -> Json | None:
     """Where a run and its rerun part; None for runs of different configs, data or seeds."""
-    if _identity(a) is None or _identity(a) != _identity(b):
+    if _identity(a) != _identity(b):
         return None
     found = rerun.first_difference(a.workdir, b.workdir)
     return {"first_difference": None if found is None else found._asdict()}
 
 
-def _identity(run: Measured) -> configs.FlatConfig | None:
-    """What makes it this run, its length too; None where an earlier version has not written that."""
-    found = run.summary.get("identity")
-    return found and configs.completed(found) | {"train.steps": run.summary.get("steps")}
+def _identity(run: Measured) -> configs.FlatConfig:
+    """What makes it this run, its length too."""
+    return configs.completed(run.summary["identity"]) | {"train.steps": run.summary["steps"]}
 
 
 def _read(workdir: Path) -> Measured:
@@ -113,7 +112,7 @@ def _read(workdir: Path) -> Measured:
                 f"{workdir} is not finished: it has no {name}. To finish it, {first}give the command that trained it "
                 f"again, with --workdir={workdir}."
             )
-    summary = files.read_json(workdir / files.SUMMARY, needed=("selected_on", "best_step"))
+    summary = files.read_json(workdir / files.SUMMARY, needed=("selected_on", "best_step", "identity", "steps"))
     try:
         return Measured(workdir, facts, summary, read_answers(workdir))
     except files.WorkdirError as e:
@@ -139,9 +138,9 @@ def _verdict(a: Measured, b: Measured, test: Json) -> str:
     better = a if test["accuracy_difference"] > 0 else b
     first, second = _identity(a), _identity(b)
     takes = "whether its config is better takes several seeds of each"
-    if first and first == second:
+    if first == second:
         takes = "they are the same run made twice, so it was chance, other code or another device"
-    elif first and second and {**first, "seed": None} == {**second, "seed": None}:
+    elif {**first, "seed": None} == {**second, "seed": None}:
         takes = "their configs are the same but for the seed, so it was the luckier seed"
     return (
         f"{better.workdir} is the better of these two trained models, by "

@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from seqmnist_jax.data.protocols import FIELDS
 from seqmnist_jax.errors import SeqMnistError, UsageError
 from seqmnist_jax.models.build import model_title
 from seqmnist_jax.training.scores import over_seeds
@@ -36,7 +35,7 @@ UNKNOWN = "unknown"
 # What of a summary must be there, and of which kind.
 NUMBER = (int, float)
 NEEDED: dict[str, Any] = {"test_accuracy": NUMBER, "train_seconds": NUMBER, "device": str, "selected_on": str}
-NEEDED |= {"steps": int, "seed": int, "parameters": int, "dataset": dict}
+NEEDED |= {"steps": int, "seed": int, "parameters": int, "dataset": dict, "identity": dict}
 
 
 class Result(NamedTuple):
@@ -107,11 +106,8 @@ def find(patterns: Sequence[str]) -> Found:
 
 
 def _read_diverged(folder: Path) -> Result:
-    report = files.read_json(folder / files.DIVERGED)
-    if "identity" in report:  # by an earlier version the config alone has it
-        return Result(folder, {SEED: report[SEED]}, _recipe(report["identity"], report["steps"]), [])
-    config, identity = files.read_config(folder), _identity_of_config(folder)
-    return Result(folder, {SEED: config[SEED]}, _recipe(identity, config["train"]["steps"]), [])
+    report = files.read_json(folder / files.DIVERGED, needed=(SEED, "identity", "steps"))
+    return Result(folder, {SEED: report[SEED]}, _recipe(report["identity"], report["steps"]), [])
 
 
 def _read(folder: Path) -> Result:
@@ -120,13 +116,12 @@ def _read(folder: Path) -> Result:
     for name, kind in NEEDED.items():
         if not isinstance(summary[name], kind):
             raise files.WorkdirError(f"{path} is damaged: its {name} is {summary[name]!r}.")
-    identity = summary.get("identity") or _identity_of_config(folder)
     events = [event for event in read_events(folder) if event["split"] == "validation"]
     times, scores = ([event.get(name) for event in events] for name in ("seconds", "accuracy"))
     pairs = zip(times, scores, strict=True)
     validated = [(t, a) for t, a in pairs if isinstance(t, NUMBER) and isinstance(a, NUMBER)]
     try:
-        result = Result(folder, summary, _recipe(identity, summary["steps"]), validated)
+        result = Result(folder, summary, _recipe(summary["identity"], summary["steps"]), validated)
         _row([result])  # what makes no row alone makes none with others
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise files.WorkdirError(f"{path} is damaged ({type(e).__name__}: {e}).") from e
@@ -136,12 +131,6 @@ def _read(folder: Path) -> Result:
 def _recipe(identity: configs.FlatConfig, steps: int) -> configs.FlatConfig:
     kept = {name: value for name, value in identity.items() if configs.ADDED.get(name, ...) != value and name != SEED}
     return kept | {"train.steps": steps}
-
-
-def _identity_of_config(folder: Path) -> configs.FlatConfig:
-    """The identity of a run whose summary, by an earlier version, does not hold it."""
-    config = configs.from_json(files.read_config(folder))
-    return configs.identity(config, files.read_facts(folder)["content_hash"])
 
 
 def rows(results: Sequence[Result]) -> list[Json]:
@@ -329,10 +318,7 @@ def _task(recipe: configs.FlatConfig, dataset: Json) -> str:
 
 def _protocol(recipe: configs.FlatConfig, dataset: Json) -> str:
     """The protocol's name, and where the run departs from it."""
-    overrides = dataset.get("overrides")
-    if overrides is None:  # a run of an earlier version
-        overrides = [name for name in FIELDS if recipe.get(f"data.{name}") is not None]
-    own = [f"{name} {dataset[name]}" for name in overrides]
+    own = [f"{name} {dataset[name]}" for name in dataset["overrides"]]
     return recipe["data.protocol"] + (f" but {', '.join(own)}" if own else "")
 
 

@@ -33,7 +33,7 @@ def result(summary: Json) -> str:
     """A run's summary, a fact a line."""
     dataset, validation = summary["dataset"], summary["validation_accuracy"]
     facts = [
-        *_accuracy("test", summary["test_accuracy"], summary.get("test_accuracy_interval")),
+        *_accuracy("test", summary["test_accuracy"], summary["test_accuracy_interval"]),
         ("test images", f"{dataset['sizes']['test']:,} of {dataset['name']}"),
         ("test loss", f"{summary['test_loss']:.4f}"),
         ("checkpoint", f"step {summary['best_step']:,}, selected on {summary['selected_on']}"),
@@ -53,11 +53,9 @@ def result(summary: Json) -> str:
     return "\n".join([*aligned(facts), *_warnings(dict(summary, warnings=caveats.warnings(dataset, summary)))])
 
 
-def _accuracy(split: str, accuracy: float, interval: Sequence[float] | None) -> list[tuple[str, str]]:
-    facts = [(f"{split} accuracy", f"{accuracy:.2%}")]
-    if interval is not None:  # which runs of earlier versions have not
-        facts += [("over images", "{:.2%} to {:.2%}, 95 % Wilson interval".format(*interval))]
-    return facts
+def _accuracy(split: str, accuracy: float, interval: Sequence[float]) -> list[tuple[str, str]]:
+    over = "{:.2%} to {:.2%}, 95 % Wilson interval".format(*interval)
+    return [(f"{split} accuracy", f"{accuracy:.2%}"), ("over images", over)]
 
 
 def _warnings(result: Json) -> list[str]:

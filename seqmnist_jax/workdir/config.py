@@ -45,14 +45,6 @@ ADDED = {
     "train.noise": 0.0,
     "runtime.backend": "auto",
     "runtime.eval_precision": "float32",
-    "runtime.mesh": "auto",
-    "runtime.distributed": "",
-    "runtime.executor": "",
-    "runtime.executor_options": "",
-    "runtime.compilation_cache": "",
-    "runtime.checkpoint_seconds": 0.0,
-    "runtime.deterministic": False,
-    "runtime.profile_steps": "",
 }
 # The least and the largest value of fields that no builder checks; counts are int32 on the device.
 MOST = 2**31 - 1

@@ -15,7 +15,6 @@ from seqmnist_jax.data.protocols import FIELDS, PROTOCOLS, SEEDED_ORDERS, partit
 from seqmnist_jax.data.sources import Images, load_embedded
 from seqmnist_jax.errors import UsageError
 from seqmnist_jax.training.run import build_run
-from seqmnist_jax.workdir import config as configs
 
 # The first ten of each permutation, and the SHA-256 of all 784 as little-endian int32.
 ORDERS = {
@@ -330,13 +329,6 @@ def test_parts_of_a_task_follow_the_split(rule, first):
     np.testing.assert_array_equal(task.split_part(load_embedded(), rule, "train").labels, everything.labels[train])
     assert built.facts()["sizes"] == {"train": 4496, "validation": 4, "test": 500}
     assert first is None or train[:3].tolist() == first
-
-
-def test_a_config_of_before_is_the_same_run():
-    config = config_of(permutation="numpy:100")
-    old = configs.to_json(config)
-    del old["data"]["permuted"]
-    assert configs.to_json(configs.from_json(old)) == configs.to_json(config)
 
 
 @pytest.mark.parametrize(("config", "order"), [(pixel_gru, "none"), (permuted_gru, "numpy:100")])
