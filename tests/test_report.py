@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from configs import pixel_gru, row_lstm
+from seqmnist_jax.analysis.evaluate import decided_at
 from seqmnist_jax.analysis.report import build, page, reading
 from seqmnist_jax.analysis.trained import TrainedModel
 from seqmnist_jax.data.sources import load_embedded
@@ -344,7 +345,7 @@ def test_what_the_page_cannot_run_is_recorded(changes, reason):
 
 def test_the_step_from_which_the_answer_stays():
     predictions = np.array([[3, 3, 3], [1, 3, 3], [3, 1, 3], [1, 1, 3]])
-    assert reading.decided_at(predictions).tolist() == [1, 2, 3, 3]
+    assert decided_at(predictions).tolist() == [1, 2, 3, 3]
 
 
 def test_the_hardest_digits_come_first(trained):

@@ -9,7 +9,7 @@ import scipy.special
 
 from seqmnist_jax.analysis.recorded import is_trial, warnings
 from seqmnist_jax.analysis.trained import TrainedModel, load
-from seqmnist_jax.data.sources import Dataset, Images, build_dataset_of_run, build_request, find_data_dir, load_dataset
+from seqmnist_jax.data.sources import Dataset, build_dataset_of_run, build_request, find_data_dir, load_dataset
 from seqmnist_jax.data.task import SPLITS, split_part
 from seqmnist_jax.errors import SeqMnistError, UsageError
 from seqmnist_jax.training.scores import score
@@ -20,8 +20,7 @@ Json = dict[str, Any]
 def evaluate(workdir: Path, *, split: str = "test", data_dir: str = "", allow_other_data: bool = False) -> Json:
     """What a run's selected checkpoint is worth on one split.
 
-    The result has the statistics of `scores.score` and, as 'anytime', the accuracy and the entropy
-    after each step (None of a model that reads both ways).
+    The result has the statistics of `scores.score` and, as 'anytime', those of `anytime`.
 
     Args:
       workdir: the run.
@@ -72,7 +71,7 @@ def evaluate(workdir: Path, *, split: str = "test", data_dir: str = "", allow_ot
         "split": split,
         "examples": len(part),
         **scores,
-        "anytime": _anytime(model, part) if model.reads_forwards else None,
+        "anytime": anytime(model, part.images, part.labels),
         "dataset": dataset.name,
         "source": dataset.source,
         "content_hash": dataset.content_hash,
@@ -81,20 +80,41 @@ def evaluate(workdir: Path, *, split: str = "test", data_dir: str = "", allow_ot
     }
 
 
-def _anytime(model: TrainedModel, part: Images) -> Json:
-    """How well a model knows the classes after each step, [time] each, as means over the images.
+def anytime(model: TrainedModel, images: np.ndarray, labels: np.ndarray) -> Json | None:
+    """How soon a model knows the images; None of one that reads both ways.
 
-    'accuracy' is the share of images whose most probable class is the right one, 'entropy' that of the
-    predicted classes, in nats.
+    Args:
+      model: the model.
+      images: uint8 [count, height, width].
+      labels: int [count].
+
+    Returns:
+      accuracy [time], of what is most probable after each step; entropy [time], the mean of that of the predicted
+      classes, in nats; decided [time], the share of images whose most probable class is, from that step on, what it is
+      at the end; median, the step at which that holds of half.
     """
+    if not model.reads_forwards:
+        return None
     size = model.config.runtime.eval_batch_size  # so that not all probabilities are in memory at once
     accuracy = entropy = np.float64(0.0)
-    for start in range(0, len(part), size):
-        some = part[start : start + size]
-        p = model.read(some.images)
-        accuracy = accuracy + (p.argmax(-1) == some.labels[:, None]).sum(0)
+    settled = []
+    for start in range(0, len(images), size):
+        p = model.read(images[start : start + size])
+        predictions = p.argmax(-1)
+        accuracy = accuracy + (predictions == labels[start : start + size, None]).sum(0)
         entropy = entropy + scipy.special.entr(p).sum((0, -1), dtype=np.float64)
-    return {"accuracy": (accuracy / len(part)).tolist(), "entropy": (entropy / len(part)).tolist()}
+        settled.append(decided_at(predictions))
+    steps, count = np.concatenate(settled), len(images)
+    decided = np.bincount(steps - 1, minlength=predictions.shape[1]).cumsum()
+    curves = {"accuracy": accuracy / count, "entropy": entropy / count, "decided": decided / count}
+    return {name: curve.tolist() for name, curve in curves.items()} | {"median": int(np.median(steps))}
+
+
+def decided_at(predictions: np.ndarray) -> np.ndarray:
+    """The first step, counted from 1, from which the predicted class stays the last one; of int [count, time]."""
+    other = predictions != predictions[:, -1:]
+    # From the end: how many steps before the last one that says something else.
+    return predictions.shape[1] - np.where(other.any(1), other[:, ::-1].argmax(1), predictions.shape[1]) + 1
 
 
 def _other_data(facts: Json, dataset: Dataset) -> list[str]:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.special
 
+from seqmnist_jax.analysis.evaluate import anytime
 from seqmnist_jax.analysis.report.runs import Opened
 from seqmnist_jax.analysis.trained import TrainedModel
 from seqmnist_jax.data.protocols import SCALINGS
@@ -149,43 +150,6 @@ def record(model: TrainedModel, images: np.ndarray) -> Json:
     return recorded
 
 
-def how_soon(model: TrainedModel, images: np.ndarray, labels: np.ndarray) -> Json | None:
-    """How soon a model knows the images; None of one that reads both ways.
-
-    Args:
-      model: the model.
-      images: uint8 [count, height, width].
-      labels: int [count].
-
-    Returns:
-      accuracy [time], of what is most probable after each step; decided [time], the share of images whose most
-      probable class is, from that step on, what it is at the end; median, the step at which that holds of half.
-    """
-    if not model.reads_forwards:
-        return None
-    size = model.config.runtime.eval_batch_size  # so that not all probabilities are in memory at once
-    right, settled = [], []
-    for start in range(0, len(images), size):
-        predictions = model.read(images[start : start + size]).argmax(-1)
-        right.append((predictions == labels[start : start + size, None]).sum(0))
-        settled.append(decided_at(predictions))
-    time = len(right[0])
-    steps = np.concatenate(settled)
-    share = np.bincount(steps - 1, minlength=time).cumsum() / len(steps)
-    return {
-        "accuracy": [round(float(value), 5) for value in sum(right) / len(steps)],
-        "decided": [round(float(value), 5) for value in share],
-        "median": int(np.median(steps)),
-    }
-
-
-def decided_at(predictions: np.ndarray) -> np.ndarray:
-    """The first step, counted from 1, from which the predicted class stays the last one; of int [count, time]."""
-    other = predictions != predictions[:, -1:]
-    # From the end: how many steps before the last one that says something else.
-    return predictions.shape[1] - np.where(other.any(1), other[:, ::-1].argmax(1), predictions.shape[1]) + 1
-
-
 def describe(opened: Opened, digits: Json | None) -> Json | None:
     """All that "watch it read" needs beside the digits; None without a model.
 
@@ -199,7 +163,7 @@ def describe(opened: Opened, digits: Json | None) -> Json | None:
     network = describe_network(model)
     recorded = soon = None
     if images is not None and answers is not None:
-        soon = how_soon(model, images, answers.labels)
+        soon = anytime(model, images, answers.labels)
         if network is None and digits is not None:
             recorded = record(model, images[[one["index"] for one in digits["list"]]])
     return {
@@ -208,5 +172,5 @@ def describe(opened: Opened, digits: Json | None) -> Json | None:
         "network": network,
         "why_not_live": why_not_live(model),
         "recorded": recorded,
-        "soon": soon,
+        "soon": soon and {name: np.round(soon[name], 5).tolist() for name in ("accuracy", "decided", "median")},
     }

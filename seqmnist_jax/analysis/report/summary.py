@@ -6,7 +6,6 @@ from seqmnist_jax.analysis.report.runs import Found, Opened
 from seqmnist_jax.analysis.results_page import duration
 from seqmnist_jax.data.protocols import PROTOCOLS, SELECTIONS, TEST_SELECTION
 from seqmnist_jax.models.build import model_title
-from seqmnist_jax.models.cells import cell_title
 from seqmnist_jax.workdir import config as configs
 
 Json = dict[str, Any]
@@ -137,15 +136,9 @@ def _protocol(found: Found) -> Pairs:
 def _model(found: Found) -> Pairs:
     # With the fields that an older version's config lacks.
     model = configs.from_json(found.config).model
-    if model.name != "rnn":
-        pairs = [("Network", model_title(configs.flatten(found.config)))]
-    else:
-        layers = "one layer" if model.num_layers == 1 else f"{model.num_layers} layers"
-        ways = ", both ways" if model.bidirectional else ""
-        pairs = [
-            ("Network", f"{cell_title(model.cell)}, {layers} of {model.hidden_size} units{ways}{_around(model)}"),
-            ("Norm", model.norm),
-        ]
+    pairs = [("Network", model_title(configs.flatten(found.config)))]
+    if model.name == "rnn":
+        pairs += [("Norm", model.norm), ("Reading", f"the {model.reading} of its outputs")]
     if found.summary is not None and "parameters" in found.summary:
         pairs.append(("Parameters", f"{found.summary['parameters']:,}"))
     dropout = {name: keep for name, keep in model.dropout.items() if keep < 1.0}
@@ -153,16 +146,6 @@ def _model(found: Found) -> Pairs:
         pairs.append(("Dropout", ", ".join(f"{name} {keep:g}" for name, keep in dropout.items())))
     pairs.append(("Precision", (found.summary or {}).get("precision") or model.precision))
     return pairs
-
-
-def _around(model: Any) -> str:
-    """What stands before and behind the recurrent layers, in words."""
-    parts = {
-        f", a Legendre memory of order {model.memory} before it": model.memory,
-        ", the mean of its outputs read": model.reading == "mean",
-        f", an MLP of {model.head_layers} x {model.hidden_size} behind it": model.head_layers,
-    }
-    return "".join(part for part, is_there in parts.items() if is_there)
 
 
 def _training(found: Found) -> Pairs:
