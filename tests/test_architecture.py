@@ -20,7 +20,7 @@ rnn        checks initializers cells min_gru per_device eager scan gaps remat ja
 data       idx cache embedded registry sources references protocols views batches task
 devices    trees mesh processes memory profiling
 models     reading own_cell cells head legendre classifier deep tcn build
-workdir    files caveats lock provenance config checkpoints graph pictures metrics tensorboard recorder
+workdir    files caveats lock provenance config checkpoints graph pictures metrics tensorboard
 training   signals scores optimizers state step run folders clock programs records replicas start finish train jobs \
            plan sweep
 analysis   recorded trained evaluate rerun compare table results_page export report

@@ -26,7 +26,7 @@ import jax, numpy as np
 from configs import row_lstm
 from seqmnist_jax.training import plan, sweep
 from seqmnist_jax.workdir.checkpoints import Checkpoints
-from seqmnist_jax.training.replicas import QUIET
+from seqmnist_jax.training.replicas import QUIET, Job
 from seqmnist_jax.training.state import restore_state
 from seqmnist_jax.training.train import train_replicas
 
@@ -39,7 +39,7 @@ for job in jobs:
         "model.dense_init": "glorot_uniform", "train.steps": 50, "train.eval_every": 25, **job["changes"]})
     points = plan.build_points(config, {"seed": tuple(job["seeds"])})
     folders = [Path(job["folder"]) / str(seed) for seed in job["seeds"]]
-    train_replicas([m.run for m in points], folders, [None] * len(folders), QUIET)
+    train_replicas([Job(m.run, folder) for m, folder in zip(points, folders)], QUIET)
     for point, folder in zip(points, folders):
         with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
             params = restore_state(checkpoints, 50, point.run.learner.template).params

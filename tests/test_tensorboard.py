@@ -16,7 +16,7 @@ import pytest
 from configs import row_lstm
 from seqmnist_jax.devices import profiling
 from seqmnist_jax.errors import UsageError
-from seqmnist_jax.training.replicas import QUIET
+from seqmnist_jax.training.replicas import QUIET, Job
 from seqmnist_jax.training.run import build_run
 from seqmnist_jax.training.train import Stopped, train, train_replicas
 from seqmnist_jax.workdir import graph, pictures
@@ -53,13 +53,13 @@ def logdir(tmp_path_factory, cache_dir, compilation_cache):
     folder = tmp_path_factory.mktemp("tensorboard")
     changes = [{"optimizer.learning_rate": 0.001}, {"optimizer.learning_rate": 0.004, "seed": 1}]
     runs = [small_run(**{**one, "runtime.dispatch_seconds": 1e-9}) for one in changes]
-    folders, done = [folder / "a", folder / "b"], []
+    jobs, done = [Job(run, folder / name) for name, run in zip("ab", runs, strict=True)], []
     watch = QUIET._replace(show=lambda now: done.append(now.step), should_stop=lambda: done[-1] >= 13)
     with pytest.raises(Stopped):
-        train_replicas(runs, folders, [None, None], watch)
-    for one in folders:  # as if the process had died after another report
-        shutil.rmtree(one / "checkpoints" / "13")
-    train_replicas(runs, folders, [None, None], QUIET)
+        train_replicas(jobs, watch)
+    for job in jobs:  # as if the process had died after another report
+        shutil.rmtree(job.folder / "checkpoints" / "13")
+    train_replicas(jobs, QUIET)
     return folder
 
 

@@ -8,7 +8,6 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from seqmnist_jax.workdir.metrics import JsonLinesWriter
-from seqmnist_jax.workdir.recorder import Recorder
 from seqmnist_jax.workdir.tensorboard import TensorBoardWriter
 
 
@@ -79,20 +78,12 @@ def test_nothing_written_leaves_no_tensorboard_file(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_recorder_tells_scalars_to_both(tmp_path):
-    recorder = Recorder(tmp_path, first_step=0)
-    recorder.write_scalars(1, {"train/loss": 0.5})
-    recorder.close()
-    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "split": "train", "loss": 0.5}
-    assert [value.tag for event in tensorboard_events(tmp_path) for value in event.summary.value] == ["train/loss"]
-
-
-def test_a_recorder_that_does_not_write_leaves_nothing(tmp_path):
-    recorder = Recorder(tmp_path, first_step=0, writes=False)
-    recorder.write_scalars(1, {"train/loss": 0.5})
-    recorder.tensorboard.write_texts(0, {"config": "seed = 0"})
-    recorder.flush()
-    recorder.close()
+def test_a_writer_that_does_not_write_leaves_nothing(tmp_path):
+    writer = TensorBoardWriter(tmp_path, first_step=0, writes=False)
+    writer.write_scalars(1, {"train/loss": 0.5})
+    writer.write_texts(0, {"config": "seed = 0"})
+    writer.flush()
+    writer.close()
     assert list(tmp_path.iterdir()) == []
 
 

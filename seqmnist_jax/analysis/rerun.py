@@ -1,6 +1,5 @@
 """A run and its rerun: where do they part?"""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ import numpy as np
 from seqmnist_jax.analysis.recorded import read_answers
 from seqmnist_jax.workdir import files
 from seqmnist_jax.workdir.checkpoints import Checkpoints, read_saved
+from seqmnist_jax.workdir.metrics import read_events
 
 Json = Any
 # What differs between any two runs.
@@ -57,17 +57,12 @@ def _events(a: Path, b: Path) -> Iterator[Difference]:
 
 def _scalars(workdir: Path) -> dict[tuple[int, str], Json]:
     """The values of metrics.jsonl by step and name."""
-    path = workdir / files.METRICS
-    try:
-        events = [json.loads(line) for line in path.read_text().splitlines()]
-        return {
-            (event["step"], f"{event['split']}/{name}"): value
-            for event in events
-            for name, value in event.items()
-            if name not in ("step", "split", *TIMES)
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise files.WorkdirError(f"{path} can't be read ({type(e).__name__}: {e}).") from e
+    return {
+        (event["step"], f"{event['split']}/{name}"): value
+        for event in read_events(workdir)
+        for name, value in event.items()
+        if name not in ("step", "split", *TIMES)
+    }
 
 
 def _arrays(a: Path, b: Path) -> Iterator[Difference]:

@@ -63,17 +63,17 @@ def _write_result(
     group: ReplicaGroup, replica: Replica, best_step: int, logits: np.ndarray, last_logits: np.ndarray
 ) -> Json:
     """Writes the result of a run: its metrics, predictions and summary, and gives the summary."""
-    run, recorder, clock = replica.run, replica.recorder, group.clock_of_one()
+    run, clock = replica.run, group.clock_of_one()
     replica.check_place()
     labels = run.task.part("test").labels
     scores = score(logits, labels)
     last = scores if logits is last_logits else score(last_logits, labels)
     numbers = {name: scores[name] for name in ("loss", "accuracy", "calibration_error")}
     numbers |= {"steps_per_second": run.steps / clock.train, "seconds": clock.train}
-    recorder.write_scalars(run.steps, {f"test/{name}": value for name, value in numbers.items()})
-    records.write_pictures(recorder.tensorboard, run, run.steps, "test", logits)
-    recorder.tensorboard.write_end(run.steps)
-    recorder.flush()
+    replica.write_scalars(run.steps, {f"test/{name}": value for name, value in numbers.items()})
+    records.write_pictures(replica.tensorboard, run, run.steps, "test", logits)
+    replica.tensorboard.write_end(run.steps)
+    replica.flush()
     if processes.is_main():
         answers = {"labels": labels, "predictions": logits.argmax(-1).astype(np.uint8), "logits": logits}
         files.write_arrays(replica.workdir / files.PREDICTIONS, **answers)

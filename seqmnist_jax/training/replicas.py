@@ -18,7 +18,8 @@ from seqmnist_jax.training.run import Run
 from seqmnist_jax.training.state import TrainState
 from seqmnist_jax.workdir import files
 from seqmnist_jax.workdir.checkpoints import Checkpoints, NotSaved
-from seqmnist_jax.workdir.recorder import Recorder
+from seqmnist_jax.workdir.metrics import JsonLinesWriter, Scalars
+from seqmnist_jax.workdir.tensorboard import TensorBoardWriter
 
 Json = dict[str, Any]
 
@@ -57,6 +58,22 @@ class Watch(NamedTuple):
 ALOUD, QUIET = Watch(), Watch(say=lambda line: None)
 
 
+class Job(NamedTuple):
+    """A run that is asked for, and where it goes.
+
+    Attributes:
+      run: what is trained.
+      folder: made, or resumed if it holds this run; None for one that only keeps its place in the program of others.
+      command: how a user would start this run alone, for the record.
+      name: in its sweep.
+    """
+
+    run: Run
+    folder: Path | None
+    command: str | None = None
+    name: str = ""
+
+
 @dataclasses.dataclass
 class Replica:
     """One run of a group that trains.
@@ -69,7 +86,7 @@ class Replica:
       check_place: raises `lock.Moved` where the folder is not in its place any more.
       checkpoints: what is saved of it.
       is_untold: whether it has done steps that no report tells of yet.
-      recorder: takes what it has to tell; opened once all is read that was told before.
+      metrics, tensorboard: take what it has to tell; opened once all is read that was told before.
       sittings: of each stretch of steps made in the same place by the same code the first, and that place and code.
       diverged: why training of it ended early; None while all is well.
       lost_checkpoints: the steps of those that were kept as the best, but could not be read any more.
@@ -84,7 +101,8 @@ class Replica:
     check_place: Callable[[], None] = lambda: None
     checkpoints: Checkpoints = dataclasses.field(init=False)
     is_untold: bool = False
-    recorder: Recorder = dataclasses.field(init=False)
+    metrics: JsonLinesWriter = dataclasses.field(init=False)
+    tensorboard: TensorBoardWriter = dataclasses.field(init=False)
     sittings: list[Json] = dataclasses.field(default_factory=list)
     diverged: str | None = None
     lost_checkpoints: list[int] = dataclasses.field(default_factory=list)
@@ -94,6 +112,20 @@ class Replica:
     def facts(self) -> Json:
         """What a checkpoint says of its run."""
         return {"config": self.run.config, "data": self.run.task.facts()}
+
+    def write_scalars(self, step: int, scalars: Scalars) -> None:
+        """Records numbers, named 'split/metric', that hold at `step`, in metrics.jsonl and for TensorBoard."""
+        self.metrics.write_scalars(step, scalars)
+        self.tensorboard.write_scalars(step, scalars)
+
+    def flush(self) -> None:
+        """Hands everything recorded so far to the operating system.
+
+        Raises:
+          OSError: not all of metrics.jsonl could be written; nothing is lost.
+        """
+        self.metrics.flush()
+        self.tensorboard.flush()
 
     def write_json(self, name: str, value: Json) -> None:
         """Writes a file of the folder, in the one process that writes."""
@@ -170,7 +202,7 @@ class ReplicaGroup:
 
         def first() -> None:
             replica.check_place()
-            replica.recorder.flush()  # what a checkpoint follows must be on record before it
+            replica.flush()  # what a checkpoint follows must be on record before it
 
         self.clock.measure("checkpoint", lambda: checkpoints.save(state.split(), facts, validated, first=first))
 

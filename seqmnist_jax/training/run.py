@@ -48,7 +48,6 @@ class Learner:
     """What is trained, how, from which seed: the pure functions of a run, with their static parts bound.
 
     Attributes:
-      view: how images become sequences.
       spec: the static parts of a training step.
       hyper: its numbers.
       seed: all randomness follows from it.
@@ -58,7 +57,6 @@ class Learner:
       eval_precision: of the recurrence's products wherever the model is not trained.
     """
 
-    view: SequenceView
     spec: StepSpec
     hyper: Hyperparameters
     seed: int
@@ -71,6 +69,11 @@ class Learner:
     def model(self) -> nn.Module:
         """The model, as a Flax module."""
         return self.spec.model
+
+    @property
+    def view(self) -> SequenceView:
+        """How images become sequences."""
+        return self.spec.view
 
     @property
     def measured(self) -> nn.Module:
@@ -143,7 +146,7 @@ def build_learner(config: ml_collections.ConfigDict, view: SequenceView, num_cla
     spec = StepSpec(
         model=build_model(config, view.sequence_length, num_classes),
         make_optimizer=build_optimizer(config),
-        preprocess=view,
+        view=view,
         batch_size=batch_size,
         drops=frozenset(place for place in DROPOUT_PLACES if config.model.dropout[place] < 1.0),
         min_length=min_length or None,
@@ -153,7 +156,6 @@ def build_learner(config: ml_collections.ConfigDict, view: SequenceView, num_cla
     )
     hyper = jax.tree.map(jnp.float32, build_hyperparameters(config))
     return Learner(
-        view,
         spec,
         hyper,
         seed=config.seed,

@@ -1,6 +1,7 @@
 """From runs and folders to a group that trains: folders owned, checkpoints read, all put in order."""
 
 import contextlib
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -15,30 +16,28 @@ from seqmnist_jax.devices.trees import stack
 from seqmnist_jax.models.build import model_title
 from seqmnist_jax.training.clock import Clock, Progress
 from seqmnist_jax.training.folders import GOING, NEW, check_identity, look
-from seqmnist_jax.training.replicas import Diverged, Json, Replica, ReplicaGroup, Watch
+from seqmnist_jax.training.replicas import Diverged, Job, Json, Replica, ReplicaGroup, Watch
 from seqmnist_jax.training.run import Run
 from seqmnist_jax.training.state import TrainState, restore_state
 from seqmnist_jax.workdir import caveats, files, provenance
 from seqmnist_jax.workdir import config as configs
 from seqmnist_jax.workdir.checkpoints import CheckpointError, Checkpoints, rank, read_saved, saved_steps
 from seqmnist_jax.workdir.lock import owned
-from seqmnist_jax.workdir.metrics import keep_events, read_events
-from seqmnist_jax.workdir.recorder import Recorder
+from seqmnist_jax.workdir.metrics import JsonLinesWriter, keep_events, read_events
+from seqmnist_jax.workdir.tensorboard import TensorBoardWriter
 
 
-def ended(
-    runs: Sequence[Run], workdirs: Sequence[Path | None], waiting: Mapping[int, Replica], watch: Watch
-) -> tuple[dict[int, Json], Diverged | None]:
+def ended(jobs: Sequence[Job], waiting: Mapping[int, Replica], watch: Watch) -> tuple[dict[int, Json], Diverged | None]:
     """Of the runs that have nothing to do the summaries, by place, and what is said of the last that diverged."""
     summaries, diverged = {}, None
-    for place, (run, workdir) in enumerate(zip(runs, workdirs, strict=True)):
-        if workdir is not None and place not in waiting:
-            if (workdir / files.SUMMARY).exists():
-                summaries[place] = _finished(run, workdir, watch)
-                watch.say(f"{workdir} is finished: all its {run.steps} steps are done.")
+    for place, (run, folder, *_) in enumerate(jobs):
+        if folder is not None and place not in waiting:
+            if (folder / files.SUMMARY).exists():
+                summaries[place] = _finished(run, folder, watch)
+                watch.say(f"{folder} is finished: all its {run.steps} steps are done.")
             else:
-                report = files.read_json(workdir / files.DIVERGED, needed=("reason",))
-                diverged = Diverged(f"{workdir} has diverged. {report['reason']}")
+                report = files.read_json(folder / files.DIVERGED, needed=("reason",))
+                diverged = Diverged(f"{folder} has diverged. {report['reason']}")
     return summaries, diverged
 
 
@@ -70,15 +69,12 @@ def _finished(run: Run, workdir: Path, watch: Watch) -> Json:
     return summary
 
 
-def open_folders(
-    exits: ExitStack, runs: Sequence[Run], workdirs: Sequence[Path | None], commands: Sequence[str | None]
-) -> dict[int, Replica]:
+def open_folders(exits: ExitStack, jobs: Sequence[Job]) -> dict[int, Replica]:
     """Owns the folders of runs that have steps to do; process 0 first, which makes what the others find.
 
     Args:
       exits: what ends the ownership.
-      runs: of one program.
-      workdirs, commands: as `train.train_replicas` takes them.
+      jobs: as `train.train_replicas` takes them.
 
     Returns:
       The runs that train, by their place.
@@ -89,20 +85,20 @@ def open_folders(
     """
     if not processes.is_main():
         processes.wait("folders")
-    given = {place: workdir for place, workdir in enumerate(workdirs) if workdir is not None}
-    going = {place for place, workdir in given.items() if look(runs[place], workdir) in GOING}
-    replicas = {}
-    for place in sorted(going):
-        run, workdir = runs[place], given[place]
-        replicas[place] = Replica(place, run, workdir, commands[place])
-        if processes.is_main():
-            workdir.mkdir(parents=True, exist_ok=True)
-            replicas[place].check_place = exits.enter_context(owned(workdir))
-            files.remove_half_written(workdir)
-            replicas[place].is_new = look(run, workdir) == NEW  # again, now that nobody else can change it
-            if replicas[place].is_new:
-                record(run, workdir)
+    replicas = {
+        place: Replica(place, job.run, job.folder, job.command)
+        for place, job in enumerate(jobs)
+        if job.folder is not None and look(job.run, job.folder) in GOING
+    }
     if processes.is_main():
+        for replica in replicas.values():
+            run, workdir = replica.run, replica.workdir
+            workdir.mkdir(parents=True, exist_ok=True)
+            replica.check_place = exits.enter_context(owned(workdir))
+            files.remove_half_written(workdir)
+            replica.is_new = look(run, workdir) == NEW  # again, now that nobody else can change it
+            if replica.is_new:
+                record(run, workdir)
         processes.wait("folders")
     return replicas
 
@@ -187,7 +183,7 @@ def _restore_or_init(group: ReplicaGroup, replica: Replica, init: Callable[..., 
 
 
 def begin(exits: ExitStack, group: ReplicaGroup) -> None:
-    """Puts the folders in order, now that everything is ready to train, and opens the recorders."""
+    """Puts the folders in order, now that everything is ready to train, and opens what it is recorded by."""
     step = group.first_step
     for replica in group.replicas:
         is_told = replica.run.is_measured(step) and not replica.is_untold
@@ -196,8 +192,10 @@ def begin(exits: ExitStack, group: ReplicaGroup) -> None:
             _drop_later(replica, step if is_told else step - 1)
             if not replica.is_new:  # it may have more steps now, or its data in another place
                 record(replica.run, replica.workdir)
-        recorder = Recorder(replica.workdir, step + 1 if is_told else step, writes=processes.is_main())
-        replica.recorder = exits.enter_context(closing(recorder))
+        writes, first = processes.is_main(), step + 1 if is_told else step
+        metrics = JsonLinesWriter(replica.workdir / files.METRICS if writes else Path(os.devnull))
+        replica.metrics = exits.enter_context(closing(metrics))
+        replica.tensorboard = exits.enter_context(closing(TensorBoardWriter(replica.workdir, first, writes=writes)))
     count = len(group.replicas)
     group.progress = Progress(step, group.run.steps, group.clock, runs=count, validated=_validated(group))
 

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from seqmnist_jax.data.views import SequenceView
 from seqmnist_jax.devices.mesh import own_share, shards
 from seqmnist_jax.devices.trees import tensor_names
-from seqmnist_jax.models.reading import Preprocess
 from seqmnist_jax.training.optimizers import DROPOUT_PLACES, Hyperparameters, MakeOptimizer, clip_state
 from seqmnist_jax.training.state import DROPOUT_STREAM, LENGTH_STREAM, NOISE_STREAM, TrainMetrics, TrainState
 
@@ -25,7 +25,7 @@ class StepSpec(NamedTuple):
     Attributes:
       model: ``model.init(key, x)`` and ``model.apply(variables, x, train=...)``.
       make_optimizer: as in `optimizers`.
-      preprocess: images to sequences.
+      view: how images become sequences.
       batch_size: examples a step.
       drops: the places of variational dropout that are in use.
       min_length: None, or: each training sequence ends at random, after at least so many steps.
@@ -37,7 +37,7 @@ class StepSpec(NamedTuple):
 
     model: nn.Module
     make_optimizer: MakeOptimizer
-    preprocess: Preprocess
+    view: SequenceView
     batch_size: int
     drops: frozenset[str] = frozenset()
     min_length: int | None = None
@@ -243,7 +243,7 @@ def train_steps(
         size = spec.batch_size
         with jax.named_scope("input"):
             batch = _own(spec, jax.lax.dynamic_slice(orders, (offset + done * size,), (size,)))
-            x, wanted = spec.preprocess(images[batch]), labels[batch].astype(jnp.int32)
+            x, wanted = spec.view(images[batch]), labels[batch].astype(jnp.int32)
         return train_step(spec, state, hyper, x, wanted, alive)
 
     return jax.lax.fori_loop(0, count, one, (state, jnp.asarray(alive)))
@@ -253,7 +253,7 @@ def gradient_report(
     spec: StepSpec, state: TrainState, hyper: Hyperparameters, images: Array, labels: Array
 ) -> tuple[Array, dict[str, Array]]:
     """The loss of the next batch and the norm of each tensor's gradient before the clip, by its path."""
-    x = spec.preprocess(images)
+    x = spec.view(images)
     found = _gradients(spec, state, hyper, x, labels.astype(jnp.int32))
     norms = [jnp.linalg.norm(leaf.ravel()) for leaf in jax.tree.leaves(found.params)]
     return found.loss, dict(zip(tensor_names(found.params), norms, strict=True))

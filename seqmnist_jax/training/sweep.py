@@ -10,7 +10,7 @@ import signal
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from seqmnist_jax.devices import processes
 from seqmnist_jax.devices.memory import TooLarge
@@ -19,8 +19,7 @@ from seqmnist_jax.training.folders import BEGUN, GOING, LEFT_BY_RUNS, NEW, check
 from seqmnist_jax.training.jobs import run_jobs
 from seqmnist_jax.training.plan import Grid, Overrides, SweepPoint
 from seqmnist_jax.training.programs import keep_programs
-from seqmnist_jax.training.replicas import ALOUD, Diverged, Watch
-from seqmnist_jax.training.run import Run
+from seqmnist_jax.training.replicas import ALOUD, Diverged, Job, Watch
 from seqmnist_jax.training.scores import over_seeds
 from seqmnist_jax.training.signals import OF_A_JOB, StopOnSignal
 from seqmnist_jax.training.train import Stopped, train_replicas
@@ -33,18 +32,6 @@ Json = dict[str, Any]
 TOGETHER = "together"
 # Of sweep.json: the fields whose values trials choose.
 CHOSEN = "chosen fields"
-
-
-class Job(NamedTuple):
-    """A run, its name in the sweep, the folder that it goes into, and how a user would start it alone.
-
-    Without a folder it only keeps its place in the program of a group.
-    """
-
-    run: Run
-    name: str
-    folder: Path | None
-    command: str | None
 
 
 def train_sweep(
@@ -100,7 +87,7 @@ def train_sweep(
         _, together = survey(grid, points, workdir)  # again, now that nobody else can change it
         processes.wait("who trains together is known")
         jobs = {
-            point.name: Job(point.run, point.name, plan.folder_of(workdir, point), command(point.overrides))
+            point.name: Job(point.run, plan.folder_of(workdir, point), command(point.overrides), point.name)
             for point in points
         }
         asked = [[jobs[name] for name in names if name in jobs] for names in together]
@@ -114,23 +101,13 @@ def train_sweep(
             + "; ".join(f"{field} {', '.join(map(str, values))}" for field, values in grid.items())
         )
 
-        def record() -> None:
+        if processes.is_main():
             told = {"sweep": dict(grid), "config of one run": points[0].run.config, TOGETHER: together}
             told |= {CHOSEN: _chosen_fields(points)} if points[0].trials else {}
             files.write_json(workdir / files.SWEEP, told | {files.TRIALS: not points[0].run.tests})
-
-        def cut(chunks: Sequence[Sequence[Job]]) -> None:
-            parts = [[job.name for job in chunk] for chunk in chunks]
-            place = together.index([name for part in parts for name in part])
-            together[place : place + 1] = parts  # for good, so that who goes on comes to the same bits
-            if processes.is_main():
-                record()
-
-        if processes.is_main():
-            record()
             if any(look(job.run, job.folder) in GOING for job in jobs.values() if job.folder):
                 (workdir / files.SUMMARY).unlink(missing_ok=True)  # of shorter runs, which go on now
-        _train_groups(groups, executor, watch, cut)
+        _train_groups(groups, workdir, executor, watch)
         processes.wait("all runs are done")
         summary = _summarize(points, workdir, grid)
         others = {name for names in together for name in names} - {point.name for point in points}
@@ -184,14 +161,11 @@ def survey(grid: Grid, points: Sequence[SweepPoint], workdir: Path) -> tuple[str
     return BEGUN if old else NEW, [*together, *new.values()]
 
 
-Cut = Callable[[Sequence[Sequence[Job]]], None]
-
-
-def _train_groups(groups: Sequence[list[Job]], executor: Any, watch: Watch, cut: Cut) -> None:
+def _train_groups(groups: Sequence[list[Job]], workdir: Path, executor: Any, watch: Watch) -> None:
     """Trains what is not finished, here or as jobs."""
     if executor is None:
         for group in groups:
-            _train_group(group, watch, cut)
+            _train_group(group, watch, workdir)
         return
     left = [group for group in groups if any(job.folder and look(job.run, job.folder) in GOING for job in group)]
     watch.say(f"{len(left)} of {len(groups)} groups go to the executor, their logs to {executor.folder}.")
@@ -200,13 +174,13 @@ def _train_groups(groups: Sequence[list[Job]], executor: Any, watch: Watch, cut:
     run_jobs(executor, train_stored, named, watch.should_stop)
 
 
-Stored = tuple[Json, Json, str, Path | None, str | None]
+Stored = tuple[Json, Json, tuple[Path | None, str | None, str]]
 
 
 def _stored(job: Job) -> Stored:
     """A job as plain values, for another process."""
     own = {"tests": job.run.tests, "choice": job.run.choice}
-    return job.run.config, own, job.name, job.folder, job.command
+    return job.run.config, own, job[1:]
 
 
 def train_stored(stored: Sequence[Stored]) -> None:
@@ -215,16 +189,12 @@ def train_stored(stored: Sequence[Stored]) -> None:
     Args:
       stored: as `_stored` gives each.
     """
-    runs = plan.build_runs([configs.from_json(values) for values, *_ in stored])
-    jobs = [
-        Job(dataclasses.replace(run, **own), name, folder, command)
-        for run, (_, own, name, folder, command) in zip(runs, stored, strict=True)
-    ]
+    runs = plan.build_runs([configs.from_json(values) for values, _, _ in stored])
+    jobs = [Job(dataclasses.replace(run, **own), *rest) for run, (_, own, rest) in zip(runs, stored, strict=True)]
     keep_programs(runs[0].config["runtime"]["compilation_cache"])
     try:
         with StopOnSignal(asked_by=OF_A_JOB) as stop:
-            # The sweep's folder is its command's, so that a job that goes on may be cut otherwise.
-            _train_group(jobs, ALOUD._replace(should_stop=stop), cut=lambda chunks: None)
+            _train_group(jobs, ALOUD._replace(should_stop=stop))
     except Stopped:
         if stop.number == signal.SIGUSR2:
             with contextlib.suppress(Exception):  # submitit's, that time is over
@@ -232,12 +202,15 @@ def train_stored(stored: Sequence[Stored]) -> None:
         raise
 
 
-def _train_group(jobs: list[Job], watch: Watch, cut: Cut) -> None:
-    """Trains runs of one program together; where they don't fit the memory in chunks, which `cut` is told."""
-    runs, _, folders, commands = (list(column) for column in zip(*jobs, strict=True))
+def _train_group(jobs: list[Job], watch: Watch, workdir: Path | None = None) -> None:
+    """Trains runs of one program together; where they don't fit the memory in chunks.
+
+    These stand in the sweep's folder from then on. A job of an executor, which does not own that, may be cut otherwise
+    when it goes on.
+    """
     half = len(jobs) // 2
     try:
-        train_replicas(runs, folders, commands, watch)
+        train_replicas(jobs, watch)
         return
     except TooLarge as e:
         if len(jobs) == 1:
@@ -248,10 +221,19 @@ def _train_group(jobs: list[Job], watch: Watch, cut: Cut) -> None:
         return
     # Not while the error is handled, which holds the arrays of what failed.
     chunks = jobs[:-half], jobs[-half:]
-    cut(chunks)
+    if workdir is not None and processes.is_main():
+        _record_chunks(chunks, workdir)
     for chunk in chunks:
         if any(job.folder for job in chunk):
-            _train_group(chunk, watch, cut)
+            _train_group(chunk, watch, workdir)
+
+
+def _record_chunks(chunks: Sequence[Sequence[Job]], workdir: Path) -> None:
+    """Puts these in the place of the group in the sweep's record, so that who goes on comes to the same bits."""
+    record, names = files.read_json(workdir / files.SWEEP), [[job.name for job in chunk] for chunk in chunks]
+    place = record[TOGETHER].index([name for chunk in names for name in chunk])
+    record[TOGETHER][place : place + 1] = names
+    files.write_json(workdir / files.SWEEP, record)
 
 
 def _chosen_fields(points: Sequence[SweepPoint]) -> list[str]:

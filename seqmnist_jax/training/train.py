@@ -15,7 +15,7 @@ from seqmnist_jax.devices.trees import unstack
 from seqmnist_jax.errors import Interrupted
 from seqmnist_jax.training import finish, folders, records, signals, start
 from seqmnist_jax.training.programs import Programs, Scores
-from seqmnist_jax.training.replicas import ALOUD, Diverged, Json, ReplicaGroup, Watch
+from seqmnist_jax.training.replicas import ALOUD, Diverged, Job, Json, ReplicaGroup, Watch
 from seqmnist_jax.training.run import Run
 from seqmnist_jax.training.state import TrainState, as_numbers
 
@@ -42,14 +42,12 @@ def train(run: Run, workdir: Path, *, command: str | None = None, watch: Watch =
     Raises:
       as `train_replicas`.
     """
-    (summary,) = train_replicas([run], [workdir], [command], watch)
+    (summary,) = train_replicas([Job(run, workdir, command)], watch)
     assert summary is not None
     return summary
 
 
-def train_replicas(
-    runs: Sequence[Run], workdirs: Sequence[Path | None], commands: Sequence[str | None], watch: Watch = ALOUD
-) -> list[Json | None]:
+def train_replicas(jobs: Sequence[Job], watch: Watch = ALOUD) -> list[Json | None]:
     """Trains runs of one program together, as replicas, each into its own folder.
 
     Each run gives what it would give alone, up to the rounding of products that are made together.
@@ -57,10 +55,7 @@ def train_replicas(
     diverged before, is left as it is, and keeps its place, so that the others go on to the same bits.
 
     Args:
-      runs: of the same `Run.program`.
-      workdirs: their folders; each is made, or resumed if it holds its run. None for a run that is not asked for, and
-        only keeps its place.
-      commands: how a user would start each alone, for the record.
+      jobs: runs of the same `Run.program`, and where they go.
       watch: who is told how it goes, and may stop it.
 
     Returns:
@@ -76,12 +71,12 @@ def train_replicas(
       Diverged: of all runs the loss, a gradient or a parameter is not finite.
       Stopped: `watch.should_stop` said so.
     """
-    workdirs = [workdir and Path(workdir).expanduser() for workdir in workdirs]
-    given = [workdir for workdir in workdirs if workdir is not None]
+    jobs = [job._replace(folder=job.folder and Path(job.folder).expanduser()) for job in jobs]
+    runs = [job.run for job in jobs]
     runs[0].mesh_for(len(runs))  # before anything is written
-    with ExitStack() as owners, folders.explaining_full_disk(given):
-        waiting = start.open_folders(owners, runs, workdirs, commands)
-        done, diverged = start.ended(runs, workdirs, waiting, watch)
+    with ExitStack() as owners, folders.explaining_full_disk([job.folder for job in jobs if job.folder is not None]):
+        waiting = start.open_folders(owners, jobs)
+        done, diverged = start.ended(jobs, waiting, watch)
         while waiting:
             with ExitStack() as exits:
                 group = start.open_group(exits, runs, waiting, watch)
@@ -106,7 +101,7 @@ def train_group(exits: ExitStack, group: ReplicaGroup) -> dict[int, Json]:
     group.watch.say(f"Compiled the training step in {seconds:.1f} s. {programs.memory_plan}")
     start.begin(exits, group)
     if group.first_step == 0:
-        records.introduce([(one.recorder.tensorboard, one.run) for one in group.replicas], programs.traced)
+        records.introduce([(one.tensorboard, one.run) for one in group.replicas], programs.traced)
     trace = exits.enter_context(StepTrace(group.where, group.run.profile_steps))
     states = train_loop(group, programs, trace, LoopState(programs.place(states), group.first_step))
     return finish.write_results(group, programs, states)
@@ -223,10 +218,10 @@ def report(group: ReplicaGroup, programs: Programs, state: LoopState) -> tuple[L
         if found is not None:
             told |= _named(split, found | times)
         if replica.diverged is None and replica.is_untold:
-            replica.recorder.write_scalars(step, told)
-            records.write_histograms(replica.recorder.tensorboard, run, own)
+            replica.write_scalars(step, told)
+            records.write_histograms(replica.tensorboard, run, own)
             if measured and records.has_pictures(run, step):
-                records.write_pictures(replica.recorder.tensorboard, run, step, split, measured[replica.place][1])
+                records.write_pictures(replica.tensorboard, run, step, split, measured[replica.place][1])
     if step % run.eval_every == 0:  # not at an end between evaluations, which more steps may pass over
         blank = jax.tree.map(jnp.zeros_like, state.stacked.metrics)
         state = dataclasses.replace(state, stacked=programs.place(state.stacked.replace(metrics=blank)))
