@@ -345,7 +345,7 @@ def test_the_number_of_units_is_not_told_by_an_axis_that_grows_unevenly():
     assert hidden_size(cell, init(None, 5, 6), 5) == 6
 
 
-@pytest.mark.parametrize("cell", [rnn.LSTM, rnn.GRU, rnn.GRU_RESET_BEFORE, rnn.MIN_GRU])
+@pytest.mark.parametrize("cell", [rnn.LSTM, rnn.GRU, rnn.GRU_RESET_BEFORE])
 def test_the_number_of_units_is_told_by_the_parameters(cell):
     assert hidden_size(cell, cell.init(jax.random.key(0), 5, 6), 5) == 6
     with pytest.raises(ValueError, match="expected those of the cell's init"):

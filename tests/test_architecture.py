@@ -15,7 +15,7 @@ PACKAGE = ROOT / "seqmnist_jax"
 # The order of the house: each module may import those before it, between packages and inside each.
 ORDER = """
 errors
-rnn        checks initializers cells min_gru per_device eager scan gaps remat jaxprs division divide readout stages \
+rnn        checks initializers cells per_device eager scan gaps remat jaxprs division divide readout stages \
            derived native recurrence any_cell layers cell stack weights convert
 data       idx cache embedded registry sources references protocols views batches task
 devices    trees mesh processes memory profiling
@@ -29,7 +29,7 @@ cli        output process terminal flags commands describe text modes
 # Inside the packages of packages.
 INSIDE = {
     "analysis.report": "runs summary gradients reading comparison page build",
-    "models.cells": "min_lstm elman ur_lstm ur_gru peephole_lstm ind_rnn exp_rnn cornn lem lru s5 diagonal registry",
+    "models.cells": "min_gru min_lstm elman ur_lstm ur_gru peephole_lstm ind_rnn exp_rnn cornn lem lru s5 diagonal registry",
 }
 
 

@@ -31,7 +31,7 @@ MODELS = {
     "lstm": {"data.permutation": "numpy:3", "data.scaling": "standard", "model.norm": "frozen"},
     "gru": {"model.cell": "gru", "data.view": "pixel", "model.num_layers": 2, "data.scaling": "signed"},
     "gru_reset_before": {"model.cell": "gru_reset_before", "model.norm": "batch", "data.scaling": "symmetric"},
-    "both_ways": {"model.cell": "min_gru", "model.bidirectional": True, "model.num_layers": 2, "model.norm": "batch"},
+    "both_ways": {"model.cell": "gru", "model.bidirectional": True, "model.num_layers": 2, "model.norm": "batch"},
     "tcn": {"model.name": "tcn", "model.num_layers": 3, "model.kernel_size": 3, "data.view": "pixel"},
     "bfloat16": {"model.precision": "bfloat16", "model.remat": 3, "model.unroll": 2, "data.permutation": "numpy:3"},
 }

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 
 from seqmnist_jax import rnn
 from seqmnist_jax.errors import UsageError, did_you_mean
-from seqmnist_jax.rnn.cell import at_precision, first_carry
+from seqmnist_jax.rnn.cell import first_carry
+from seqmnist_jax.rnn.eager import at_precision
 
 # Of what is tried; unlike most sizes, so that a step that mixes up its axes is found out.
 BATCH, TIME = 3, 2

@@ -1,18 +1,18 @@
-"""The recurrence engine: LSTM, GRU and minGRU layers as pure functions, and a scan for any cell.
+"""The recurrence engine: LSTM and GRU layers as pure functions, and a scan for any cell.
 
 A library on its own: it knows no MNIST, no config and no files, and needs JAX alone. Sequences are
 [batch, time, features]; a layer gives its last state and its outputs.
 
 A layer over whole sequences, and its parameters:
-  lstm, gru, min_gru            a layer; init_lstm, init_gru, init_min_gru draw its parameters
+  lstm, gru                     a layer; init_lstm, init_gru draw its parameters
   stack, init_stack             several Layers, one or both directions; Engine, how they run
   draw_masks                    dropout for a stack: Masks, of probabilities Keep
   log_uniform_time_scales       an initialiser; keeping_bias, what `time_scales` means; TIME_SCALES, KERNELS, names
 
 A cell of your own:
   scan                          any step over whole sequences; product, its matrix product at a precision
-  cell                          step and initialiser as a Cell, as LSTM, GRU, GRU_RESET_BEFORE and MIN_GRU are
-  lstm_step, gru_step, min_gru_step    one step of the layers here
+  cell                          step and initialiser as a Cell, as LSTM, GRU and GRU_RESET_BEFORE are
+  lstm_step, gru_step           one step of the layers here
 
 How it runs:
   explain                       an Explanation: which of BACKENDS would run a layer, and why; explain_step and
@@ -32,12 +32,11 @@ Weights of other libraries:
 """
 
 from seqmnist_jax.rnn.any_cell import explain_step, scan
-from seqmnist_jax.rnn.cell import GRU, GRU_RESET_BEFORE, LSTM, MIN_GRU, Cell, cell
+from seqmnist_jax.rnn.cell import GRU, GRU_RESET_BEFORE, LSTM, Cell, cell
 from seqmnist_jax.rnn.cells import PRECISIONS, gru_step, init_gru, init_lstm, lstm_step, product
 from seqmnist_jax.rnn.convert import from_flax, from_keras, from_torch, to_flax, to_keras, to_torch
 from seqmnist_jax.rnn.initializers import KERNELS, TIME_SCALES, keeping_bias, log_uniform_time_scales
-from seqmnist_jax.rnn.layers import Explanation, explain, gru, lstm, min_gru
-from seqmnist_jax.rnn.min_gru import init_min_gru, min_gru_step
+from seqmnist_jax.rnn.layers import Explanation, explain, gru, lstm
 from seqmnist_jax.rnn.recurrence import BACKENDS, native_problem
 from seqmnist_jax.rnn.remat import remat
 from seqmnist_jax.rnn.stack import (
@@ -57,7 +56,6 @@ __all__ = [
     "GRU_RESET_BEFORE",
     "KERNELS",
     "LSTM",
-    "MIN_GRU",
     "PRECISIONS",
     "TIME_SCALES",
     "Cell",
@@ -78,14 +76,11 @@ __all__ = [
     "gru_step",
     "init_gru",
     "init_lstm",
-    "init_min_gru",
     "init_stack",
     "keeping_bias",
     "log_uniform_time_scales",
     "lstm",
     "lstm_step",
-    "min_gru",
-    "min_gru_step",
     "native_problem",
     "product",
     "remat",

@@ -17,10 +17,10 @@ from seqmnist_jax.rnn.checks import (
     flag,
     whole,
 )
-from seqmnist_jax.rnn.eager import compiled, identified
-from seqmnist_jax.rnn.gaps import pressed, spread, with_resets
+from seqmnist_jax.rnn.eager import at_precision, compiled, identified
+from seqmnist_jax.rnn.gaps import Resets, pressed, spread, with_resets
 from seqmnist_jax.rnn.recurrence import BACKENDS, Given, Options
-from seqmnist_jax.rnn.scan import Step, run, where_some_run, with_frames_of_its_own
+from seqmnist_jax.rnn.scan import Step, where_some_run, with_frames_of_its_own
 
 Array = jax.Array
 Carry = TypeVar("Carry")
@@ -66,7 +66,8 @@ def scan(
       unroll: how many steps are laid out in one pass of the loop: 1 is a loop (TF1's
         dynamic_rnn), the number of steps none at all (static_rnn).
       precision: how exact the step's products need to be, as in `lstm`. 'bfloat16' and 'tensorfloat32' let the GPU's
-        kernel run; `lax.scan` computes the products as the step says, in full float32 where precision is 'float32'.
+        kernel run. `lax.scan` computes the products as the step says, which is given it where it has such an argument,
+        in full float32 where it is 'float32'.
       backend: 'scan' is `lax.scan`; 'fused' the same with a backward of its own, made of the step; 'native' the kernel
         of the process's device, made of the step at its first use, which takes some seconds; 'auto' takes 'native'
         where it can, else 'fused', else 'scan'. `explain_step` tells which, and what of the step a kernel has no place
@@ -83,57 +84,57 @@ def scan(
         the step.
     """
     x, lengths, mask, resets = check_sequences(x, lengths, mask, resets)
-    options = (
-        flag("reverse", reverse),
-        flag("return_sequences", return_sequences),
-        whole("unroll", unroll, 1),
-        choice("precision", precision, PRECISIONS),
-        choice("backend", backend, BACKENDS),
-        flag("zero_output_for_mask", zero_output_for_mask),
-    )
+    outputs = "all" if flag("return_sequences", return_sequences) else "last"
+    options = Options(outputs, flag("reverse", reverse), choice("precision", precision, PRECISIONS))
+    unroll, backend = whole("unroll", unroll, 1), choice("backend", backend, BACKENDS)
+    zero = flag("zero_output_for_mask", zero_output_for_mask)
     carry = jax.tree.map(lambda leaf: leaf if isinstance(leaf, int | float) else as_array("carry", leaf), carry)
     for name, marks in {"lengths": lengths, "mask": mask, "resets": resets}.items():
         if marks is not None:
             check_rows("carry", carry, x.shape[0], name)
-    return compiled(_run, step, (params, x, carry, lengths, mask, resets), options)
+    anew = None if resets is None else (resets, carry)
+    return compiled(run, step, (params, x, carry, lengths, mask, anew), (options, unroll, backend, zero))
 
 
-def _run(
+def run(
     step: Any,
     params: Any,
     x: Array,
     carry: Any,
     lengths: Any,
     mask: Any,
-    resets: Any,
-    reverse: bool,
-    return_sequences: bool,
+    resets: Resets,
+    options: Options,
     unroll: int,
-    precision: str,
     backend: str,
     zero: bool,
 ) -> tuple[Any, Any]:
+    """A step over sequences, all checked: the carry, and outputs, those of steps that were masked among them."""
     as_given = step, params, x, carry
-    x, lengths, resets = pressed(x, lengths, mask, resets)
-    step, params, x = with_resets(step, params, x, None if resets is None else (resets, carry))
-    options = Options("all" if return_sequences else "last", reverse, precision)
+    x, lengths, anew = pressed(x, lengths, mask, resets and resets[0])
+    resets = resets and (anew, resets[1])
     if unroll > 1 and backend in ("fused", "native"):
         raise ValueError(f"backend is {backend!r}, but steps are unrolled; expected 'auto' or 'scan'")
     backend = "scan" if unroll > 1 else backend
-    given = Given(params, x, carry, lengths)
-    found, call, _ = recurrence.choose(step, options, given, backend, jax.default_backend())
-    x, lengths = with_frames_of_its_own(x, lengths, reverse)
+    # All else than `lax.scan` rounds what it multiplies by itself.
+    steps = at_precision(step, "float32"), at_precision(step, options.precision)
+    (by_kernel, given, columns), (by_loop, *_) = (with_resets(step, params, x, resets) for step in steps)
+    found, call, _ = recurrence.choose(
+        by_kernel, options, Given(given, columns, carry, lengths), backend, jax.default_backend()
+    )
+    columns, lengths = with_frames_of_its_own(columns, lengths, options.reverse)
     if found != "scan":
-        params, x, carry = jax.tree.map(jnp.asarray, (where_some_run(params, lengths), x, carry))
-        end, outputs = recurrence.run(call, Given(params, x, carry, lengths))
-        return end, spread(outputs, mask if return_sequences else None, reverse, zero)
-    with jax.default_matmul_precision("highest" if precision == "float32" else None):
-        try:
-            end, outputs = run(step, params, x, carry, lengths, reverse, return_sequences, unroll)
-        except (TypeError, ValueError) as error:
-            diagnose(error, *as_given)
-            raise
-    return end, spread(outputs, mask if return_sequences else None, reverse, zero)
+        given, columns, carry = jax.tree.map(jnp.asarray, (where_some_run(given, lengths), columns, carry))
+        end, outputs = recurrence.run(call, Given(given, columns, carry, lengths))
+    else:
+        with jax.default_matmul_precision("highest" if options.precision == "float32" else None):
+            try:
+                call = call._replace(step=by_loop)
+                end, outputs = recurrence.plain(call, Given(given, columns, carry, lengths), unroll)
+            except (TypeError, ValueError) as error:
+                diagnose(error, *as_given)
+                raise
+    return end, spread(outputs, mask if options.outputs == "all" else None, options.reverse, zero)
 
 
 def explain_step(
@@ -161,7 +162,7 @@ def explain_step(
     outputs = "all" if flag("return_sequences", return_sequences) else "last"
     options, given = Options(outputs, False, choice("precision", precision, PRECISIONS)), Given(params, x, carry, None)
     backend, platform = choice("backend", backend, BACKENDS), jax.default_backend()
-    found, call, why = recurrence.choose(identified(step), options, given, backend, platform)
+    found, call, why = recurrence.choose(identified(at_precision(step, "float32")), options, given, backend, platform)
     if not source:
         return f"{found}: {why}"
     if found != "native":

@@ -2,17 +2,15 @@
 
 import functools
 import inspect
-import types
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from seqmnist_jax.rnn import any_cell, cells, layers, recurrence
-from seqmnist_jax.rnn.checks import as_array, check_x, choice
-from seqmnist_jax.rnn.min_gru import init_min_gru, min_gru_step
-from seqmnist_jax.rnn.recurrence import Given, Options
+from seqmnist_jax.rnn.checks import as_array, check_x
+from seqmnist_jax.rnn.eager import takes
 
 Array = jax.Array
 
@@ -73,38 +71,13 @@ def cell(
     _check_arguments("step", step, ("params", "carry", "x"), ("precision",))
     _check_arguments("init", init, ("key", "features", "hidden_size"))
 
-    def layer(
-        params: Any,
-        x: Any,
-        carry: Any = None,
-        *,
-        lengths: Any = None,
-        precision: str = "float32",
-        backend: str = "auto",
-        **options: Any,
-    ) -> tuple[Any, Array]:
+    def layer(params: Any, x: Any, carry: Any = None, **options: Any) -> tuple[Any, Array]:
         x = as_array("x", x)
         check_x(x)
-        carry = zeros(made, params, x) if carry is None else carry
-        options |= {"lengths": lengths, "precision": precision, "backend": backend}
-        by = "scan" if options.get("unroll", 1) > 1 else backend
-        # Of the kernel that will run: another one would be built for nothing.
-        outputs = "last" if options.get("return_sequences") is False else "all"
-        return any_cell.scan(run_by(params, x, carry, by, precision, outputs), params, x, carry, **options)
-
-    def run_by(
-        params: Any, x: Any, carry: Any, backend: str, precision: str, outputs: str = "all"
-    ) -> Callable[..., Any]:
-        """The step: with a precision of its own where `lax.scan` runs it, since all else rounds what it multiplies."""
-        plain = at_precision(step, "float32")
-        options, given = Options(outputs, False, precision), Given(params, x, carry, None)
-        choice("backend", backend, recurrence.BACKENDS)
-        found, _, _ = recurrence.choose(plain, options, given, backend, jax.default_backend())
-        return at_precision(step, precision) if found == "scan" else plain
+        return any_cell.scan(step, params, x, zeros(made, params, x) if carry is None else carry, **options)
 
     def explain(params: Any, x: Any, *, backend: str, precision: str) -> str:
         carry = jax.eval_shape(functools.partial(zeros, made), params, x)
-        step = run_by(params, x, carry, backend, precision)
         return any_cell.explain_step(step, params, x, carry, precision=precision, backend=backend)
 
     setattr(layer, _SCANS, True)
@@ -125,24 +98,6 @@ def _check_arguments(name: str, function: Any, needed: tuple[str, ...], others: 
         signature.bind(*needed, **given)
     except TypeError as error:
         raise ValueError(f"{name} is {function!r}; expected {name}({', '.join(needed)}): {error}") from None
-
-
-def takes(function: Callable[..., Any], name: str) -> bool:
-    """Whether a function has an argument of this name."""
-    return name in inspect.signature(function).parameters
-
-
-def at_precision(step: Callable[..., Any], precision: str) -> Callable[..., Any]:
-    """The step at a precision, if it knows of any; for the same function the same object, by which programs go."""
-    choice("precision", precision, cells.PRECISIONS)
-    if not takes(step, "precision"):
-        return step
-    is_key = isinstance(step, Hashable) and not isinstance(step, types.MethodType)
-    make = _partial if is_key else functools.partial
-    return make(step, precision=precision)
-
-
-_partial = functools.lru_cache(maxsize=256)(functools.partial)
 
 
 Shapes = dict[str, tuple[int, ...]]
@@ -201,4 +156,3 @@ GRU_RESET_BEFORE = Cell(
     backends=recurrence.BACKENDS,
     explain=functools.partial(layers.explain, reset_after=False),
 )
-MIN_GRU = Cell(layers.min_gru, min_gru_step, init_min_gru, backends=recurrence.BACKENDS, explain=layers.explain)

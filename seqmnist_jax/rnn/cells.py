@@ -1,8 +1,6 @@
 """Pure LSTM and GRU cells: parameters, one step, and the parts that a step is made of.
 
-A cell is a function ``step(params, carry, x) -> (carry, y)``. For both cells the
-product with the input needs no carry, so it is split off: `inputs` makes it for any
-number of steps at once, `*_recurrence` is the rest of a step, and `*_step` is all of it.
+A cell is a function ``step(params, carry, x) -> (carry, y)``.
 
 Gate order: LSTM i, f, g, o; GRU r, z, n. Carry: LSTM (c, h), GRU h, each
 [batch, hidden]. Precision says how exact products are, and nothing else; sums and all the rest stay in
@@ -142,26 +140,20 @@ def inputs(params: Params, x: Array, precision: str = "float32") -> Array:
     return with_bias(product(x, params["kernel"], precision), params["bias"])
 
 
-def lstm_recurrence(
-    params: Params, carry: LSTMCarry, inputs: Array, precision: str = "float32"
-) -> tuple[LSTMCarry, Array]:
-    """The rest of an LSTM step, from `inputs` of that step.
+def lstm_step(params: Params, carry: LSTMCarry, x: Array, precision: str = "float32") -> tuple[LSTMCarry, Array]:
+    """One LSTM step: carry (c, h), each [batch, hidden], and x [batch, features].
 
     i, f, g, o = sigmoid (g: tanh) of x W + h U + b;  c' = f c + i g;  h' = o tanh(c').
 
     Hochreiter & Schmidhuber 1997 with the forget gate of Gers et al. 2000; no peepholes.
     """
     c, h = carry
-    i, f, g, o = jnp.split(inputs + product(h, params["recurrent_kernel"], precision), LSTM_GATES, axis=-1)
+    gates = inputs(params, x, precision) + product(h, params["recurrent_kernel"], precision)
+    i, f, g, o = jnp.split(gates, LSTM_GATES, axis=-1)
     i, f, g, o = sigmoid(i), sigmoid(f), jnp.tanh(g), sigmoid(o)
     c = f * c + i * g
     h = o * jnp.tanh(c)
     return (c, h), h
-
-
-def lstm_step(params: Params, carry: LSTMCarry, x: Array, precision: str = "float32") -> tuple[LSTMCarry, Array]:
-    """One LSTM step: carry (c, h), each [batch, hidden], and x [batch, features]."""
-    return lstm_recurrence(params, carry, inputs(params, x, precision), precision)
 
 
 def init_gru(
@@ -201,35 +193,23 @@ def init_gru(
     return params | {"recurrent_bias": jnp.zeros((GRU_GATES * hidden_size,), dtype)} if reset_after else params
 
 
-def gru_recurrence(params: Params, carry: Array, inputs: Array, precision: str = "float32") -> tuple[Array, Array]:
-    """The rest of a reset-after GRU step, from `inputs` of that step.
+def gru_step(params: Params, carry: Array, x: Array, precision: str = "float32") -> tuple[Array, Array]:
+    """One GRU step: carry h [batch, hidden] and x [batch, features].
 
     r, z = sigmoid(x W + b + h U + b_U);  n = tanh(x W + b + r (h U + b_U));  h' = (1 - z) n + z h: the reset gate acts
-    after the product with h, as in cuDNN and PyTorch.
+    after the product with h, as in cuDNN and PyTorch. Where there is no recurrent_bias it acts before it, as in Cho et
+    al. 2014: n = tanh(x W + b + (r h) U).
     """
-    x_r, x_z, x_n = jnp.split(inputs, GRU_GATES, axis=-1)
-    products = with_bias(product(carry, params["recurrent_kernel"], precision), params["recurrent_bias"])
-    h_r, h_z, h_n = jnp.split(products, GRU_GATES, axis=-1)
-    r, z = sigmoid(x_r + h_r), sigmoid(x_z + h_z)
-    n = jnp.tanh(x_n + r * h_n)
+    x_r, x_z, x_n = jnp.split(inputs(params, x, precision), GRU_GATES, axis=-1)
+    if "recurrent_bias" in params:
+        products = with_bias(product(carry, params["recurrent_kernel"], precision), params["recurrent_bias"])
+        h_r, h_z, h_n = jnp.split(products, GRU_GATES, axis=-1)
+        r, z = sigmoid(x_r + h_r), sigmoid(x_z + h_z)
+        n = jnp.tanh(x_n + r * h_n)
+    else:
+        kernel_rz, kernel_n = jnp.split(params["recurrent_kernel"], [2 * carry.shape[-1]], axis=-1)
+        h_r, h_z = jnp.split(product(carry, kernel_rz, precision), 2, axis=-1)
+        r, z = sigmoid(x_r + h_r), sigmoid(x_z + h_z)
+        n = jnp.tanh(x_n + product(r * carry, kernel_n, precision))
     h = (1.0 - z) * n + z * carry
     return h, h
-
-
-def gru_reset_before_recurrence(
-    params: Params, carry: Array, inputs: Array, precision: str = "float32"
-) -> tuple[Array, Array]:
-    """The same where the reset gate acts before the product, n = tanh(x W + b + (r h) U), as in Cho et al. 2014."""
-    x_r, x_z, x_n = jnp.split(inputs, GRU_GATES, axis=-1)
-    kernel_rz, kernel_n = jnp.split(params["recurrent_kernel"], [2 * carry.shape[-1]], axis=-1)
-    h_r, h_z = jnp.split(product(carry, kernel_rz, precision), 2, axis=-1)
-    r, z = sigmoid(x_r + h_r), sigmoid(x_z + h_z)
-    n = jnp.tanh(x_n + product(r * carry, kernel_n, precision))
-    h = (1.0 - z) * n + z * carry
-    return h, h
-
-
-def gru_step(params: Params, carry: Array, x: Array, precision: str = "float32") -> tuple[Array, Array]:
-    """One GRU step: carry h [batch, hidden] and x [batch, features]; reset-before where there is no recurrent_bias."""
-    recurrence = gru_recurrence if "recurrent_bias" in params else gru_reset_before_recurrence
-    return recurrence(params, carry, inputs(params, x, precision), precision)

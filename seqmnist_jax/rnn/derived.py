@@ -21,6 +21,8 @@ Array = jax.Array
 
 MULTIPLIES_X = False
 BACK_AS_FORTH = False
+# Steps that share one product for the weights' gradients: few, so that it finds its operands in the caches; but not so
+# few that the product is no better than one in every step.
 MOST_BLOCK_STEPS = 28
 
 
@@ -86,7 +88,7 @@ class _Program:
 
         def forward(*raws: Array) -> list[Array]:
             results, kept = d.scalars(raws)
-            return [*results, *(value for _, value in kept)]
+            return [*results, *kept]
 
         def backward(*given: Array) -> list[Array]:
             raws, kept, bars = given[:n], given[n : n + made], given[n + made :]
@@ -177,18 +179,6 @@ def forward(stages: Stages, options: Options, operands: Operands, save: bool) ->
     return end, outputs, Kept(end, values)
 
 
-def _block_size(time: Any) -> Any:
-    """How many steps share one product for the weights' gradients: a divisor of all steps if there is one.
-
-    Few, so that it finds its operands in the caches; but not so few that the product is no
-    better than one in every step. A symbolic number of steps has no blocks but one.
-    """
-    if not isinstance(time, int):
-        return time
-    sizes = [size for size in range(4, MOST_BLOCK_STEPS + 1) if time % size == 0]
-    return max(sizes, default=min(max(time, 1), MOST_BLOCK_STEPS))
-
-
 def backward(
     stages: Stages,
     options: Options,
@@ -272,7 +262,8 @@ def backward(
         at = jnp.zeros_like(lengths) if options.reverse else lengths - 1
         is_last = jnp.arange(time)[:, None] == at[None, :]
         steps = (*steps[:2], jnp.where(is_last[..., None, None], d_outputs[None], 0.0), kept.values)
-    size = _block_size(time)
+    # A symbolic number of steps has no blocks but one.
+    size = min(max(time, 1), MOST_BLOCK_STEPS) if isinstance(time, int) else time
     count = time // size
     # Steps that fill no block are the last of the way back, and a block of their own.
     first = 0 if options.reverse else time - count * size

@@ -139,7 +139,7 @@ class Division:
 
     def scalars(
         self, raws: Sequence[Any], kept: Sequence[Any] | None = None, sigmoid: Callable[[Any], Any] = cells.sigmoid
-    ) -> tuple[list[Any], list[tuple[str, Any]]]:
+    ) -> tuple[list[Any], list[Any]]:
         """The step for one unit.
 
         Args:
@@ -149,13 +149,13 @@ class Division:
           sigmoid: what `cells.sigmoid` becomes.
 
         Returns:
-          (results, made): sources, carry and y, and the name and result of each tanh, logistic and exp.
+          (results, made): sources, carry and y, and the result of each tanh, logistic and exp.
         """
         given: dict[Any, Any] = {}
         for raw, scalar in zip(self.raws, raws, strict=True):
             given[raw.block, raw.row, raw.kind] = scalar
         memo: dict[Block, Any] = {}
-        made: list[tuple[str, Any]] = []
+        made: list[Any] = []
 
         def outside(block: Block, kind: str) -> Any:
             v = narrow(block.var, self.made, self.kinds)
@@ -207,7 +207,7 @@ class Division:
                     out = FROM_RESULT[kind](arguments[0], kept[len(made)])
                 else:
                     out = sigmoid(arguments[0]) if kind != name else e.primitive.bind(*arguments, **e.params)
-                made.append((kind, out))
+                made.append(out)
                 return out
             if name in CUSTOM:
                 return custom_call(e)(*arguments)

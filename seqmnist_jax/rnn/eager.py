@@ -4,14 +4,17 @@
 """
 
 import functools
+import inspect
 import types
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
 import numpy as np
 
+from seqmnist_jax.rnn.cells import PRECISIONS
+from seqmnist_jax.rnn.checks import choice
 from seqmnist_jax.rnn.per_device import per_device
 
 # Of a function: a number that anneals has a program for each value.
@@ -34,6 +37,29 @@ def identified(function: Any) -> Any:
     Methods of one object are equal, whatever has become of the object in between.
     """
     return functools.partial(function) if isinstance(function, types.MethodType) else function
+
+
+def takes(function: Callable[..., Any], name: str) -> bool:
+    """Whether a function has an argument of this name."""
+    return name in inspect.signature(function).parameters
+
+
+def at_precision(step: Callable[..., Any], precision: str) -> Callable[..., Any]:
+    """The step at a precision, if it has such an argument that is not bound yet.
+
+    For the same function the same object, by which programs go.
+    """
+    choice("precision", precision, PRECISIONS)
+    if not takes(step, "precision") or "precision" in getattr(step, "keywords", ()):
+        return step
+    if inspect.signature(step).parameters["precision"].default == precision:
+        return step  # also where a transformation of JAX is around it, which takes no texts
+    is_key = isinstance(step, Hashable) and not isinstance(step, types.MethodType)
+    make = _partial if is_key else functools.partial
+    return make(step, precision=precision)
+
+
+_partial = functools.lru_cache(maxsize=256)(functools.partial)
 
 
 def _is_constant(value: Any) -> bool:

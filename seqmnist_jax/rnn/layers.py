@@ -1,6 +1,5 @@
-"""LSTM, GRU and minGRU layers: one pure function each, over the same engine as any other cell (`recurrence`)."""
+"""LSTM and GRU layers: one pure function each, over the same engine as any other cell (`recurrence`)."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,13 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from seqmnist_jax.rnn import cells, checks, recurrence
+from seqmnist_jax.rnn.any_cell import run
 from seqmnist_jax.rnn.cells import PRECISIONS
 from seqmnist_jax.rnn.checks import choice, flag
 from seqmnist_jax.rnn.eager import compiled
-from seqmnist_jax.rnn.gaps import pressed, spread, with_resets
-from seqmnist_jax.rnn.min_gru import GATES, min_gru_recurrence, min_gru_step
 from seqmnist_jax.rnn.recurrence import BACKENDS, Given, Options
-from seqmnist_jax.rnn.scan import loop, without_padding
 
 Array = jax.Array
 
@@ -22,50 +19,20 @@ PLATFORMS = ("cpu", "gpu", "cuda", "rocm", "tpu")
 
 
 class _Kind(NamedTuple):
-    """What sets a cell apart: names of its parameters, gates, arrays in its carry, one step without and with x W."""
+    """What sets a cell apart: names of its parameters, gates, arrays in its carry, and its step."""
 
     names: tuple[str, ...]
     gates: int
     carries: int
-    recurrence: Callable[..., Any]
     step: Callable[..., Any]
 
 
 _NAMES = ("kernel", "recurrent_kernel", "bias")
 _KINDS = {
-    "lstm": _Kind(_NAMES, cells.LSTM_GATES, 2, cells.lstm_recurrence, cells.lstm_step),
-    "gru": _Kind((*_NAMES, "recurrent_bias"), cells.GRU_GATES, 1, cells.gru_recurrence, cells.gru_step),
-    "gru_reset_before": _Kind(_NAMES, cells.GRU_GATES, 1, cells.gru_reset_before_recurrence, cells.gru_step),
-    "min_gru": _Kind(("kernel", "bias"), GATES, 1, min_gru_recurrence, min_gru_step),
+    "lstm": _Kind(_NAMES, cells.LSTM_GATES, 2, cells.lstm_step),
+    "gru": _Kind((*_NAMES, "recurrent_bias"), cells.GRU_GATES, 1, cells.gru_step),
+    "gru_reset_before": _Kind(_NAMES, cells.GRU_GATES, 1, cells.gru_step),
 }
-
-
-def _run(
-    step: Any,
-    params: Any,
-    x: Array,
-    carry: Any,
-    lengths: Any,
-    mask: Any,
-    resets: Any,
-    cell: str,
-    backend: str,
-    options: Options,
-    zero: bool,
-) -> tuple[Any, Array]:
-    x, lengths, anew = pressed(x, lengths, mask, resets and resets[0])
-    resets = resets and (anew, resets[1])
-    x, lengths = without_padding(x, lengths)
-    step, both, columns = with_resets(step, params, x, resets)
-    given = Given(both, columns, carry, lengths)
-    found, call, _ = recurrence.choose(step, options, given, backend, jax.default_backend())
-    if found == "scan":
-        step = functools.partial(_KINDS[cell].recurrence, precision=options.precision)
-        step, both, columns = with_resets(step, params, cells.inputs(params, x, options.precision), resets)
-        end, outputs = loop(step, both, columns, carry, lengths, options.reverse, options.outputs == "all")
-    else:
-        end, outputs = recurrence.run(call, given)
-    return end, jax.tree.leaves(end)[-1] if outputs is None else spread(outputs, mask, options.reverse, zero)
 
 
 def _checked(
@@ -111,7 +78,8 @@ def _layer(
     params, x, carry = jax.tree.map(lambda array: jnp.asarray(array, dtype), (params, x, carry))
     anew = None if resets is None else (resets, carry if is_given else None)
     arguments = params, x, carry, lengths, mask, anew
-    return compiled(_run, _KINDS[cell].step, arguments, (cell, backend, options, zero))
+    end, y = compiled(run, _KINDS[cell].step, arguments, (options, 1, backend, zero))
+    return end, jax.tree.leaves(end)[-1] if y is None else y
 
 
 def lstm(
@@ -197,38 +165,6 @@ def gru(
     return _layer(cell, params, x, carry, *steps, precision, backend)
 
 
-def min_gru(
-    params: cells.Params,
-    x: Array,
-    carry: Array | None = None,
-    *,
-    lengths: Array | None = None,
-    mask: Array | None = None,
-    resets: Array | None = None,
-    reverse: bool = False,
-    return_sequences: bool = True,
-    zero_output_for_mask: bool = False,
-    precision: str = "float32",
-    backend: str = "auto",
-) -> tuple[Array, Array]:
-    """A minGRU layer over a whole sequence.
-
-    Args:
-      params: as `init_min_gru` makes them.
-      x: [batch, time, features].
-      carry: h [batch, hidden]; zeros where None.
-      lengths, mask, resets, reverse, return_sequences, zero_output_for_mask, precision, backend: as in `lstm`.
-
-    Returns:
-      (h, outputs): outputs [batch, time, hidden], or the last one [batch, hidden].
-
-    Raises:
-      ValueError: as in `lstm`.
-    """
-    steps = lengths, mask, resets, reverse, return_sequences, zero_output_for_mask
-    return _layer("min_gru", params, x, carry, *steps, precision, backend)
-
-
 class Explanation(NamedTuple):
     """What would run, why, and the bytes (of one replica) that the forward pass would keep for the backward pass."""
 
@@ -252,7 +188,7 @@ def explain(
     precision: str = "float32",
     platform: str | None = None,
 ) -> Explanation:
-    """Which backend `lstm`, `gru` or `min_gru` would take, and why.
+    """Which backend `lstm` or `gru` would take, and why.
 
     Args:
       params: a layer's parameters, or their shapes (`jax.ShapeDtypeStruct`).
@@ -272,8 +208,6 @@ def explain(
     shape = checks.as_array("params['recurrent_kernel']", recurrent_kernel).shape
     is_lstm = len(shape) == 2 and shape[1] == cells.LSTM_GATES * shape[0] and "recurrent_bias" not in params
     cell = "lstm" if is_lstm else "gru" if reset_after else "gru_reset_before"
-    if hasattr(params, "keys") and set(params) == set(_KINDS["min_gru"].names):
-        cell = "min_gru"
     params, carry, dtype = _checked(cell, params, x, carry, precision, backend, jax.ShapeDtypeStruct)
     if jax.tree.leaves(carry)[0].shape[1] < 1:
         raise ValueError(f"params['kernel'] has shape {params['kernel'].shape}; expected hidden units")
@@ -283,10 +217,10 @@ def explain(
     if found != "scan":
         return Explanation(found, why, recurrence.kept_bytes(call, given))
 
-    def run(given: Given) -> Any:
-        return _run(call.step, *given, None, None, cell, found, options, False)
+    def by_scan(given: Given) -> Any:
+        return run(call.step, *given, None, None, options, 1, found, False)
 
-    kept = jax.tree.leaves(jax.eval_shape(lambda given: jax.vjp(run, given)[1], given))
+    kept = jax.tree.leaves(jax.eval_shape(lambda given: jax.vjp(by_scan, given)[1], given))
     # Parameters and x are there anyway.
     size = sum(part.size for part in kept) - sum(part.size for part in jax.tree.leaves((given.params, given.x)))
     return Explanation(found, why, size * dtype.itemsize)

@@ -215,12 +215,12 @@ def _carry(division: Division, blocks: Array, like: Any) -> Any:
     return jax.tree.unflatten(tree, [jnp.concatenate(p, axis=1) if len(p) > 1 else p[0] for p in parts])
 
 
-def plain(call: Call, given: Given) -> tuple[Any, Array | None]:
+def plain(call: Call, given: Given, unroll: int = 1) -> tuple[Any, Array | None]:
     """The same by `lax.scan`, differentiable as JAX has it."""
     options, (params, x, carry, lengths) = call.options, given
     if options.outputs == "none":
         return loop(call.step, params, x, carry, lengths, options.reverse, False)
-    return by_scan(call.step, params, x, carry, lengths, options.reverse, options.outputs == "all", 1)
+    return by_scan(call.step, params, x, carry, lengths, options.reverse, options.outputs == "all", unroll)
 
 
 def _kernel_forward(call: Call, save: bool, inline: bool, given: Given) -> Any:

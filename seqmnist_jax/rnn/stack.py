@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seqmnist_jax.rnn.cell import Cell, at_precision, cell, first_carry, hidden_size
+from seqmnist_jax.rnn.cell import Cell, cell, first_carry, hidden_size
 from seqmnist_jax.rnn.cells import PRECISIONS
 from seqmnist_jax.rnn.checks import as_array, check_sequences, choice, flag, is_known, is_real, whole
-from seqmnist_jax.rnn.eager import compiled
+from seqmnist_jax.rnn.eager import at_precision, compiled
 from seqmnist_jax.rnn.gaps import pressed, spread
 from seqmnist_jax.rnn.remat import remat
 from seqmnist_jax.rnn.scan import without_padding
@@ -186,7 +186,7 @@ def stack(
     """Layers one above the other, each reading the outputs of the one below.
 
     Args:
-      cell: `LSTM`, `GRU`, `GRU_RESET_BEFORE`, `MIN_GRU`, or one of your own, made by `cell`.
+      cell: `LSTM`, `GRU`, `GRU_RESET_BEFORE`, or one of your own, made by `cell`.
       params: as `init_stack` makes them: ``params['layer_0']['forward']`` and so on; a layer
         with 'backward' too reads both ways and hands on both outputs side by side.
       x: [batch, time, features].

@@ -261,19 +261,18 @@ class Stages:
             names.append(f"u.{raw.kind}[{counts[raw.kind]}]")
             stages.append(raw.round)
             counts[raw.kind] += 1
-        made_kinds = [kind for kind, _ in d.scalars([jnp.zeros((), d.dtype)] * n)[1]]
 
         def forward(*raws: Any) -> Any:
             results, made = d.scalars(raws, sigmoid=jax.lax.logistic)
-            return [*results, *(value for _, value in made)]
+            return [*results, *made]
 
         closed = _trace(forward, n, d.dtype)
-        made = closed.jaxpr.outvars[len(closed.jaxpr.outvars) - len(made_kinds) :]
+        cuts = (n_sources, n_sources + n_carries, n_sources + n_carries + d.outputs)
+        made = closed.jaxpr.outvars[cuts[2] :]
         alive = needed(closed.jaxpr.eqns, closed.jaxpr.outvars)
         order = [e.outvars[0] for e in alive if e.primitive.name in KEPT]
         memory = _memories(closed, n_carries, made)
         self.forward, results = _statements(closed, names, stages, frozenset(order.index(made[i]) for i in memory))
-        cuts = (n_sources, n_sources + n_carries, n_sources + n_carries + d.outputs)
         self.sources, self.carry = results[: cuts[0]], results[cuts[0] : cuts[1]]
         self.outputs, kept = results[cuts[1] : cuts[2]], results[cuts[2] :]
         by_carry = {out.text: i for i, out in reversed(list(enumerate(self.carry)))}

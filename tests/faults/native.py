@@ -75,7 +75,7 @@ class Scene:
                 key = build._key(source, cxx.flags_of_machine())
                 targets.append(build._place(source, build._folder(), key, cxx.command()))
                 build._make(targets[-1].parent)
-                build._publish(library, targets[-1])
+                build._publish(library.read_bytes(), targets[-1])
         return targets
 
     def without_compiler(self) -> None:

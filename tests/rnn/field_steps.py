@@ -77,6 +77,13 @@ def lem(p, carry, x, dt=0.31):
     return (y, z), y
 
 
+def min_gru(p, h, x):
+    z, n = blocks({"kernel": x @ p["kernel"] + p["bias"]}, "kernel", 2)
+    z = sigmoid(z)
+    h = (1 - z) * n + z * h
+    return h, h
+
+
 def min_lstm(p, h, x):
     f, i, n = (x @ w + b for w, b in zip(blocks(p, "kernel", 3), blocks(p, "bias", 3), strict=True))
     total = sigmoid(f) + sigmoid(i)

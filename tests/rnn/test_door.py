@@ -16,11 +16,10 @@ BATCH, TIME, FEATURES, HIDDEN = 4, 10, 5, 8
 LENGTHS = [10, 7, 3, 0]
 ZERO_H = np.zeros((BATCH, HIDDEN), np.float32)
 X = np.random.default_rng(0).standard_normal((BATCH, TIME, FEATURES)).astype(np.float32)
-CARRIES = {"lstm": (ZERO_H, ZERO_H), "gru": ZERO_H, "min_gru": ZERO_H}
+CARRIES = {"lstm": (ZERO_H, ZERO_H), "gru": ZERO_H}
 PARAMS = {
     "lstm": rnn.init_lstm(jax.random.key(0), FEATURES, HIDDEN),
     "gru": rnn.init_gru(jax.random.key(0), FEATURES, HIDDEN),
-    "min_gru": rnn.init_min_gru(jax.random.key(0), FEATURES, HIDDEN),
 }
 
 
@@ -49,7 +48,6 @@ WAYS = {
     "gru": ("gru", rnn.gru),
     "gru scan": ("gru", functools.partial(rnn.gru, backend="scan")),
     "gru fused": ("gru", functools.partial(rnn.gru, backend="fused")),
-    "min_gru": ("min_gru", rnn.min_gru),
     "scan": ("gru", by_step),
     "remat": ("gru", rnn.remat(rnn.gru, 3)),
     "stack": ("gru", in_a_stack()),
@@ -140,7 +138,7 @@ def test_what_is_no_array_is_named(way, x, lengths, name):
         run(PARAMS[cell], x, lengths=lengths)
 
 
-@pytest.mark.parametrize("way", ["lstm", "gru", "gru fused", "min_gru", "remat"])
+@pytest.mark.parametrize("way", ["lstm", "gru", "gru fused", "remat"])
 def test_float64_of_numpy_is_what_jax_makes_of_it(way):
     """For the carry as for x and params."""
     cell, run = WAYS[way]
@@ -257,7 +255,7 @@ def test_what_equals_false_is_false(need_native, backend):
 
 
 @pytest.mark.parametrize("option", ["reverse", "return_sequences"])
-@pytest.mark.parametrize("way", ["lstm", "gru", "min_gru", "remat"])
+@pytest.mark.parametrize("way", ["lstm", "gru", "remat"])
 @pytest.mark.parametrize("value", ["no", 2, None, np.zeros(2), []])
 def test_what_is_neither_true_nor_false(way, option, value):
     cell, run = WAYS[way]
@@ -283,10 +281,17 @@ def test_numbers_of_steps(value):
         rnn.remat(rnn.gru, value)
 
 
+@pytest.mark.parametrize(("cell", "name"), [(rnn.GRU_RESET_BEFORE, "cuda"), (rnn.GRU, "gpu")])
+def test_a_stack_refuses_a_backend_that_its_cell_has_not(cell, name):
+    params = rnn.init_stack(jax.random.key(0), cell, FEATURES, HIDDEN, num_layers=1, bidirectional=False)
+    with pytest.raises(ValueError, match=rf"^backend is '{name}'; .*'auto'"):
+        rnn.stack(cell, params, X, engine=rnn.Engine(backend=name))
+
+
 @pytest.mark.parametrize("precision", ["float16", "highest", "default", None, 32])
-@pytest.mark.parametrize("step", ["lstm", "gru", "min_gru"])
+@pytest.mark.parametrize("step", ["lstm", "gru"])
 def test_steps_refuse_a_precision_that_is_none(step, precision):
-    run = {"lstm": rnn.lstm_step, "gru": rnn.gru_step, "min_gru": rnn.min_gru_step}[step]
+    run = {"lstm": rnn.lstm_step, "gru": rnn.gru_step}[step]
     with pytest.raises(ValueError, match=r"^precision is .*; expected one of 'float32', "):
         run(PARAMS[step], CARRIES[step], X[:, 0], precision)
 

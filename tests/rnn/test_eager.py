@@ -11,8 +11,10 @@ import pytest
 from jax import export
 
 from seqmnist_jax import rnn
+from seqmnist_jax.models.cells.min_gru import CELL as MIN_GRU
 from seqmnist_jax.rnn import eager, readout, recurrence
-from seqmnist_jax.rnn.cell import _initial_shapes, _partial
+from seqmnist_jax.rnn.cell import _initial_shapes
+from seqmnist_jax.rnn.eager import _partial
 from tests.tiny import quick_compiler
 
 PARAMS = rnn.init_gru(jax.random.key(0), 3, 8)
@@ -367,7 +369,7 @@ LAYERS = {
     "lstm fused": (rnn.init_lstm(jax.random.key(0), 3, 8), functools.partial(rnn.lstm, backend="fused")),
     "remat": (PARAMS, rnn.remat(functools.partial(rnn.gru, backend="fused"), 3)),
     "step": (PARAMS, lambda p, x, **o: rnn.scan(rnn.gru_step, p, x, jnp.zeros((x.shape[0], 8)), backend="fused", **o)),
-    "min_gru": (rnn.init_min_gru(jax.random.key(0), 3, 8), functools.partial(rnn.min_gru, backend="fused")),
+    "min_gru": (MIN_GRU.init(jax.random.key(0), 3, 8), functools.partial(MIN_GRU.layer, backend="fused")),
 }
 
 

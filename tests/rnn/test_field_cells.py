@@ -183,7 +183,32 @@ def test_time_scales_are_drawn_into_the_gates():
         assert np.log(784) - 0.1 < kept.max() <= np.log(784)
         np.testing.assert_array_equal(other, -kept)
     assert not np.any(params["bias"][512:])
+    kept, candidate = np.split(np.asarray(init["min_gru"](1, 256, time_scales=scales)["bias"]), 2)
+    assert 0.9 * np.log(784) < kept.max() <= np.float32(np.log(784))
+    assert kept.min() >= 0
+    assert not candidate.any()
     assert not np.any(init["peephole_lstm"](1, 8)["peepholes"])
+
+
+def test_a_unit_of_the_min_gru_keeps_sigmoid_of_its_bias():
+    """With bias b a unit keeps sigmoid(b) of h at each step, so that 1 + e^b is its time scale."""
+    scales = np.array([2.0, 10.0, 100.0])
+    params = {"kernel": np.zeros((1, 6), np.float32), "bias": np.float32([*np.log(scales - 1), 0, 0, 0])}
+    layer = CELLS["min_gru"].cell.layer
+    _, outputs = layer(params, np.zeros((1, 100, 1), np.float32), np.ones((1, 3), np.float32), backend="fused")
+    for unit, steps in enumerate([2, 10, 100]):
+        np.testing.assert_allclose(outputs[0, steps - 1, unit], (1 - 1 / steps) ** steps, rtol=1e-5)
+
+
+def test_the_kernel_of_the_min_gru_stands_alone():
+    """Glorot's limit counts no recurrent kernel, for there is none."""
+    params = init["min_gru"](28, 64)
+    assert {name: value.shape for name, value in params.items()} == {"kernel": (28, 128), "bias": (128,)}
+    limit = (6 / (28 + 128)) ** 0.5
+    assert 0.99 * limit < np.abs(params["kernel"]).max() <= limit
+    blocks = np.split(np.asarray(init["min_gru"](9, 6, kernel_init="orthogonal")["kernel"]), 2, axis=1)
+    for block in blocks:
+        np.testing.assert_allclose(block.T @ block, np.eye(6), atol=1e-5)
 
 
 def test_units_of_the_ind_rnn_begin_below_their_bound():

@@ -22,7 +22,6 @@ SHAPES = [(4, 10, 3, 8), (1, 1, 2, 3)]  # batch, time, features, hidden
 CELLS = {
     "lstm": (rnn.init_lstm, rnn.lstm_step),
     "gru": (rnn.init_gru, rnn.gru_step),
-    "min_gru": (rnn.init_min_gru, rnn.min_gru_step),
 }
 WAYS = {
     "lstm": rnn.lstm,
@@ -32,7 +31,6 @@ WAYS = {
     "gru scan": functools.partial(rnn.gru, backend="scan"),
     "gru fused": functools.partial(rnn.gru, backend="fused"),
     "gru remat": rnn.remat(rnn.gru, 3),
-    "min_gru": rnn.min_gru,
 }
 DTYPES = ["float32", "float64", "float16", "bfloat16", "int8", "uint8", "int64"]
 
@@ -229,7 +227,7 @@ SEVERAL = rnn.init_stack(jax.random.key(0), rnn.LSTM, 3, 8, num_layers=2, bidire
 
 
 @pytest.mark.sampled(1)
-@pytest.mark.parametrize("way", ["lstm fused", "gru", "gru scan", "gru remat", "min_gru", "stack"])
+@pytest.mark.parametrize("way", ["lstm fused", "gru", "gru scan", "gru remat", "stack"])
 def test_nothing_is_stretched_to_more_axes(way):
     x, params, _, lengths = numbers("lstm" if way == "stack" else way.split()[0], SHAPES[0])
 
@@ -242,7 +240,7 @@ def test_nothing_is_stretched_to_more_axes(way):
         jax.grad(loss)(SEVERAL if way == "stack" else jax.tree.map(jnp.asarray, params))
 
 
-@pytest.mark.parametrize("layer", [rnn.lstm, rnn.gru, rnn.min_gru])
+@pytest.mark.parametrize("layer", [rnn.lstm, rnn.gru])
 @pytest.mark.parametrize("params", [None, 3, [("kernel", np.zeros((3, 8)))]])
 def test_params_that_are_no_mapping(layer, params):
     with pytest.raises(ValueError, match=r"^params is a (NoneType|int|list); expected a mapping of \['bias', 'kernel'"):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from seqmnist_jax import rnn
+from seqmnist_jax.models.cells.min_gru import CELL as MIN_GRU
 from tests.rnn import reference
 
 BATCH, TIME, FEATURES, HIDDEN = 5, 8, 7, 6
@@ -20,7 +21,7 @@ RESETS[:, 0] = [1, 0, 1, 0, 1]
 CELLS = {
     "lstm": (rnn.lstm, rnn.init_lstm(jax.random.key(0), FEATURES, HIDDEN)),
     "gru": (rnn.gru, rnn.init_gru(jax.random.key(0), FEATURES, HIDDEN)),
-    "min_gru": (rnn.min_gru, rnn.init_min_gru(jax.random.key(0), FEATURES, HIDDEN)),
+    "min_gru": (MIN_GRU.layer, MIN_GRU.init(jax.random.key(0), FEATURES, HIDDEN)),
 }
 PARTS = {"lstm": ("c", "h"), "gru": ("h",), "min_gru": ("h",)}
 H, C = (np.tanh(RNG.standard_normal((BATCH, HIDDEN))).astype(np.float32) for _ in range(2))
@@ -191,7 +192,7 @@ def test_lengths_are_the_mask_of_the_first_steps():
 
 
 @pytest.mark.sampled(1)
-@pytest.mark.parametrize("cell", [rnn.GRU, rnn.MIN_GRU], ids=["gru", "min_gru"])
+@pytest.mark.parametrize("cell", [rnn.GRU, MIN_GRU], ids=["gru", "min_gru"])
 def test_packed_sequences_in_a_stack(cell):
     """Two sequences in one row, in both directions, with a gap between them: each as if alone."""
     params = rnn.init_stack(jax.random.key(0), cell, FEATURES, HIDDEN, num_layers=2, bidirectional=True)

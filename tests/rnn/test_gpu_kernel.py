@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 
 from seqmnist_jax.rnn import cells, recurrence
+from seqmnist_jax.rnn.native.compiler import CannotBuildError
 from seqmnist_jax.rnn.native.gpu import calls, independent, load, nvrtc, source
 from seqmnist_jax.rnn.native.gpu.source import Shape
 from seqmnist_jax.rnn.readout import taken_out
@@ -559,7 +560,7 @@ def divided(step, params, x, carry):
 def compiler():
     try:
         nvrtc.version()
-    except nvrtc.CannotCompileError as error:
+    except CannotBuildError as error:
         pytest.skip(str(error))
 
 

@@ -366,7 +366,7 @@ def test_damaged_kernel_is_built_anew_and_said(cache, compiler, built, monkeypat
     monkeypatch.setenv("CXX", str(path))
     target = place(cache)
     build._make(target.parent)
-    build._publish(built, target)
+    build._publish(built.read_bytes(), target)
     DAMAGES[damage](target)
     kernel = build.library(LAUNCHER)
     assert (kernel.library._name, count(), target.read_bytes()) == (str(target), 1, built.read_bytes())
@@ -421,7 +421,7 @@ def test_kernel_of_another_user_is_not_loaded(cache, compiler, built, monkeypatc
     monkeypatch.setenv("CXX", str(path))
     target = place(cache)
     build._make(target.parent)
-    build._publish(built, target)
+    build._publish(built.read_bytes(), target)
     os.chown(target if what == "kernel" else target.parent, 65534, 65534)
     kernel = build.library(LAUNCHER)
     assert count() == 1
@@ -436,7 +436,7 @@ def test_read_only_cache_is_read(cache, compiler, built, monkeypatch):
     monkeypatch.setenv("CXX", str(path))
     target = place(cache)
     build._make(target.parent)
-    build._publish(built, target)
+    build._publish(built.read_bytes(), target)
     before = {entry.name: entry.stat().st_mtime_ns for entry in target.parent.iterdir()}
     assert build.library(LAUNCHER).library._name == str(target)
     assert {entry.name: entry.stat().st_mtime_ns for entry in target.parent.iterdir()} == before

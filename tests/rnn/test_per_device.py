@@ -15,6 +15,7 @@ import functools, json
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from seqmnist_jax import rnn
+from seqmnist_jax.models.cells.min_gru import CELL as MIN_GRU
 jax.config.update("jax_disable_most_optimizations", True)
 rng = np.random.default_rng(0)
 x, h = (rng.standard_normal(shape).astype(np.float32) for shape in ((4, 5, 3), (4, 8)))
@@ -34,7 +35,7 @@ ways = {
     "lstm fused": (functools.partial(rnn.lstm, backend="fused", reverse=True), lstm),
     "marks": (lambda p, x, carry=None, lengths=None: rnn.gru(
         p, x, carry, mask=jnp.arange(5) != lengths[:, None], resets=x[:, :, 0] > 0, backend="fused"), gru),
-    "min_gru": (rnn.min_gru, rnn.init_min_gru(jax.random.key(0), 3, 8)),
+    "min_gru": (MIN_GRU.layer, MIN_GRU.init(jax.random.key(0), 3, 8)),
     "scan": (lambda p, x, carry=None, lengths=None: rnn.scan(
         rnn.gru_step, p, x, jnp.zeros((4, 8)) if carry is None else carry, lengths=lengths, backend="fused"), gru),
     "stack": (stacked, stack),

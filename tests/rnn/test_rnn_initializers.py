@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from seqmnist_jax import rnn
+from seqmnist_jax.models.cells.min_gru import CELL as MIN_GRU
 
 FEATURES, HIDDEN = 28, 64
 
@@ -110,7 +111,7 @@ def test_time_scales_need_two_steps(steps):
 
 
 @pytest.mark.parametrize("name", rnn.TIME_SCALES)
-@pytest.mark.parametrize("cell", [rnn.LSTM, rnn.GRU, rnn.MIN_GRU], ids=["lstm", "gru", "min_gru"])
+@pytest.mark.parametrize("cell", [rnn.LSTM, rnn.GRU, MIN_GRU], ids=["lstm", "gru", "min_gru"])
 def test_time_scales_by_name(cell, name):
     def make(time_scales):
         shape = {"num_layers": 2, "bidirectional": False}

@@ -4,7 +4,7 @@ Feng et al. 2024, "Were RNNs All We Needed?", with gates that add up to 1:
 
   f, i = sigmoid(x W + b);  h' = (f h + i n) / (f + i),  n = x W_n + b_n.
 
-The plain form, without logarithms and without an activation of n, as `rnn.min_gru`. Gate order: f, i, n. Carry: h.
+The plain form, without logarithms and without an activation of n, as the minGRU's. Gate order: f, i, n. Carry: h.
 
 kernel_init is the input kernel of a GRU (Glorot's limit counts its recurrent kernel too). Where time_scales are given
 they draw b_f, and b_i is -b_f: the share f / (f + i) that is kept is then sigmoid(b_f) before x plays a part.

@@ -102,8 +102,8 @@ def _make(folder: Path) -> None:
         raise PermissionError(f"{folder} belongs to others or can be written by them")
 
 
-def _checksum(path: Path) -> bytes:
-    return hashlib.sha256(path.read_bytes()).hexdigest().encode()
+def _checksum(content: bytes) -> bytes:
+    return hashlib.sha256(content).hexdigest().encode()
 
 
 def _checksum_file(path: Path) -> Path:
@@ -120,7 +120,11 @@ def _open(source: Source, path: Path) -> ctypes.CDLL:
 def _is_sound(path: Path) -> bool:
     """Whether the file at this place can be trusted; one that is not there can't."""
     try:
-        return _is_ours(path.parent) and _is_ours(path) and _checksum(path) == _checksum_file(path).read_bytes()
+        return (
+            _is_ours(path.parent)
+            and _is_ours(path)
+            and _checksum(path.read_bytes()) == _checksum_file(path).read_bytes()
+        )
     except OSError:
         return False
 
@@ -157,9 +161,9 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _publish(made: Path, target: Path) -> None:
+def _publish(made: bytes, target: Path) -> None:
     """Puts a file and its checksum into the cache, each in one move."""
-    for content, place in ((_checksum(made), _checksum_file(target)), (made.read_bytes(), target)):
+    for content, place in ((_checksum(made), _checksum_file(target)), (made, target)):
         descriptor, name = tempfile.mkstemp(prefix=target.stem, suffix=".partial", dir=target.parent)
         try:
             with os.fdopen(descriptor, "wb") as file:
@@ -183,7 +187,7 @@ def _build(source: Source, command: list[str], flags: list[str], target: Path | 
         trouble: Exception | None = None
         if target is not None:
             try:
-                _publish(made, target)
+                _publish(made.read_bytes(), target)
                 # From where it stays, so that profilers and debuggers find it, and where it may be run if not here.
                 return _open(source, target)
             except (OSError, AttributeError) as error:
@@ -253,10 +257,8 @@ def kept(name: str, make: Callable[[], bytes]) -> bytes:
     if _is_sound(path):
         return path.read_bytes()
     content = make()
-    with contextlib.suppress(OSError), tempfile.TemporaryDirectory(prefix="seqmnist_jax-") as scratch:
-        made = Path(scratch) / "made"
-        made.write_bytes(content)
-        _publish(made, path)
+    with contextlib.suppress(OSError):
+        _publish(content, path)
     return content
 
 

@@ -1,7 +1,7 @@
 """Statements of a cell's stages, put where a kernel for CPUs needs them."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from seqmnist_jax.rnn.stages import Stages, Statement, renamed, words
 
@@ -81,8 +81,8 @@ class Body:
                     self.cross.setdefault(name, len(self.cross))
                 self.loads[home].add(name)
 
-    def lines(self, stage: int, loads: Mapping[str, str]) -> list[str]:
-        """The body of one stage; `loads` says how the skeleton is asked for an indexed kind of value."""
+    def lines(self, stage: int, load: Callable[[str, int], str] = "{}({})".format) -> list[str]:
+        """The body of one stage; `load` says how the skeleton is asked for a value of a kind."""
         writes = [write for write in self.writes if write.stage == stage]
         here = set(self.stages[stage]) | self.loads[stage]
         read = {w for n in self.stages[stage] for w in words(self._made[n].text)}
@@ -90,7 +90,7 @@ class Body:
         lines = []
         for name in sorted(self.loads[stage]):
             kind, index = name[2:-1].split("[")
-            lines.append(f"const Vec {local(name)} = at.{loads[kind].format(index)};")
+            lines.append(f"const Vec {local(name)} = at.{load(kind, int(index))};")
         for name, place in self.cross.items():
             if name in read and name not in here:
                 kind = "(IntVec)" if self._is_bool(name) else ""
@@ -177,8 +177,7 @@ class Started:
         for i, names in self.starts.items():
             text = " + ".join(names)
             body = Body(self.outer, [Write(0, "return {}", text)], 0, 0, {}, "xsp")
-            kinds = {kind: f"{kind}({{}})" for kind in "xsp"}
-            lines += [f"    if (result == {i}) {{", *(f"      {line}" for line in body.lines(0, kinds)), "    }"]
+            lines += [f"    if (result == {i}) {{", *(f"      {line}" for line in body.lines(0)), "    }"]
         at = "at" if lines else ""
         return [
             "  template <class At>",

@@ -115,8 +115,10 @@ struct Forward {
       else if (is_last)
         store_some(f.a.outputs + ((f.s.first + row) * Cell::kOutputs + i) * f.s.hidden + j * kLanes, v, lanes);
     }
-    SEQMNIST_INLINE void no_y(int i) const {
-      if (f.s.outputs == kAll) y(i, Vec{});
+    // Of a sequence that does not run: the carry stays, and there is no output.
+    SEQMNIST_INLINE void hold() const {
+      for (int i = 0; i < Cell::kCarries; ++i) next(i, c(i));
+      for (int i = 0; i < Cell::kOutputs && f.s.outputs == kAll; ++i) y(i, Vec{});
     }
     SEQMNIST_INLINE void keep(int i, Vec v) const {
       if (kept) store_some(kept + i * kLanes, v, kLanes, f.streams_stores);
@@ -240,8 +242,8 @@ struct Forward {
                     s.outputs == kLast && (s.reverse ? t == 0 : t == running - 1)};
         if (t < running)
           Cell::forward(Int<kStage>{}, at);
-        else if (row < s.count)
-          Cell::hold(Int<kStage>{}, at);
+        else if (kStage == kRounds && row < s.count)
+          at.hold();
       }
     }
     if (gathers) stream = Stream(kept, a.kept + s.kept(kGroup, t, row0, j), W * vector);
@@ -430,8 +432,11 @@ struct Backward {
           for (int g = 0; g < Cell::kGroups; ++g) at.kept[g] = a.kept + s.kept(g, t, row, j);
           Cell::backward(Int<kStage>{}, at);
         } else {  // Its gradients pass unchanged.
-          Cell::none(Int<kStage>{}, at);
-          if (row < s.count) Cell::no_inputs(Int<kStage>{}, at);
+          for (int i = 0; i < Cell::kColumns; ++i)
+            if (Cell::column_stage[i] == kStage) at.dm(i, Vec{});
+          for (int i = 0; i < Cell::kSources; ++i)
+            if (Cell::source_stage[i] == kStage) at.remade(i, Vec{});
+          for (int i = 0; i < Cell::kInputs && !Cell::kFront && kStage == 0 && row < s.count; ++i) at.dx(i, Vec{});
         }
         if (!kSame && r % 2 == 1) flush<kStage>(j, row - 1, dms, remades);
       }

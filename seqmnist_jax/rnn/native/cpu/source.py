@@ -84,7 +84,6 @@ class _Forward:
     own: int
     kept_groups: list[list[int]]
     group_of_stage: list[int]
-    hold: list[list[str]]
 
 
 def _forward(stages: Stages) -> _Forward:
@@ -132,12 +131,7 @@ def _forward(stages: Stages) -> _Forward:
             writes += [Write(stage, f"at.keep({n}, {{}})", texts[i]) for n, i in enumerate(members)]
     late = {f"u.m[{i}]": round for i, (round, _) in enumerate(d.results)}
     body = Body(started.statements, writes, d.rounds, first, late, "cxsp")
-    hold = [
-        [f"at.next({i}, at.c({i}));" for i, s in enumerate(next_at) if s == stage]
-        + [f"at.no_y({i});" for i, out in enumerate(stages.outputs) if at(out) == stage]
-        for stage in range(d.rounds + 1)
-    ]
-    return _Forward(started, body, has_start, origins, own, groups, group_of_stage, hold)
+    return _Forward(started, body, has_start, origins, own, groups, group_of_stage)
 
 
 def _columns(stages: Stages) -> list[int]:
@@ -208,7 +202,7 @@ def cell(stages: Stages) -> str:
                 outers.append(f"{{{k}, {first}, {size}}}")
                 first += size
     after = sorted(set(stages.after.values()))
-    place_of = {i: (g, n) for g, members in enumerate(forward.kept_groups) for n, i in enumerate(members)}
+    place_of = {i: f"{g}, {n}" for g, members in enumerate(forward.kept_groups) for n, i in enumerate(members)}
     counts = [len(members) for members in forward.kept_groups]
     carries = len(d.carries)
     sizes = {
@@ -258,18 +252,11 @@ def cell(stages: Stages) -> str:
         _table("int", "after_carry", after),
         _table("int", "sum_stage", [stage_of[f"at.sum({i}, {{}})"] for i in range(len(stages.sums))]),
     ]
-    loads = {kind: f"{kind}({{}})" for kind in ("c", "m", "x", "s", "p", "dn", "dy", "ds")}
-    order = {i: n for n, i in enumerate(after)}
+    places: dict[str, Mapping[int, object]] = {"k": place_of, "after": {i: n for n, i in enumerate(after)}}
 
-    def zeros(*calls: str) -> list[list[str]]:
-        return [
-            [w.call.format("Vec{}") + ";" for w in backward.writes if w.stage == stage and w.call.startswith(calls)]
-            for stage in range(d.rounds + 1)
-        ]
-
-    def back_lines(stage: int) -> list[str]:
-        lines = backward.lines(stage, loads | {"k": "k<{}>", "after": "after<{}>"})
-        return [_placed(line, place_of, order) for line in lines]
+    def load(kind: str, index: int) -> str:
+        """A kept value, or a later carry, is asked for by its place."""
+        return f"{kind}({places[kind][index] if kind in places else index})"
 
     return "\n".join(
         [
@@ -280,27 +267,12 @@ def cell(stages: Stages) -> str:
             *tables,
             "",
             *forward.started.lines(),
-            *_functions("forward", [forward.body.lines(s, loads) for s in range(d.rounds + 1)]),
-            *_functions("hold", forward.hold),
+            *_functions("forward", [forward.body.lines(s) for s in range(d.rounds + 1)]),
             "",
-            *_functions("backward", [back_lines(s) for s in range(d.rounds + 1)]),
-            *_functions("none", zeros("at.dm", "at.remade")),
-            *_functions("no_inputs", zeros("at.dx")),
+            *_functions("backward", [backward.lines(s, load) for s in range(d.rounds + 1)]),
             "};",
         ]
     )
-
-
-def _placed(line: str, place_of: Mapping[int, tuple[int, int]], after: Mapping[int, int]) -> str:
-    """A load of a kept value or of a later carry, at its place."""
-    for name, places in (("k<", place_of), ("after<", after)):
-        head, found, rest = line.partition(f"at.{name}")
-        if found:
-            index, _, tail = rest.partition(">")
-            place = places[int(index)]
-            shown = ", ".join(map(str, place)) if isinstance(place, tuple) else str(place)
-            return f"{head}at.{name[:-1]}({shown}){tail}"
-    return line
 
 
 @functools.cache

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seqmnist_jax.rnn.native.gpu import independent, load, nvrtc
+from seqmnist_jax.rnn.native.compiler import CannotBuildError
+from seqmnist_jax.rnn.native.gpu import independent, load
 from seqmnist_jax.rnn.native.gpu.source import Shape, blocks, groups, misfit, piece_words, shared_bytes
 from seqmnist_jax.rnn.scan import without_padding
 from seqmnist_jax.rnn.stages import Operands, Options, Stages, floats
@@ -126,7 +127,7 @@ def unfit(stages: Stages, options: Options) -> str | None:
         shared = shared_bytes(stages, shape)[1]
     try:
         load.kernel(stages, shape, load.BACKWARD, shared)
-    except (load.CannotLoadError, nvrtc.CannotCompileError) as error:
+    except CannotBuildError as error:
         return str(error)
     return None
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from seqmnist_jax.rnn.native import build
+from seqmnist_jax.rnn.native.compiler import CannotBuildError
 from seqmnist_jax.rnn.native.gpu import nvrtc
 from seqmnist_jax.rnn.stages import Stages
 
@@ -29,25 +30,21 @@ class Device(NamedTuple):
     multiprocessors: int
 
 
-class CannotLoadError(Exception):
-    """There is no GPU kernel in this process; the message says why."""
-
-
 @functools.cache
 def device() -> Device:
     """The first GPU.
 
     Raises:
-      CannotLoadError: there is none, or it is no NVIDIA GPU of capability 8.0 at least.
+      CannotBuildError: there is none, or it is no NVIDIA GPU of capability 8.0 at least.
     """
     try:
         found = jax.devices("cuda")[0]
     except RuntimeError as error:
-        raise CannotLoadError("this process has no NVIDIA GPU") from error
+        raise CannotBuildError("this process has no NVIDIA GPU") from error
     major, _, minor = str(found.compute_capability).partition(".")
     capability = 10 * int(major) + int(minor or 0)
     if capability < LEAST_CAPABILITY:
-        raise CannotLoadError(f"the GPU has compute capability {major}.{minor}; the kernel needs 8.0")
+        raise CannotBuildError(f"the GPU has compute capability {major}.{minor}; the kernel needs 8.0")
     return Device(capability, found.core_count)
 
 
@@ -68,7 +65,7 @@ def problem() -> str | None:
         device()
         nvrtc.version()
         _launcher()
-    except (CannotLoadError, nvrtc.CannotCompileError, build.CannotBuildError) as error:
+    except CannotBuildError as error:
         return str(error)
     except Exception as error:  # Whatever it is, there is another backend.
         return f"the GPU kernel can't be made here: {error}"
@@ -91,7 +88,7 @@ def kernel(stages: Stages, shape: Any, name: str, shared: int) -> int:
       shared: bytes of shared memory that it takes.
 
     Raises:
-      CannotLoadError: the compiler or the driver refuses it.
+      CannotBuildError: the compiler or the driver refuses it.
     """
     text = shape.source(stages)
     options = (f"--gpu-architecture=sm_{device().capability}", *OPTIONS)
@@ -101,5 +98,5 @@ def kernel(stages: Stages, shape: Any, name: str, shared: int) -> int:
     number = int.from_bytes(digest.digest()[:8], "little", signed=True)
     trouble = _launcher().seqmnist_gpu_load(number, image, name.encode(), shared)
     if trouble:
-        raise CannotLoadError(f"the driver refuses a kernel of the recurrence: {trouble.decode()}")
+        raise CannotBuildError(f"the driver refuses a kernel of the recurrence: {trouble.decode()}")
     return number

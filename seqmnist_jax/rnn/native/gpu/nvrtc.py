@@ -5,11 +5,9 @@ import functools
 import importlib.util
 from pathlib import Path
 
+from seqmnist_jax.rnn.native.compiler import CannotBuildError
+
 NAMES = ("libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so")
-
-
-class CannotCompileError(Exception):
-    """There is no NVRTC, or it refuses the source; the message says why."""
 
 
 def _candidates() -> list[str]:
@@ -27,7 +25,7 @@ def _library() -> ctypes.CDLL:
             return ctypes.CDLL(name)
         except OSError:
             continue
-    raise CannotCompileError("there is no NVRTC (the package nvidia-cuda-nvrtc, which jax[cuda] brings)")
+    raise CannotBuildError("there is no NVRTC (the package nvidia-cuda-nvrtc, which jax[cuda] brings)")
 
 
 @functools.cache
@@ -42,28 +40,28 @@ def compile(source: str, options: tuple[str, ...]) -> tuple[bytes, str]:
     """A cubin, and what the compiler had to say.
 
     Raises:
-      CannotCompileError: there is no NVRTC, or the source has an error.
+      CannotBuildError: there is no NVRTC, or the source has an error.
     """
     library, program = _library(), ctypes.c_void_p()
 
     def text(size: str, content: str) -> bytes:
         length = ctypes.c_size_t()
         if getattr(library, size)(program, ctypes.byref(length)):
-            raise CannotCompileError(f"NVRTC's {size} failed")
+            raise CannotBuildError(f"NVRTC's {size} failed")
         buffer = ctypes.create_string_buffer(max(length.value, 1))
         if getattr(library, content)(program, buffer):
-            raise CannotCompileError(f"NVRTC's {content} failed")
+            raise CannotBuildError(f"NVRTC's {content} failed")
         return buffer.raw[: length.value]
 
     if library.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"recurrence.cu", 0, None, None):
-        raise CannotCompileError("NVRTC can't begin a program")
+        raise CannotBuildError("NVRTC can't begin a program")
     try:
         given = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
         failed = library.nvrtcCompileProgram(program, len(options), given)
         log = text("nvrtcGetProgramLogSize", "nvrtcGetProgramLog").decode(errors="replace").strip("\0\n")
         if failed:
             line = next((line for line in log.splitlines() if "error" in line), log[:300])
-            raise CannotCompileError(f"NVRTC refuses the kernel: {line}")
+            raise CannotBuildError(f"NVRTC refuses the kernel: {line}")
         return text("nvrtcGetCUBINSize", "nvrtcGetCUBIN"), log
     finally:
         library.nvrtcDestroyProgram(ctypes.byref(program))

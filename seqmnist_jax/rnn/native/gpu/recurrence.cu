@@ -257,6 +257,16 @@ struct Scalars {
       for (int c = 0; c < kColumns; c++) to[f][c] = read_once(from.at[c] + f);
     if (step + 1 < here.time) from.advance();
   }
+  // Behind a step.
+  DEVICE void advance(const Place& here, int step) {
+#pragma unroll
+    for (int i = 0; i + 1 < kScalarsAhead; i++)
+#pragma unroll
+      for (int f = 0; f < Cell::kScalars; f++)
+#pragma unroll
+        for (int c = 0; c < kColumns; c++) ahead[i][f][c] = ahead[i + 1][f][c];
+    read(here, step + kScalarsAhead, ahead[kScalarsAhead - 1]);
+  }
 };
 
 // Values [batch, time, kCount * units] that a pair reads, one step before they are needed.
@@ -359,13 +369,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kThreads, 1) recurrence_for
         keep<kKeptWords>(piece, here.tid, words);
         piece += kReverse ? -kPiece : kPiece;
       }
-#pragma unroll
-      for (int i = 0; i + 1 < kScalarsAhead; i++)
-#pragma unroll
-        for (int f = 0; f < Cell::kScalars; f++)
-#pragma unroll
-          for (int c = 0; c < kColumns; c++) scalars.ahead[i][f][c] = scalars.ahead[i + 1][f][c];
-      scalars.read(here, step + kScalarsAhead, scalars.ahead[kScalarsAhead - 1]);
+      scalars.advance(here, step);
       inputs.read(here, when(step + 1 < time ? step + 1 : step, time));
     };
     each<1, Cell::kRounds + 1>([&](auto round) {
@@ -446,12 +450,9 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kThreads, 1) recurrence_for
     if (kSave) {
       float k[2 * at_least_one(kKeptWords)] = {};
 #pragma unroll
-      for (int i = 0; i < kPairs; i++) {
-        float one[at_least_one(Cell::kKept)];
-        Cell::keep(u[i], one);
+      for (int i = 0; i < kPairs; i++)
 #pragma unroll
-        for (int j = 0; j < Cell::kKept; j++) k[j * kPairs + i] = one[j];
-      }
+        for (int j = 0; j < Cell::kKept; j++) k[j * kPairs + i] = u[i].k[j];
 #pragma unroll
       for (int w = 0; w < kKeptWords; w++) words[w] = pack_half(k[2 * w], k[2 * w + 1]);
     }
@@ -645,13 +646,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kThreads, 1) recurrence_bac
       Cell::backward(Int<0>{}, u[i]);
     }
     auto meanwhile = [&] {
-#pragma unroll
-      for (int i = 0; i + 1 < kScalarsAhead; i++)
-#pragma unroll
-        for (int f = 0; f < Cell::kScalars; f++)
-#pragma unroll
-          for (int c = 0; c < kColumns; c++) scalars.ahead[i][f][c] = scalars.ahead[i + 1][f][c];
-      scalars.read(here, step + kScalarsAhead, scalars.ahead[kScalarsAhead - 1]);
+      scalars.advance(here, step);
       const int next = when(step + 1 < time ? time - 2 - step : 0, time);
       inputs.read(here, next);
       bars.read(here, next);
@@ -771,10 +766,8 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kThreads, 1) recurrence_bac
 #pragma unroll
     for (int i = 0; i < kPairs; i++) {
       const int c = here.column(i);
-      float sum[at_least_one(Cell::kSums)], before[at_least_one(Cell::kCarries)];
-      Cell::finish(u[i], sum, before);
 #pragma unroll
-      for (int j = 0; j < Cell::kSums; j++) total[j][i / kColumns] += running[c] ? sum[j] : 0.f;
+      for (int j = 0; j < Cell::kSums; j++) total[j][i / kColumns] += running[c] ? u[i].sum[j] : 0.f;
 #pragma unroll
       for (int j = 0; j < Cell::kInputs; j++)
         if (here.inside[c])
@@ -782,7 +775,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kThreads, 1) recurrence_bac
               running[c] ? u[i].dx[j] * unscale : 0.f;
 #pragma unroll
       for (int j = 0; j < Cell::kCarries; j++) {
-        u[i].dn[j] = running[c] ? before[j] : u[i].dn[j];
+        u[i].dn[j] = running[c] ? u[i].before[j] : u[i].dn[j];
         u[i].after[j] = u[i].c[j];
       }
     }

@@ -220,23 +220,16 @@ def cell(stages: Stages, shape: Shape) -> str:
     writes = [(f"u.source[{i}]", out, d.sources[i][0] - 1) for i, out in enumerate(stages.sources)]
     writes += [(f"u.next[{i}]", out, d.rounds) for i, out in enumerate(stages.carry)]
     writes += [(f"u.y[{i}]", out, d.rounds) for i, out in enumerate(stages.outputs)]
-    keeps = [(f"k[{i}]", Output(stages.texts[place], 0), d.rounds) for i, place in enumerate(apart)]
-    # `keep` is a function of its own, so all that it reads crosses.
-    beyond = [(to, out, d.rounds + 1) for to, out, _ in keeps]
-    fields, functions = stage_functions("forward", "Forward", stages.forward, writes + beyond, d.rounds)
+    writes += [(f"u.k[{i}]", Output(stages.texts[place], 0), d.rounds) for i, place in enumerate(apart)]
+    fields, functions = stage_functions("forward", "Forward", stages.forward, writes, d.rounds)
     back = [*stages.recall(apart, spares(shape)), *stages.backward]
     if shape.outputs == "none":  # Zeros that the compiler would add, for what they do to a negative zero.
         back = [s._replace(text=re.sub(r" \+ u\.dy\[\d+\]$", "", s.text)) for s in back]
     back_writes = [(f"u.dm[{i}]", out, d.rounds - d.results[i][0]) for i, out in enumerate(stages.d_results)]
     back_writes += [(f"u.dx[{i}]", out, d.rounds) for i, out in enumerate(stages.d_inputs)]
-    ends = [(f"sum[{i}]", out, d.rounds + 1) for i, out in enumerate(stages.sums)]
-    ends += [(f"before[{i}]", out, d.rounds + 1) for i, out in enumerate(stages.d_carry)]
-    back_fields, back_functions = stage_functions("backward", "Backward", back, back_writes + ends, d.rounds)
-
-    def through(names: list[str], text: str) -> str:
-        words = {f.split()[1].rstrip(";") for f in names}
-        return f"u.{text}" if text in words else text
-
+    back_writes += [(f"u.sum[{i}]", out, d.rounds) for i, out in enumerate(stages.sums)]
+    back_writes += [(f"u.before[{i}]", out, d.rounds) for i, out in enumerate(stages.d_carry)]
+    back_fields, back_functions = stage_functions("backward", "Backward", back, back_writes, d.rounds)
     return "\n".join(
         [
             "struct Cell {",
@@ -244,25 +237,19 @@ def cell(stages: Stages, shape: Shape) -> str:
             *(table(name, values) for name, values in tables.items()),
             "  struct Forward {",
             f"    {raw}",
-            f"    float source[{at(len(d.sources))}], next[{at(len(d.carries))}], y[{at(d.outputs)}];",
+            f"    float source[{at(len(d.sources))}], next[{at(len(d.carries))}];",
+            f"    float y[{at(d.outputs)}], k[{at(len(apart))}];",
             *fields,
             "  };",
             *functions,
-            f"  static DEVICE void keep(const Forward& u, float (&k)[{at(len(apart))}]) {{",
-            *(f"    {to} = {through(fields, out.text)};" for to, out, _ in keeps),
-            "  }",
             "  struct Backward {",
             f"    {raw}",
             f"    float k[{at(len(apart))}], after[{at(len(d.carries))}], ds[{at(len(d.sources))}];",
             f"    float dn[{at(len(d.carries))}], dy[{at(d.outputs)}], dm[{at(len(d.results))}];",
-            f"    float dx[{at(d.count('x'))}];",
+            f"    float dx[{at(d.count('x'))}], sum[{at(len(stages.sums))}], before[{at(len(d.carries))}];",
             *back_fields,
             "  };",
             *back_functions,
-            f"  static DEVICE void finish(const Backward& u, float (&sum)[{at(len(stages.sums))}], "
-            f"float (&before)[{at(len(d.carries))}]) {{",
-            *(f"    {to} = {through(back_fields, out.text)};" for to, out, _ in ends),
-            "  }",
             "};",
         ]
     )
