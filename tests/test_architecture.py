@@ -29,7 +29,8 @@ cli        output process terminal flags commands describe text modes
 # Inside the packages of packages.
 INSIDE = {
     "analysis.report": "runs summary gradients reading comparison page build",
-    "models.cells": "min_gru min_lstm elman ur_lstm ur_gru peephole_lstm ind_rnn exp_rnn cornn lem lru s5 diagonal registry",
+    "models.cells": "min_gru min_lstm elman ur_lstm ur_gru peephole_lstm ind_rnn exp_rnn cornn lem lru s5 diagonal "
+    "registry",
 }
 
 
