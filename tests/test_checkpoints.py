@@ -2,7 +2,6 @@
 
 import errno
 import json
-import shutil
 
 import jax
 import numpy as np
@@ -187,12 +186,3 @@ def test_changed_metadata_are_noticed(checkpoints, state, tmp_path):
     path.write_text(json.dumps(stored))
     with pytest.raises(CheckpointError, match="metadata are not those"):
         checkpoints.metadata(10)
-
-
-def test_a_checkpoint_of_an_earlier_version_is_still_read(learner, tmp_path):
-    """The shipped model was saved before there were checksums."""
-    shutil.copytree("pretrained/row_lstm/checkpoints", tmp_path / "checkpoints")
-    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
-        (step,) = checkpoints.steps()
-        assert "checksums" not in checkpoints.metadata(step)
-        assert checkpoints.validation(step)["accuracy"] > 0.9

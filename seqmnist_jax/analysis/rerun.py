@@ -82,7 +82,7 @@ def _arrays(a: Path, b: Path) -> Iterator[Difference]:
 
 
 def _checksums(saved: Checkpoints) -> dict[int, Json]:
-    return {step: saved.metadata(step).get("checksums", {}) for step in saved.steps()}
+    return {step: saved.metadata(step)["checksums"] for step in saved.steps()}
 
 
 def _logits(a: Path, b: Path) -> Iterator[Difference]:

@@ -169,9 +169,8 @@ def _restore_or_init(group: ReplicaGroup, replica: Replica, init: Callable[..., 
     config, facts = configs.from_json(metadata["config"]), metadata["data"]
     identity = configs.identity(config, facts["content_hash"])
     check_identity(run, identity, facts, f"{replica.workdir}, checkpoint {step},")
-    replica.lost_checkpoints = sorted({*replica.lost_checkpoints, *metadata.get("lost", [])})
-    # Earlier versions knew of the last sitting only.
-    before = metadata.get("sittings") or [{"first_step": 1, **{name: metadata.get(name) for name in origin}}]
+    replica.lost_checkpoints = sorted({*replica.lost_checkpoints, *metadata["lost"]})
+    before = metadata["sittings"]
     is_same = {**before[-1], "first_step": 0} == {**origin, "first_step": 0}
     replica.sittings = before if is_same else [*before, {"first_step": step + 1, **origin}]
     group.clock.add(Clock(**metadata["clock"]))

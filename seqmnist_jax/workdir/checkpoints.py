@@ -98,7 +98,7 @@ class Checkpoints:
     and tried again with the next one. Of several processes the first alone saves; each reads for itself.
 
     A checkpoint holds checksums (SHA-256) of its arrays and of its metadata, which are checked
-    whenever it is read; those of earlier versions have none.
+    whenever it is read.
     """
 
     def __init__(
@@ -318,9 +318,8 @@ class Checkpoints:
         """Reads all of a checkpoint; arguments and errors as in `restore`."""
         self.restore(step, shapes)
         # Orbax goes by a file of its own when it chooses which checkpoints to keep.
-        metadata = self.metadata(step)
-        wanted, found = metadata.get("validation"), self._manager.metrics(step)
-        if "checksums" in metadata and found != (wanted and {**wanted, "step": step}):
+        wanted = self.validation(step)
+        if self._manager.metrics(step) != (wanted and {**wanted, "step": step}):
             raise self._damaged(step, "its metrics are not those that were saved")
 
     def _set_aside(self, step: int, error: CheckpointError) -> None:
@@ -356,9 +355,8 @@ class Checkpoints:
         Raises:
           CheckpointError: as `metadata`.
         """
-        metadata = self.metadata(step)
-        # Earlier versions left it to orbax.
-        return metadata["validation"] if "validation" in metadata else self._manager.metrics(step)
+        found: dict[str, float] | None = self.metadata(step)["validation"]
+        return found
 
     def metadata(self, step: int) -> Json:
         """The JSON values saved beside the checkpoint of a step, and its 'validation' and 'checksums'.
@@ -367,9 +365,7 @@ class Checkpoints:
           CheckpointError: they can't be read.
         """
         metadata = self._restore(step, metadata=ocp.args.JsonRestore())["metadata"]
-        if "content" not in metadata:
-            return metadata
-        if metadata.get("checksum") != _json_checksum(metadata["content"]):
+        if "content" not in metadata or metadata.get("checksum") != _json_checksum(metadata["content"]):
             raise self._damaged(step, "its metadata are not those that were saved")
         return metadata["content"]
 
@@ -384,9 +380,9 @@ class Checkpoints:
           CheckpointError: it can't be read, is not what was saved, or its tree is another.
         """
         wanted = {name: ocp.args.StandardRestore(on_one_device(tree)) for name, tree in shapes.items()}
-        checksums = self.metadata(step).get("checksums")
+        checksums = self.metadata(step)["checksums"]
         restored = self._restore(step, **wanted)
-        for name in shapes if checksums else ():
+        for name in shapes:
             if _checksums(restored[name]) != checksums[name]:
                 raise self._damaged(step, f"its {name} arrays are not those that were saved")
         return {name: restored[name] for name in shapes}
