@@ -23,7 +23,7 @@ def load(workdir: str | Path) -> TrainedModel:
     >>> model = seqmnist_jax.load("pretrained/row_lstm")
     >>> images = load_embedded().test.images[:3]  # uint8 [count, 28, 28]
     >>> model.predict(images)
-    array([5, 9, 3])
+    array([3, 9, 3])
     >>> model.read(images).shape  # the probabilities of each class after each step
     (3, 28, 10)
     >>> model.features(images).shape  # what the dense layer sees

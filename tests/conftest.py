@@ -87,10 +87,10 @@ def compilation_cache(cache_dir):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-@pytest.fixture(scope="module")
-def quick_compiler():
-    """For modules that compare within one compiler: of many small programs, each run once, compiling is the cost."""
-    with tiny.quick_compiler():
+@pytest.fixture(autouse=True, scope="module")
+def quick_compiler(request):
+    """Of many small programs, each run once, compiling is the cost."""
+    with tiny.quick_compiler(not request.node.get_closest_marker("full_compiler")):
         yield
 
 

@@ -22,8 +22,6 @@ from seqmnist_jax.training.run import build_run
 from tests import tiny
 from tests.launching import ROOT, launch
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 PAGE = (ROOT / "docs" / "adding-a-cell.md").read_text()
 MODULE, LOADING = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 TRAIN, REPORT = re.findall(r"^python launch.py (.*)$", PAGE, re.M)

@@ -137,5 +137,8 @@ params = rnn.init_gru(jax.random.key(0), 3, 8, time_scales=("log_uniform", 5))
 jax.grad(lambda params: rnn.gru(params, jax.numpy.ones((2, 5, 3)))[1].sum())(params)
 print(*{name.partition(".")[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names))
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    environment = {**os.environ, **QUICK}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, env=environment
+    )
     assert set(done.stdout.split()) - {"jax", "jaxlib", "numpy", "platformdirs"} == {"seqmnist_jax"}

@@ -13,8 +13,6 @@ import pytest
 from benchmarks import end_to_end, floor, peers, recurrence, scaling, time_to_accuracy, timing, trainers
 from configs import pixel_gru, row_lstm
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 ROOT = Path(__file__).parent.parent
 RATE = floor.Rate(1e10, (1, 1, 1))
 CASE = peers.Case("gru", hidden=4, features=1, steps=6, batch=2)
@@ -155,12 +153,14 @@ def test_pytorch_refuses_what_it_does_not_have():
         trainers.TorchTrainer(config)
 
 
+@pytest.mark.slow
 def test_end_to_end():
     rows = end_to_end.measure("row_lstm", small(row_lstm.get_config()), ["ours", "torch"], rounds=1, seconds=0.01)
     assert rows[0]["library"] == "ours"
     assert all(math.isfinite(number) and number > 0 for number in numbers(rows))
 
 
+@pytest.mark.slow
 def test_replicas_train():
     config = row_lstm.get_config()
     config.update_from_flattened_dict({"data.source": "embedded", "model.hidden_size": 4, "train.batch_size": 40})

@@ -17,8 +17,6 @@ from seqmnist_jax.training.train import train
 from tests import tiny
 from tests.launching import ROOT, launch
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 PAGE = (ROOT / "docs" / "cells.md").read_text()
 TRAIN = re.search(r"^python launch.py (.*) \\\n +--config.model.cell_options=\"(.*)\" (.*)$", PAGE, re.M)
 SHORT = ["--config.data.source=embedded", "--config.train.eval_every=10", "--config.train.steps=20"]

@@ -12,8 +12,6 @@ from seqmnist_jax.training.state import restore_state
 from seqmnist_jax.workdir.checkpoints import CheckpointError, Checkpoints
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 
 @pytest.fixture(scope="module")
 def learner(cache_dir):

@@ -23,8 +23,6 @@ from seqmnist_jax.training.train import Stopped, train
 from seqmnist_jax.workdir.files import WorkdirError
 from tests.tiny import QUICK
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 CELLS = "model.cell, model.hidden_size"
 SWEEP = f"{{'{CELLS}': (('gru', 8), ('lstm', 6)), 'seed': (2, 1)}}"
 RATES = "{'optimizer.learning_rate': (0.1, 3e38, 0.01)}"

@@ -20,8 +20,6 @@ from seqmnist_jax.training.train import Stopped, train
 from seqmnist_jax.workdir.checkpoints import Checkpoints
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 TIME, BATCH = 16, 3
 # Without what the tiny run's config sets for its LSTM.
 PLAIN = {"model.norm": "none", "model.dense_init": "glorot_uniform"}

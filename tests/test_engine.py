@@ -17,8 +17,6 @@ from seqmnist_jax.workdir import config as configs
 with_kernel = pytest.mark.skipif(bool(rnn.native_problem()), reason=str(rnn.native_problem()))
 BACKENDS = ["scan", "fused", pytest.param("native", marks=with_kernel)]
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 
 def small(module=row_lstm, **changes):
     config = module.get_config()

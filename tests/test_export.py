@@ -24,8 +24,6 @@ from tests.untrained import HEIGHT, WIDTH, random_images, write_run
 
 safetensors = pytest.importorskip("safetensors.numpy", reason="safetensors is not installed")
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 IMAGES = random_images(5, seed=9)
 MODELS = {
     "lstm": {"data.permutation": "numpy:3", "data.scaling": "standard", "model.norm": "frozen"},

@@ -16,8 +16,6 @@ from seqmnist_jax.training.replicas import QUIET
 from seqmnist_jax.training.run import build_run
 from seqmnist_jax.training.train import train
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 ROOT = Path(__file__).parent.parent
 DONE = gpu.Done(0, 5.0, "")
 

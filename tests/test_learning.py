@@ -21,8 +21,6 @@ from seqmnist_jax.training.state import TrainMetrics, restore_state
 from seqmnist_jax.training.step import train_step
 from seqmnist_jax.workdir.checkpoints import Checkpoints
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 BATCH, TIME = 8, 28
 DROPOUT = {"model.dropout.input_keep": 0.8, "model.dropout.output_keep": 0.7, "model.dropout.state_keep": 0.6}
 ALL_KEPT = dict.fromkeys(DROPOUT, 1.0)

@@ -19,8 +19,6 @@ from seqmnist_jax.workdir.checkpoints import CheckpointError
 from seqmnist_jax.workdir.files import WorkdirError
 from tests.untrained import HEIGHT, HIDDEN, WIDTH, random_images, write_run
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 ROOT = Path(__file__).parent.parent
 IMAGES = random_images(11, seed=5)
 MODELS = {

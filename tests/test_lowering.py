@@ -8,6 +8,8 @@ import pytest
 
 from seqmnist_jax.training.run import build_run
 
+pytestmark = pytest.mark.full_compiler
+
 
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", ["row_lstm_basic", "row_lstm", "pixel_gru", "permuted_gru"])

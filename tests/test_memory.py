@@ -4,6 +4,8 @@ import pytest
 
 from seqmnist_jax.devices import memory
 
+pytestmark = pytest.mark.full_compiler
+
 GIB = 2**30
 
 

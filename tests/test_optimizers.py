@@ -10,8 +10,6 @@ from configs import default
 from seqmnist_jax import rnn
 from seqmnist_jax.training.optimizers import build_hyperparameters, build_optimizer, build_unread
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 
 def tree(cell="lstm", scale=1.0):
     init = rnn.init_lstm if cell == "lstm" else rnn.init_gru

@@ -21,8 +21,6 @@ from seqmnist_jax.training.state import data_key, restore_state
 from seqmnist_jax.training.step import _gradients
 from seqmnist_jax.workdir.checkpoints import Checkpoints
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 
 def small_config(**changes):
     config = row_lstm.get_config()

@@ -20,8 +20,6 @@ from seqmnist_jax.errors import UsageError
 from seqmnist_jax.training.run import build_run
 from seqmnist_jax.workdir import files
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 READ_ALL = """
 const { network, view, images } = JSON.parse(require('fs').readFileSync(0));
 const decoded = decodeNetwork(network);

@@ -37,8 +37,6 @@ from seqmnist_jax.workdir.checkpoints import Checkpoints
 from seqmnist_jax.workdir.metrics import read_events
 from tests.tiny import QUICK
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / "configs" / "row_lstm.py")
 FIELDS = {"model.hidden_size": 4, "train.batch_size": 8, "train.steps": 20, "train.eval_every": 10}

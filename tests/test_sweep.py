@@ -20,9 +20,6 @@ from seqmnist_jax.training.train import Stopped, train
 from seqmnist_jax.workdir.checkpoints import Checkpoints
 from seqmnist_jax.workdir.files import WorkdirError
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
-
 RATES = {"sweep": "{'optimizer.learning_rate': (0.01, 0.002)}", "optimizer.ema_decay": 0.9}
 
 
@@ -207,6 +204,7 @@ def test_replicas_that_do_not_fit_train_in_chunks(swept, tmp_path, monkeypatch):
         run_sweep(tmp_path / "none", "1-2", **rates)
 
 
+@pytest.mark.slow  # of two seeds tests/test_folders.py has the same
 def test_a_stopped_sweep_goes_on_where_it_was(swept, tmp_path):
     folder, summary, members, _ = swept
     config = small_config(**{"optimizer.ema_decay": 0.9, "sweep": "{'optimizer.learning_rate': (0.01, 0.002)}"})

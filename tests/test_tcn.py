@@ -9,8 +9,6 @@ import pytest
 
 from seqmnist_jax.models.tcn import TCN, causal_convolution
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 BATCH, TIME, FEATURES, CLASSES = 5, 21, 2, 3
 MODEL = TCN(num_classes=CLASSES, channels=6, levels=3, kernel_size=3)
 LENGTHS = [TIME, 0, 1, 8, 13]

@@ -23,8 +23,6 @@ from seqmnist_jax.workdir import graph, pictures
 from tests import tiny
 from tests.test_writers import tensorboard_events
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 TENSORS = (
     "dense/bias",
     "dense/kernel",

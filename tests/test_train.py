@@ -24,8 +24,6 @@ from seqmnist_jax.workdir.files import WorkdirError
 from tests import tiny
 from tests.test_writers import tensorboard_events
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 
 def run_in(folder, stop_at=None, **changes):
     """Trains into a folder, quietly; stops once `stop_at` steps are done."""

@@ -17,13 +17,24 @@ def tensor_names(tree: Any) -> list[str]:
 
 def stack(trees: Sequence[Any]) -> Any:
     """The trees as one, each leaf with a leading axis of replicas; a single tree as it is."""
-    return trees[0] if len(trees) == 1 else jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+    return trees[0] if len(trees) == 1 else _stacked(trees)
 
 
 def unstack(tree: Any, count: int) -> list[Any]:
     """The trees that `stack` made one, on one device of this process, wherever the whole is."""
     tree = here(tree)
-    return [tree] if count == 1 else [jax.tree.map(lambda leaf, i=i: leaf[i], tree) for i in range(count)]
+    return [tree] if count == 1 else _parts(tree, count)
+
+
+# One program each: of every leaf by itself there would be dozens to compile.
+@jax.jit
+def _stacked(trees: Sequence[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _parts(tree: Any, count: int) -> list[Any]:
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], tree) for i in range(count)]
 
 
 def here(tree: Any) -> Any:

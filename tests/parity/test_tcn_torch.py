@@ -11,8 +11,6 @@ from seqmnist_jax.models.tcn import TCN
 
 torch = pytest.importorskip("torch", reason="PyTorch is the independent implementation to compare with")
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 # Flax adds 1e-12 to a kernel's squared norm, which shows in float64.
 TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
 

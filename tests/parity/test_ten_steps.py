@@ -5,11 +5,14 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from configs import row_lstm
 from seqmnist_jax.data.batches import ExampleStream
 from seqmnist_jax.training.run import build_run
 from seqmnist_jax.training.state import data_key
+
+pytestmark = pytest.mark.full_compiler
 
 STEPS = 10
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from seqmnist_jax import rnn
+from seqmnist_jax.rnn.native import compiler
 
 BACKENDS = ("scan", "fused", "native")
 
@@ -17,9 +18,13 @@ def full_matmul_precision():
         yield
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiler(quick_compiler):
-    """For all modules here."""
+@pytest.fixture(scope="module")
+def quick_kernels():
+    """For modules whose kernels run a few steps: compiling is the cost."""
+    flags = tuple("-Og" if flag == "-O3" else flag for flag in compiler.FLAGS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiler, "FLAGS", flags)
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -17,6 +17,8 @@ from seqmnist_jax.rnn import recurrence
 from seqmnist_jax.rnn.jaxprs import NotDivisibleError
 from seqmnist_jax.rnn.stages import Options
 
+pytestmark = pytest.mark.usefixtures("quick_kernels")
+
 DERIVED = ("derived", np.float64, 1e-9)
 CPU = ("cpu", np.float32, 1e-4)
 

@@ -387,9 +387,8 @@ def test_replicas(name, emulator, errors):
         jax.tree.map(lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-6), together, alone)
 
 
-@pytest.mark.sampled(1)
 @emulated_only
-@pytest.mark.parametrize("name", ["gru", "cluster, gru"])
+@pytest.mark.parametrize("name", ["gru", pytest.param("cluster, gru", marks=pytest.mark.slow)])
 def test_cotangents_that_share_what_was_kept(name, emulator, errors):
     """`jax.jacrev` maps the way back alone; what was kept is of one forward pass, in the order of its blocks."""
     case = CASES[name]._replace(batch=9, precision="tensorfloat32")
@@ -474,7 +473,7 @@ def noticed(emulator, monkeypatch):
     return of
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.slow
 @emulated_only
 @pytest.mark.parametrize("order", ORDERS)
 def test_each_barrier_is_needed(order, emulator, errors, exploding, noticed):

@@ -27,15 +27,17 @@ def with_kernel(need_native):
 
 SOURCES = """
 import hashlib, jax, jax.numpy as jnp
-from seqmnist_jax import rnn
 from seqmnist_jax.models import CELLS
+from seqmnist_jax.rnn import recurrence
+from seqmnist_jax.rnn.native.cpu import calls
 for name in ("lem", "gru_reset_before", "cornn"):
     cell = CELLS[name].cell
     params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 9 if name == "gru_reset_before" else 1, 16))
     state = jax.ShapeDtypeStruct((4, 16), jnp.float32)
     carry = state if name == "gru_reset_before" else (state, state)
     x = jax.ShapeDtypeStruct((4, 5, params["kernel"].shape[0]), jnp.float32)
-    text = rnn.explain_step(cell.step, params, x, carry, source=True)
+    call = recurrence.Call(cell.step, recurrence.Options("all", False, "float32"), "cpu")
+    text = calls.text(recurrence.stages_of(call, params, x, carry), "float32")
     print(name, hashlib.sha256(text.encode()).hexdigest())
 """
 

@@ -90,6 +90,7 @@ def scalar_of(run):
     return scalar
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("layer", "return_sequences"),
     [("lstm-scan", True), ("gru-scan", False), ("lstm-fused", False), ("gru-fused", True)],

@@ -11,7 +11,7 @@ import pytest
 
 from seqmnist_jax import rnn
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
+pytestmark = pytest.mark.usefixtures("quick_kernels")
 
 
 def both_ways(backend, step, params, h, x):
@@ -74,10 +74,10 @@ def test_all_outputs_have_a_batch():
         rnn.scan(step, None, drawn(2, 5, 4), drawn(2, 4))
 
 
-@pytest.mark.parametrize("function", [jax.nn.softplus, jax.nn.log_sigmoid, jax.nn.mish])
-def test_functions_with_an_infinity_in_them_have_a_kernel(backend, function):
+def test_functions_with_an_infinity_in_them_have_a_kernel(backend):
     def step(p, h, x):
-        h = jnp.tanh(x @ p["w"] + function(5 * (h @ p["u"])))
+        m = 5 * (h @ p["u"])
+        h = jnp.tanh(x @ p["w"] + jax.nn.softplus(m) + jax.nn.log_sigmoid(-m) + jax.nn.mish(0.5 * m))
         return h, h
 
     given = {"w": drawn(5, 4), "u": drawn(4, 4)}, drawn(2, 4), drawn(2, 5, 5)
