@@ -182,7 +182,7 @@ def _restore_or_init(group: ReplicaGroup, replica: Replica, init: Callable[..., 
 
 
 def begin(exits: ExitStack, group: ReplicaGroup) -> None:
-    """Puts the folders in order, now that everything is ready to train, and opens what it is recorded by."""
+    """Puts the folders in order, now that everything is ready to train, and opens the writers."""
     step = group.first_step
     for replica in group.replicas:
         is_told = replica.run.is_measured(step) and not replica.is_untold
