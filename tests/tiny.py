@@ -33,7 +33,9 @@ def config(**changes):
 
 
 # XLA without most of its optimizations, with its older, four times faster way to make code for a CPU, in one piece.
-OPTIONS = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
+OPTIONS = {"xla_cpu_parallel_codegen_split_count": 1}
+if jax.__version_info__ < (0, 12):  # later ones have the new way alone
+    OPTIONS["xla_cpu_use_fusion_emitters"] = False
 QUICK_FLAG = " ".join(f"--{name}={str(value).lower()}" for name, value in OPTIONS.items())
 QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": QUICK_FLAG}
 
