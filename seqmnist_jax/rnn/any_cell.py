@@ -117,11 +117,9 @@ def run(
         raise ValueError(f"backend is {backend!r}, but steps are unrolled; expected 'auto' or 'scan'")
     backend = "scan" if unroll > 1 else backend
     # All else than `lax.scan` rounds what it multiplies by itself.
-    steps = at_precision(step, "float32"), at_precision(step, options.precision)
-    (by_kernel, given, columns), (by_loop, *_) = (with_resets(step, params, x, resets) for step in steps)
-    found, call, _ = recurrence.choose(
-        by_kernel, options, Given(given, columns, carry, lengths), backend, jax.default_backend()
-    )
+    exact, given, columns = with_resets(at_precision(step, "float32"), params, x, resets)
+    all_given, platform = Given(given, columns, carry, lengths), jax.default_backend()
+    found, call, _ = recurrence.choose(exact, options, all_given, backend, platform)
     columns, lengths = with_frames_of_its_own(columns, lengths, options.reverse)
     if found != "scan":
         given, columns, carry = jax.tree.map(jnp.asarray, (where_some_run(given, lengths), columns, carry))
@@ -129,6 +127,7 @@ def run(
     else:
         with jax.default_matmul_precision("highest" if options.precision == "float32" else None):
             try:
+                by_loop, *_ = with_resets(at_precision(step, options.precision), params, x, resets)
                 call = call._replace(step=by_loop)
                 end, outputs = recurrence.plain(call, Given(given, columns, carry, lengths), unroll)
             except (TypeError, ValueError) as error:
