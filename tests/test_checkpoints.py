@@ -103,6 +103,17 @@ def test_what_a_full_disk_refuses_is_saved_when_there_is_room(checkpoints, learn
     assert_restores(checkpoints, learner, state, 20)
 
 
+def test_half_a_save_of_a_process_that_died_is_gone_when_the_folder_is_open(tmp_path, learner, state):
+    (tmp_path / "10.orbax-checkpoint-tmp" / "model").mkdir(parents=True)
+    with Checkpoints(tmp_path, read_only=True):
+        assert list(tmp_path.iterdir()) != [], "another process may be saving it"
+    with Checkpoints(tmp_path) as checkpoints:
+        assert list(tmp_path.iterdir()) == []
+        save(checkpoints, state, 10)
+        assert checkpoints.wait() is None
+        assert_restores(checkpoints, learner, state, 10)
+
+
 def test_what_was_deleted_to_be_saved_anew_is_taken_back_where_it_was_not(tmp_path, learner, state):
     for dies in (True, False):
         with Checkpoints(tmp_path) as checkpoints:

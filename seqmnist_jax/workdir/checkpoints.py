@@ -127,6 +127,7 @@ class Checkpoints:
             folder.mkdir(parents=True, exist_ok=True)
             self._take_back()
             self._delete()
+            self._clear_half_saved()
         self._check_metrics()
         self._manager = self._open()
         # Orbax's own asynchronous saves report a full disk from their threads and leave its debris.
@@ -141,7 +142,7 @@ class Checkpoints:
           CheckpointError: there is one, and this process may not set it aside.
         """
         for path in sorted(self._folder.glob("*/metrics/metrics")):
-            if not path.parts[-3].isdigit():  # half a save, which orbax clears away
+            if not path.parts[-3].isdigit():  # half a save, maybe another process's
                 continue
             try:
                 rank(json.loads(path.read_text()))
@@ -157,7 +158,6 @@ class Checkpoints:
             create=False,
             read_only=not self._saves,
             save_interval_steps=int(self._saves),
-            cleanup_tmp_directories=self._saves,
             # Out of the way by one renaming: half a deleted checkpoint would look like a damaged one.
             todelete_subdir=DELETED if self._saves else None,
             enable_async_checkpointing=False,
@@ -246,8 +246,7 @@ class Checkpoints:
                 self._unsaved.pop(0)
                 self._delete()
         except Exception as e:  # orbax and tensorstore raise many kinds
-            for debris in self._folder.glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(debris, ignore_errors=True)
+            self._clear_half_saved()
             self._forget()
             return _reason(e)
         return None
@@ -271,6 +270,12 @@ class Checkpoints:
 
     def _delete(self) -> None:
         shutil.rmtree(self._folder / DELETED, ignore_errors=True)
+
+    def _clear_half_saved(self) -> None:
+        # Orbax would do so when it opens a folder, but in a thread, which fails where the debris is gone when it looks,
+        # and every save after it.
+        for debris in self._folder.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(debris, ignore_errors=True)
 
     def _forget(self) -> None:
         """Of what can't be saved, keeps in memory what would be kept on disk."""
