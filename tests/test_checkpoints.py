@@ -2,6 +2,8 @@
 
 import errno
 import json
+import os
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 
 from seqmnist_jax.training.run import build_run
 from seqmnist_jax.training.state import restore_state
-from seqmnist_jax.workdir.checkpoints import CheckpointError, Checkpoints
+from seqmnist_jax.workdir.checkpoints import CheckpointError, Checkpoints, OutOfReach
 from tests import tiny
 
 
@@ -112,6 +114,36 @@ def test_half_a_save_of_a_process_that_died_is_gone_when_the_folder_is_open(tmp_
         save(checkpoints, state, 10)
         assert checkpoints.wait() is None
         assert_restores(checkpoints, learner, state, 10)
+
+
+def test_what_cannot_be_read_at_the_moment_is_not_damaged(tmp_path, learner, state, monkeypatch):
+    shapes = learner.template.shapes()
+
+    def refuses(number):
+        def refuse(*given, **options):
+            raise OSError(number, os.strerror(number))
+
+        return refuse
+
+    with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
+        for step in (10, 20):
+            save(checkpoints, state, step, 0.5)
+        assert checkpoints.wait() is None
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoints._manager, "restore", refuses(errno.EMFILE))
+            with pytest.raises(OutOfReach, match="Too many open files"):
+                checkpoints.set_aside_damaged(shapes)
+            # Who runs the tests may be allowed to read all.
+            patch.setattr(checkpoints._manager, "restore", refuses(errno.ENOENT))
+            patch.setattr(os, "access", lambda path, mode: not path.match("20/model"))
+            with pytest.raises(OutOfReach, match=r"Permission denied: .*/20/model"):
+                checkpoints.check(20, shapes)
+        assert checkpoints.set_aside_damaged(shapes) == {}
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", refuses(errno.EACCES))
+        with pytest.raises(OutOfReach, match="Permission denied"):
+            Checkpoints(tmp_path / "run" / "checkpoints")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoints"]
 
 
 def test_what_was_deleted_to_be_saved_anew_is_taken_back_where_it_was_not(tmp_path, learner, state):

@@ -132,7 +132,7 @@ def test_nobody_measures_a_trial_on_test_images(chosen):
     assert evaluate(trial, split="validation")["accuracy"] == read(trial)["validation_accuracy"]
 
 
-def test_tables_leave_trials_out(chosen):
+def test_tables_leave_trials_out(chosen, tmp_path):
     folder, _, _, _ = chosen
     found = table.find([str(folder)])
     assert found.left_out == []
@@ -145,6 +145,10 @@ def test_tables_leave_trials_out(chosen):
     config.update(read(trial, "config.json"))
     with pytest.raises(WorkdirError, match="holds a trial"):
         train(build_run(config), trial, watch=QUIET)
+    stopped = shutil.copytree(folder / "trials", tmp_path / "trials") / "replicas" / trial.name
+    (stopped / "summary.json").unlink()
+    with pytest.raises(WorkdirError, match="holds a trial"):
+        train(build_run(config), stopped, watch=QUIET)
 
 
 def test_a_stopped_sweep_makes_no_trial_twice_and_ends_alike(chosen, tmp_path):
@@ -176,7 +180,8 @@ def test_what_else_a_folder_may_be_asked_for(chosen, tmp_path):
     assert again == chosen[1]
     assert not any("Compiled" in line for line in lines)
     for changes, why in (
-        ({"choose": "", "choose_steps": 0}, "chosen fields"),
+        ({"choose": "", "choose_steps": 0}, "candidates"),
+        ({"choose": "{'optimizer.learning_rate': (0.1, 3e38)}"}, "candidates"),
         ({"choose": "{'optimizer.weight_decay': (0.1, 0.2)}", "optimizer.name": "adamw"}, "differs in"),
         ({"choose_steps": 11}, "steps"),
     ):
@@ -184,6 +189,8 @@ def test_what_else_a_folder_may_be_asked_for(chosen, tmp_path):
             sweep.survey(*built(**changes), folder)
     # A run of the sweep has its choice on record, so that the trials may go.
     shutil.rmtree(folder / "trials")
+    with pytest.raises(WorkdirError, match="choose_steps: 10 there, 11 here"):
+        sweep.train_sweep(*built(choose_steps=11), folder, watch=QUIET)
     assert sweep.train_sweep(*built(), folder, watch=Watch(say=lines.append)) == chosen[1]
     assert not any("Compiled" in line for line in lines)
     # So has one that diverged.

@@ -1,13 +1,15 @@
 """What a trained model is worth, from its work directory alone; foreign data are refused."""
 
+import json
 import shutil
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import seqmnist_jax
 from configs import row_lstm
-from seqmnist_jax.analysis.evaluate import evaluate
+from seqmnist_jax.analysis.evaluate import decided_at, evaluate
 from seqmnist_jax.data.embedded import FOLDER
 from seqmnist_jax.data.idx import write_idx
 from seqmnist_jax.data.sources import load_embedded
@@ -15,6 +17,7 @@ from seqmnist_jax.errors import UsageError
 from seqmnist_jax.training.replicas import QUIET
 from seqmnist_jax.training.run import build_run
 from seqmnist_jax.training.train import train
+from tests.untrained import random_images, write_run
 
 
 @pytest.fixture
@@ -95,6 +98,29 @@ def test_images_of_another_size_are_refused(trained, tmp_path):
         write_idx(tmp_path / f"{prefix}-labels-idx1-ubyte", np.zeros(20, np.uint8))
     with pytest.raises(UsageError, match="8, 8"):
         evaluate(trained[0], data_dir=str(tmp_path), allow_other_data=True)
+
+
+def test_how_soon_images_are_known(tmp_path):
+    folder = write_run(tmp_path / "run")
+    result, model = evaluate(folder), seqmnist_jax.load(folder)
+    images, labels, anytime = random_images(20, seed=1), np.arange(20) % 10, result["anytime"]  # as test images
+    assert len(anytime["accuracy"]) == len(anytime["entropy"]) == 7
+    assert anytime["accuracy"][-1] == pytest.approx(result["accuracy"], abs=1e-6)
+    # At step t it is what the network says of an image that ends there.
+    x = model.learner.view(jnp.asarray(images))
+    ends = [np.asarray(model.learner.model.apply(model.variables, x[:, :step]), np.float64) for step in range(1, 8)]
+    for step, logits in enumerate(ends):
+        p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+        assert anytime["accuracy"][step] == pytest.approx((logits.argmax(-1) == labels).mean(), abs=1e-6)
+        assert anytime["entropy"][step] == pytest.approx(-(p * np.log(p)).sum(-1).mean(), rel=1e-4)
+    # Half of them have, by the median step and not before it, the class that they end with.
+    decided = decided_at(np.argmax(ends, -1).T)
+    assert (decided <= anytime["median"]).mean() >= 0.5 > (decided < anytime["median"]).mean()
+    json.dumps(result)
+
+
+def test_who_reads_both_ways_knows_nothing_before_the_end(tmp_path):
+    assert evaluate(write_run(tmp_path / "run", **{"model.bidirectional": True}))["anytime"] is None
 
 
 def test_a_moved_data_folder_is_found_by_the_environment(tmp_path, monkeypatch):

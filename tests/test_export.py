@@ -211,7 +211,7 @@ def test_description_and_text(exported):
     text = texts.export(result)
     assert "uint8 [batch, 7, 5] -> logits float32 [batch, 10], on cpu, cuda, tpu" in text
     assert all(line in text for line in result["load"])
-    assert "WARNING: The run has not ended. This is the best checkpoint so far, of step 7." in text
+    assert "WARNING: The run has not ended. This is its checkpoint of step 7." in text
 
 
 def test_a_finished_run_tells_its_result_and_warns_of_nothing(tmp_path):

@@ -167,6 +167,7 @@ def test_a_member_that_was_removed_is_made_anew_to_the_same_bits(two, tmp_path):
     before = content(folder / "replicas" / "seed=1")
     sweep_in(folder, "1-2")
     assert content(folder / "replicas" / "seed=1") == before
+    assert summary_of(folder / "replicas" / "seed=2")["replicas"] == 2, "its time is half of what both take"
     for name in ("seed=1", "seed=2"):
         assert first_difference(two / "replicas" / name, folder / "replicas" / name) is None
 
@@ -256,6 +257,16 @@ def test_results_without_checkpoints_stay(finished, tmp_path):
         run_in(kept)
 
 
+def test_a_result_whose_checkpoints_are_all_damaged_stays(finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    for path in folder.glob("checkpoints/*/metadata/metadata"):
+        path.write_text("{}")
+    with pytest.raises(WorkdirError, match="the result of 20 steps, but no checkpoint"):
+        run_in(folder, **{"train.steps": 40})
+    assert summary_of(folder) == summary_of(finished)
+    assert (folder / "predictions.npz").exists()
+
+
 def test_what_diverged_is_told_to_its_own_config_only(tmp_path):
     with pytest.raises(Diverged, match=r"diverged at step 1: .* Try a lower .* (\S*)/run/diverged.json says more"):
         run_in(tmp_path / "run", **DIVERGING)
@@ -264,6 +275,10 @@ def test_what_diverged_is_told_to_its_own_config_only(tmp_path):
     with pytest.raises(Diverged, match=r"has diverged\. Training diverged at step 1"):
         run_in(tmp_path / "run", **DIVERGING)
     assert content(tmp_path / "run") == before
+    with pytest.raises(Diverged, match="has diverged"):
+        run_in(tmp_path / "run", **DIVERGING, **{"train.steps": 40})
+    told = json.loads((tmp_path / "run" / "diverged.json").read_text())
+    assert (told["step"], told["steps"]) == (1, 40), "it is one of the longer runs, and stands in their row"
     sweep_in(tmp_path / "sweep", "1-2", **DIVERGING)
     with pytest.raises(WorkdirError, match=r"holds another sweep.*\n  optimizer.clip.mask"):
         sweep_in(tmp_path / "sweep", "1-2")

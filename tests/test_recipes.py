@@ -1,6 +1,5 @@
 """What longer recipes add to a step: averaged parameters, smoothed labels, batches in parts, gate biases."""
 
-import json
 import math
 
 import jax
@@ -15,7 +14,7 @@ from seqmnist_jax.analysis.evaluate import evaluate
 from seqmnist_jax.data.batches import ExampleStream
 from seqmnist_jax.errors import UsageError
 from seqmnist_jax.training import train as training
-from seqmnist_jax.training.replicas import QUIET, Watch
+from seqmnist_jax.training.replicas import Watch
 from seqmnist_jax.training.run import build_run
 from seqmnist_jax.training.state import data_key, restore_state
 from seqmnist_jax.training.step import _gradients
@@ -200,27 +199,3 @@ def test_time_scales_reach_the_model(name):
         assert len(set(bias[bias != 0].tolist())) >= 60
     longest = build_run(small_config(**{"model.gate_bias": "log_uniform", "model.longest_time_scale": 10**6}))
     assert np.asarray(longest.learner.init().params["rnn"]["layer_0"]["forward"]["bias"]).max() > math.log(1000)
-
-
-def test_anytime_reading(tmp_path):
-    run = build_run(small_config())
-    training.train(run, tmp_path / "run", watch=QUIET)
-    model = seqmnist_jax.load(tmp_path / "run")
-    result = evaluate(tmp_path / "run")
-    accuracy, entropy = result["anytime"]["accuracy"], result["anytime"]["entropy"]
-    assert len(accuracy) == len(entropy) == 28
-    assert accuracy[-1] == pytest.approx(result["accuracy"], abs=1e-6)
-    # At step t it is what the network says of an image that ends there.
-    test = run.task.part("test")
-    x, learning = run.task.view(jnp.asarray(test.images)), run.learner.spec
-    for step in (1, 9, 28):
-        logits = np.asarray(learning.model.apply(model.variables, x[:, :step]), np.float64)
-        p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-        assert accuracy[step - 1] == pytest.approx((logits.argmax(-1) == test.labels).mean(), abs=1e-6)
-        assert entropy[step - 1] == pytest.approx(-(p * np.log(p)).sum(-1).mean(), rel=1e-4)
-    json.dumps(result)
-
-
-def test_anytime_needs_one_direction(tmp_path):
-    training.train(build_run(small_config(**{"model.bidirectional": True})), tmp_path, watch=QUIET)
-    assert evaluate(tmp_path)["anytime"] is None

@@ -103,6 +103,14 @@ def test_folders_of_a_row_may_be_named_in_two_ways(runs, monkeypatch):
     assert row["folder"] == str(runs)
 
 
+def test_runs_that_are_links_count_and_each_once(runs):
+    make_run(runs.parent / "elsewhere" / "gru4", 4, 0.98)
+    (runs / "linked").symlink_to(runs.parent / "elsewhere")
+    (runs / "gru1" / "circle").symlink_to(runs)
+    (row,) = rows_of([str(runs)])
+    assert row["seeds"] == [1, 2, 3, 4]
+
+
 def test_of_as_many_seeds_on_each_the_fastest_device_is_timed(runs):
     for seed in (4, 5, 6):
         make_run(runs / f"gpu{seed}", seed, 0.98, device="1 x GPU", train_seconds=9.0)

@@ -1,12 +1,15 @@
 """What the writers leave on disk."""
 
 import json
+import os
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
+from seqmnist_jax.workdir import files
 from seqmnist_jax.workdir.metrics import JsonLinesWriter
 from seqmnist_jax.workdir.tensorboard import TensorBoardWriter
 
@@ -38,6 +41,20 @@ def test_flushed_events_are_on_disk(tmp_path):
     writer.flush()
     assert (tmp_path / "metrics.jsonl").read_text().endswith("\n")
     writer.close()
+
+
+def test_the_output_of_the_process_is_not_replaced(tmp_path, monkeypatch):
+    renamed = []
+    monkeypatch.setattr(os, "replace", lambda *names: renamed.append(names))
+    with open(tmp_path / "out", "wb") as out:
+        kept = os.dup(1)
+        os.dup2(out.fileno(), 1)
+        try:
+            files.write_bytes(Path("/dev/stdout"), b"a table")
+        finally:
+            os.dup2(kept, 1)
+            os.close(kept)
+    assert (renamed, (tmp_path / "out").read_bytes()) == ([], b"a table")
 
 
 def test_tensorboard_gets_every_scalar(tmp_path):

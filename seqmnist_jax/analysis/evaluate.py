@@ -107,7 +107,8 @@ def anytime(model: TrainedModel, images: np.ndarray, labels: np.ndarray) -> Json
     steps, count = np.concatenate(settled), len(images)
     decided = np.bincount(steps - 1, minlength=predictions.shape[1]).cumsum()
     curves = {"accuracy": accuracy / count, "entropy": entropy / count, "decided": decided / count}
-    return {name: curve.tolist() for name, curve in curves.items()} | {"median": int(np.median(steps))}
+    median = int(np.argmax(2 * decided >= count)) + 1
+    return {name: curve.tolist() for name, curve in curves.items()} | {"median": median}
 
 
 def decided_at(predictions: np.ndarray) -> np.ndarray:

@@ -36,7 +36,7 @@ class Clock:
         for name, seconds in dataclasses.asdict(other).items():
             setattr(self, name, getattr(self, name) + seconds)
 
-    def divided(self, count: int) -> "Clock":
+    def divided(self, count: float) -> "Clock":
         """The share of one of `count` runs that were timed together."""
         return Clock(**{name: seconds / count for name, seconds in dataclasses.asdict(self).items()})
 

@@ -101,7 +101,7 @@ def _write_summary(group: ReplicaGroup, replica: Replica, best_step: int, tested
         "lost_checkpoints": replica.lost_checkpoints,
         "steps": run.steps,
         # The times are its share of what so many runs took together.
-        "replicas": len(group.replicas),
+        "replicas": len(group.runs),
         "processes": jax.process_count(),
         "train_seconds": clock.train,
         "compile_seconds": clock.compile,

@@ -86,20 +86,26 @@ def look(run: Run, workdir: Path) -> str:
     done = max([summary.get("steps", 0), *saved])
     if done > run.steps:
         raise UsageError(f"{workdir} has done {done} steps already, but train.steps is {run.steps}.")
+    is_trial = files.has_trials(workdir.absolute().parent.parent) or (summary and "test_accuracy" not in summary)
+    if run.tests and is_trial:
+        raise files.WorkdirError(f"{workdir} holds a trial, whose test images are not read. Choose another --workdir.")
     if summary.get("steps") == run.steps:
-        if run.tests and "test_accuracy" not in summary:
-            raise files.WorkdirError(
-                f"{workdir} holds a trial, whose test images are not read. Choose another --workdir."
-            )
         return FINISHED
     if (workdir / files.DIVERGED).exists():
         return DIVERGED
-    if summary and not saved:
+    if not saved:
+        check_result_stays(run, workdir)
+    return BEGUN
+
+
+def check_result_stays(run: Run, workdir: Path) -> None:
+    """Raises `WorkdirError` where there is a result, which a run that has no checkpoint to go on from would lose."""
+    if (workdir / files.SUMMARY).exists():
+        summary = files.read_json(workdir / files.SUMMARY, needed=("steps",))
         raise files.WorkdirError(
             f"{workdir} has the result of {summary['steps']} steps, but no checkpoint from which it could go on to "
             f"{run.steps}, and would lose that. Choose another --workdir."
         )
-    return BEGUN
 
 
 def check_identity(

@@ -172,7 +172,7 @@ class ReplicaGroup:
 
     def clock_of_one(self) -> Clock:
         """The time that one run of this group accounts for."""
-        return self.clock.divided(len(self.replicas))
+        return self.clock.divided(len(self.runs))
 
     def learning_rates(self, step: int) -> list[float]:
         """The rate of the step after `step` of each run, as the shortest decimal that names the float32."""
@@ -202,7 +202,8 @@ class ReplicaGroup:
 
         def first() -> None:
             replica.check_place()
-            replica.flush()  # what a checkpoint follows must be on record before it
+            replica.metrics.sync()  # what a checkpoint follows must be on record before it
+            replica.tensorboard.flush()
 
         self.clock.measure("checkpoint", lambda: checkpoints.save(state.split(), facts, validated, first=first))
 

@@ -15,7 +15,7 @@ from seqmnist_jax.devices import processes
 from seqmnist_jax.devices.trees import stack
 from seqmnist_jax.models.build import model_title
 from seqmnist_jax.training.clock import Clock, Progress
-from seqmnist_jax.training.folders import GOING, NEW, check_identity, look
+from seqmnist_jax.training.folders import GOING, NEW, check_identity, check_result_stays, look
 from seqmnist_jax.training.replicas import Diverged, Job, Json, Replica, ReplicaGroup, Watch
 from seqmnist_jax.training.run import Run
 from seqmnist_jax.training.state import TrainState, restore_state
@@ -37,6 +37,8 @@ def ended(jobs: Sequence[Job], waiting: Mapping[int, Replica], watch: Watch) -> 
                 watch.say(f"{folder} is finished: all its {run.steps} steps are done.")
             else:
                 report = files.read_json(folder / files.DIVERGED, needed=("reason",))
+                if report.get("steps") != run.steps and processes.is_main():  # it is one of the longer runs now
+                    files.write_json(folder / files.DIVERGED, report | {"steps": run.steps})
                 diverged = Diverged(f"{folder} has diverged. {report['reason']}")
     return summaries, diverged
 
@@ -134,6 +136,8 @@ def open_group(exits: ExitStack, runs: Sequence[Run], waiting: Mapping[int, Repl
     for place, replica in waiting.items():
         replica.checkpoints.refresh()
         ends[place] = [0, *replica.checkpoints.steps()][-2:]
+        if ends[place] == [0]:
+            check_result_stays(replica.run, replica.workdir)
     step = processes.agree(min(end[-1] for end in ends.values()))
     group = ReplicaGroup(runs, [waiting[place] for place in ends if step in ends[place]], step, Clock(), watch)
     for replica in group.replicas:
@@ -153,6 +157,7 @@ def restore(group: ReplicaGroup) -> TrainState:
     """The states to start from, as `stack` makes them."""
     init = jax.jit(group.run.learner.init_from)  # compiled once for all
     states = {replica.place: _restore_or_init(group, replica, init) for replica in group.replicas}
+    group.clock = group.clock.divided(len(group.replicas) / len(group.runs))  # of all that the program computes
     processes.wait("all have read what is there")
     any_state = states[group.replicas[0].place]  # for who only keeps a place, and does no step
     return stack([states.get(place, any_state) for place in range(len(group.runs))])

@@ -30,8 +30,8 @@ from seqmnist_jax.workdir.lock import owned
 Json = dict[str, Any]
 # Of sweep.json: the names of the runs of each program, in the order in which they train together.
 TOGETHER = "together"
-# Of sweep.json: the fields whose values trials choose.
-CHOSEN = "chosen fields"
+# Of sweep.json: of which values trials choose, after how many steps.
+CHOICE = "choice"
 
 
 def train_sweep(
@@ -79,7 +79,8 @@ def train_sweep(
         if trials := plan.all_trials(points):
             watch.say(f"{plan.trials_in_words(points)}.")
             tried = {key: values for key, values in grid.items() if key != plan.SEED}
-            tried |= {field: tuple({one[field]: 0 for one in points[0].candidates}) for field in _chosen_fields(points)}
+            candidates = points[0].candidates
+            tried |= {field: tuple({one[field]: 0 for one in candidates}) for field in candidates[0]}
             train_sweep(tried, trials, workdir / files.TRIALS, command=command, executor=executor, watch=watch)
             points = plan.decide(points, workdir)
         for point in {plan.recipe_of(point): point for point in points[::-1] if point.run.choice}.values():
@@ -102,9 +103,9 @@ def train_sweep(
         )
 
         if processes.is_main():
-            told = {"sweep": dict(grid), "config of one run": points[0].run.config, TOGETHER: together}
-            told |= {CHOSEN: _chosen_fields(points)} if points[0].trials else {}
-            files.write_json(workdir / files.SWEEP, told | {files.TRIALS: not points[0].run.tests})
+            told: Json = {"sweep": dict(grid), "config of one run": points[0].run.config, TOGETHER: together}
+            told |= {CHOICE: _choice_asked(points), files.TRIALS: not points[0].run.tests}
+            files.write_json(workdir / files.SWEEP, told)
             if any(look(job.run, job.folder) in GOING for job in jobs.values() if job.folder):
                 (workdir / files.SUMMARY).unlink(missing_ok=True)  # of shorter runs, which go on now
         _train_groups(groups, workdir, executor, watch)
@@ -131,19 +132,17 @@ def survey(grid: Grid, points: Sequence[SweepPoint], workdir: Path) -> tuple[str
     """
     check_folder(workdir)
     old: Json = {}
-    points, chosen = plan.decide(points, workdir), _chosen_fields(points)
-    for trial in plan.all_trials(points):
-        look(trial.run, plan.folder_of(workdir / files.TRIALS, trial))
+    points, choice = plan.decide(points, workdir), _choice_asked(points)
     if (workdir / files.SWEEP).exists():
         old = files.read_json(workdir / files.SWEEP, needed=("sweep", "config of one run"))
         data = points[0].run.identity[configs.CONTENT]  # of which each run's own folder knows
-        fields = {field for key in (*old["sweep"], *grid) for field in plan.fields_of(key)} | {*chosen}
+        fields = {field for key in (*old["sweep"], *grid) for field in plan.fields_of(key)}
+        fields |= {field for one in (choice, old.get(CHOICE, {})) for field in one.get("candidates", [{}])[0]}
         then = configs.from_json(old["config of one run"])
         identities = [configs.identity(then, data), points[0].run.identity]
         # In their order, which runs' folders are named by.
         swept = [{"swept fields": [", ".join(plan.fields_of(key)) for key in keys]} for keys in (old["sweep"], grid)]
-        swept[0][CHOSEN], swept[1][CHOSEN] = old.get(CHOSEN, []), chosen
-        differing = configs.differences(*swept)
+        differing = configs.differences(swept[0] | old.get(CHOICE, {}), swept[1] | choice)
         differing += configs.differences(*({n: v for n, v in one.items() if n not in fields} for one in identities))
         if differing:
             raise files.WorkdirError(
@@ -152,6 +151,8 @@ def survey(grid: Grid, points: Sequence[SweepPoint], workdir: Path) -> tuple[str
             )
     elif left := [name for name in (files.CONFIG, *LEFT_BY_RUNS) if (workdir / name).exists()]:
         raise files.WorkdirError(f"{workdir} holds a run ({left[0]}), not a sweep. Choose another --workdir.")
+    for trial in plan.all_trials(points):
+        look(trial.run, plan.folder_of(workdir / files.TRIALS, trial))
     together, begun = [*old.get(TOGETHER, [])], {name for names in old.get(TOGETHER, []) for name in names}
     new: dict[tuple[str, bool], list[str]] = {}
     for point in points:
@@ -236,8 +237,10 @@ def _record_chunks(chunks: Sequence[Sequence[Job]], workdir: Path) -> None:
     files.write_json(workdir / files.SWEEP, record)
 
 
-def _chosen_fields(points: Sequence[SweepPoint]) -> list[str]:
-    return sorted({field for point in points for one in point.candidates for field in one})
+def _choice_asked(points: Sequence[SweepPoint]) -> Json:
+    """Of which values trials are to choose, after how many steps; {} where there are none."""
+    first = points[0]
+    return {"candidates": [*first.candidates], "choose_steps": first.trials[0].run.steps} if first.trials else {}
 
 
 def _summarize(points: Sequence[SweepPoint], workdir: Path, grid: Grid) -> Json:

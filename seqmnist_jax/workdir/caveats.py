@@ -28,8 +28,7 @@ def warnings(
     if diverged:
         told.append("The run diverged." + ("" if step is None else f" This is checkpoint {step}, from before."))
     elif summary is None:
-        best = "" if step is None else f" This is the best checkpoint so far, of step {step}."
-        told.append(f"The run has not ended.{best}")
+        told.append("The run has not ended." + ("" if step is None else f" This is its checkpoint of step {step}."))
     told += [f"Checkpoint {lost}, once the best, is lost." for lost in known.get("lost_checkpoints", [])]
     if step is not None and known.get("best_step", step) != step:
         told.append(f"This is checkpoint {step}; the result in the summary is that of checkpoint {known['best_step']}.")

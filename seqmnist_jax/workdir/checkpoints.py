@@ -29,12 +29,18 @@ Parts = dict[str, Tree]
 PARTS = ("model", "training")
 
 DAMAGED, DELETED = "damaged", "deleted"
+# What keeps a whole file from being read for a while.
+PASSING = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT)
 # About what a checkpoint takes on a disk besides its arrays: some thirty small files.
 OVERHEAD_BYTES = 200_000
 
 
 class CheckpointError(SeqMnistError):
     """A checkpoint is missing, damaged, or of another model."""
+
+
+class OutOfReach(CheckpointError):
+    """A checkpoint can't be read at the moment, which says nothing of what is in it."""
 
 
 class NotSaved(CheckpointError, Interrupted):
@@ -147,8 +153,8 @@ class Checkpoints:
             try:
                 rank(json.loads(path.read_text()))
             except (OSError, ValueError, TypeError, KeyError) as e:
-                error = self._damaged(int(path.parts[-3]), f"its metrics can't be read: {_reason(e)}")
-                if not self._saves:
+                error = self._damaged(int(path.parts[-3]), f"its metrics can't be read: {e}")
+                if not self._saves or isinstance(error, OutOfReach):
                     raise error from e
                 self._set_aside(int(path.parts[-3]), error)
 
@@ -308,10 +314,15 @@ class Checkpoints:
 
         Args:
           shapes: as in `restore`, of all parts.
+
+        Raises:
+          OutOfReach: whether one is whole can't be told at the moment.
         """
         for step in self.steps() if self._saves else ():
             try:
                 self.check(step, shapes)
+            except OutOfReach:
+                raise
             except CheckpointError as e:
                 self._set_aside(step, e)
         if self._aside:
@@ -396,11 +407,20 @@ class Checkpoints:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as e:  # orbax and tensorstore raise many kinds
-            raise self._damaged(step, _reason(e)) from e
+            raise self._damaged(step, str(e) or type(e).__name__) from e
 
     def _damaged(self, step: int, reason: str) -> CheckpointError:
+        folder = self._folder / str(step)
+        # Of a file that it may not read orbax says that it is not there.
+        closed = [path for path in (folder, *folder.rglob("*")) if not os.access(path, os.R_OK)]
+        reasons = [f"{os.strerror(errno.EACCES)}: {path}" for path in closed] or [reason]
+        if any(os.strerror(number) in reasons[0] for number in PASSING):
+            return OutOfReach(
+                f"The checkpoint {folder} can't be read at the moment ({_shortened(reasons[0])}), which is no sign of "
+                "damage. Nothing was changed: mend that, and give the same command again."
+            )
         return CheckpointError(
-            f"The checkpoint {self._folder / str(step)} can't be restored into this model ({reason}). "
+            f"The checkpoint {folder} can't be restored into this model ({_shortened(reason)}). "
             "It is damaged, or its work directory's config.json is not the one it was trained with. The command that "
             "trained the run, given again, sets aside what is damaged."
         )
@@ -418,10 +438,13 @@ class Checkpoints:
 
 
 def _reason(error: Exception) -> str:
-    text = str(error).strip()
-    if "No space left on device" in text:
+    if "No space left on device" in str(error):
         return "no space left on the disk"
-    return text.splitlines()[0][:300] if text else type(error).__name__
+    return _shortened(str(error)) or type(error).__name__
+
+
+def _shortened(text: str) -> str:
+    return text.strip().partition("\n")[0][:300]
 
 
 def _checksums(tree: Any) -> dict[str, str]:

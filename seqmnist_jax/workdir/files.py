@@ -47,10 +47,15 @@ def matching(text: str) -> list[Path]:
 def under(folder: Path, name: str) -> list[Path]:
     """The files of a name in and below a folder, but for those of the trials of sweeps there."""
 
-    def is_of_trials(path: Path) -> bool:
-        return any(map(has_trials, list(path.parents)[: len(path.relative_to(folder).parts) - 1]))
-
-    return [path for path in folder.rglob(name) if not is_of_trials(path)]
+    found, seen = [], set[Path]()
+    for where, below, names in os.walk(folder, followlinks=True):
+        place = Path(where)
+        if (real := place.resolve()) in seen or (place != folder and has_trials(place)):  # links may lead in a circle
+            below.clear()
+            continue
+        seen.add(real)
+        found += [place / name] if name in names else []
+    return found
 
 
 def has_trials(folder: Path) -> bool:
@@ -64,7 +69,8 @@ def has_trials(folder: Path) -> bool:
 
 def _write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     """Replaces `path` by what `write` writes, or leaves it as it was; a device, as /dev/stdout, is written to."""
-    if path.exists() and not path.is_file() and not path.is_dir():
+    # The standard output may lead into a file, and /dev/stdout would be a name of that: not to be replaced.
+    if str(path) in ("/dev/stdout", "/dev/stderr") or (path.exists() and not path.is_file() and not path.is_dir()):
         with path.open("wb") as file:
             return write(file)
     name = path.parent / f"{HALF_WRITTEN}{path.name}-{secrets.token_hex(4)}"  # tempfile's would not go by the umask

@@ -101,6 +101,10 @@ def drawn(cell, hidden, features, batch, time):
 # ---- Emulation ---------------------------------------------------------------------------
 
 
+def compile_cpp(*arguments):
+    subprocess.run([COMPILER, "-O1", "-std=c++17", "-w", "-fPIC", *map(str, arguments)], check=True)
+
+
 class Emulator:
     """What stands in for the launcher.
 
@@ -115,6 +119,9 @@ class Emulator:
 
     def __init__(self, folder):
         self.folder, self.libraries = folder, {}
+        # What all kernels include is read once.
+        (folder / "standard.h").write_text("\n".join(re.findall("#include <.*", MACHINE.read_text())))
+        compile_cpp("-x", "c++-header", folder / "standard.h")
         self.barriers: Any = None
         self.reset()
 
@@ -130,8 +137,7 @@ class Emulator:
             path = self.folder / f"{name}.cc"
             path.write_text(text)
             made = path.with_suffix(".so")
-            flags = ["-O1", "-std=c++17", "-w", "-shared", "-fPIC"]
-            subprocess.run([COMPILER, *flags, "-o", str(made), str(path)], check=True)
+            compile_cpp("-include", self.folder / "standard.h", "-shared", path, "-o", made)
             self.libraries[name] = ctypes.CDLL(str(made))
         return self.libraries[name], count
 
