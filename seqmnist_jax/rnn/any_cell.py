@@ -46,7 +46,7 @@ def scan(
 
     Args:
       step: ``step(params, carry, x_t) -> (carry, y_t)``, pure; x_t is [batch, features]. Outside `jit` a function is
-        compiled once, a method of an object, which may change, at each call.
+        compiled once, a method, whose object may change, at each call; so is a partial that holds one, or an object.
       params: the cell's parameters, any pytree.
       x: [batch, time, features].
       carry: the state before the first step, a pytree of [batch, ...].

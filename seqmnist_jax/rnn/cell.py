@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from seqmnist_jax.rnn import any_cell, cells, layers, recurrence
 from seqmnist_jax.rnn.checks import as_array, check_x
-from seqmnist_jax.rnn.eager import takes
+from seqmnist_jax.rnn.eager import SCANNED, takes
 
 Array = jax.Array
 
@@ -47,10 +47,6 @@ class Cell(NamedTuple):
     explain: Callable[..., Any] | None = None
 
 
-# What a layer has that is nothing but its cell's step.
-_SCANS = "scans_its_step"
-
-
 def cell(
     step: Callable[..., Any], init: Callable[..., dict[str, Array]], zero_carry: Callable[..., Any] = _one_state
 ) -> Cell:
@@ -80,14 +76,14 @@ def cell(
         carry = jax.eval_shape(functools.partial(zeros, made), params, x)
         return any_cell.explain_step(step, params, x, carry, precision=precision, backend=backend)
 
-    setattr(layer, _SCANS, True)
+    setattr(layer, SCANNED, step)
     made = Cell(layer, step, init, zero_carry, recurrence.BACKENDS, explain)
     return made
 
 
 def scans_its_step(cell: Cell) -> bool:
     """Whether the cell's layer is made of its step, and not one of its own."""
-    return getattr(cell.layer, _SCANS, False)
+    return hasattr(cell.layer, SCANNED)
 
 
 def _check_arguments(name: str, function: Any, needed: tuple[str, ...], others: tuple[str, ...] = ()) -> None:

@@ -8,6 +8,7 @@ at multiples of the hidden size. So the values of one unit are scalars, and the 
 unit's carry, its products' results, x and parameters, whose gradient is `jax.vjp` of it. No cell has a name here.
 """
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -299,11 +300,6 @@ class _Divider:
         self._read |= {Raw(kind.lower(), Block(v, b)): None for b in numbers}
 
 
-def axes_around() -> tuple[tuple[Any, int], ...]:
-    """The named axes of `jax.vmap` and `jax.shard_map` around, with their sizes, which become numbers of a step."""
-    return tuple((name, jax.lax.axis_size(name)) for name in jex.unsafe_get_axis_names_DO_NOT_USE())
-
-
 def laid_flat(step: Callable[..., Any], params: Any, carry: Any, x: Any, precision: str) -> Any:
     """A step's jaxpr, its calls laid flat: of the leaves of params, carry and x, to those of the new carry and y.
 
@@ -368,4 +364,7 @@ def divide(
             raise
         inline = False  # outside anything may be done with a product of x, as normalising it
         division = _Divider(closed, n_params, n_carry, inline, False).division()
-    return _Divider(closed, n_params, n_carry, inline, True).division() if deep and not division.products else division
+    if deep and not division.products:
+        with contextlib.suppress(NotDivisibleError):
+            return _Divider(closed, n_params, n_carry, inline, True).division()
+    return division

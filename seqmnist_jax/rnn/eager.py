@@ -19,6 +19,8 @@ from seqmnist_jax.rnn.per_device import per_device
 
 # Of a function: a number that anneals has a program for each value.
 MOST_PROGRAMS = 64
+# What a cell's layer has, where it is nothing but the cell's step: that.
+SCANNED = "scanned_step"
 # By function, then by all else that a program depends on. Neither the function nor what it closes over is kept; steps
 # that were divided are, the last 256 (`recurrence`).
 _PROGRAMS: weakref.WeakKeyDictionary[Any, dict[Any, Callable[..., Any]]] = weakref.WeakKeyDictionary()
@@ -31,12 +33,18 @@ def _bound(function: Any, names: tuple[str, ...], texts: tuple[str, ...], *value
     return functools.partial(function, *values[:count], **dict(zip(names, values[count:], strict=True)))
 
 
-def identified(function: Any) -> Any:
-    """The function, by which programs go; of a method a new one for each call.
+def can_change(function: Any) -> bool:
+    """Whether a function may be another the next time, though it is equal.
 
-    Methods of one object are equal, whatever has become of the object in between.
+    So is a method, whose object may have changed in between; and a partial, or a cell's layer, that has one.
     """
-    return functools.partial(function) if isinstance(function, types.MethodType) else function
+    function = getattr(function, SCANNED, function)
+    return isinstance(function, types.MethodType | functools.partial) and not _is_constant(function)
+
+
+def identified(function: Any) -> Any:
+    """The function, by which programs go; of one that can change a new one for each call."""
+    return functools.partial(function) if can_change(function) else function
 
 
 def takes(function: Callable[..., Any], name: str) -> bool:
@@ -54,7 +62,7 @@ def at_precision(step: Callable[..., Any], precision: str) -> Callable[..., Any]
         return step
     if inspect.signature(step).parameters["precision"].default == precision:
         return step  # also where a transformation of JAX is around it, which takes no texts
-    is_key = isinstance(step, Hashable) and not isinstance(step, types.MethodType)
+    is_key = isinstance(step, Hashable) and not can_change(step)
     make = _partial if is_key else functools.partial
     return make(step, precision=precision)
 
@@ -89,8 +97,8 @@ def compiled(run: Callable[..., Any], function: Any, arguments: tuple[Any, ...],
     arrays = [leaf if is_array(leaf) else None for leaf in leaves]
     others = [None if array is not None else leaf for leaf, array in zip(leaves, arrays, strict=True)]
     parts = [part for option in options for part in (option if isinstance(option, tuple) else (option,))]
-    can_change = any(isinstance(part, types.MethodType) for part in parts)
-    if can_change or not all(other is None or isinstance(other, str | int | float | np.generic) for other in others):
+    are_keys = all(other is None or isinstance(other, str | int | float | np.generic) for other in others)
+    if not are_keys or any(map(can_change, parts)):
         return run(function, *arguments, *options)
     try:
         values = (*function.args, *function.keywords.values()) if isinstance(function, functools.partial) else ()

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core as jex
 
-from seqmnist_jax.rnn.divide import axes_around, laid_flat
+from seqmnist_jax.rnn.divide import laid_flat
 from seqmnist_jax.rnn.jaxprs import follow, is_plain, keeps_places, known, needed, read
 from seqmnist_jax.rnn.scan import Step, last_frames, where_running, with_frames_of_its_own, without_padding
 
@@ -38,8 +38,8 @@ class _Cut(NamedTuple):
 
 
 @functools.lru_cache(maxsize=256)
-def _cut(step: Any, precision: str, tree: Any, shapes: tuple[Any, ...], axes: tuple[Any, ...]) -> _Cut | None:
-    del axes  # in which the step may be another
+def _cut(step: Any, precision: str, tree: Any, shapes: tuple[Any, ...], of_float: Any) -> _Cut | None:
+    del of_float  # what a Python float becomes, by which the step may be another
     params, carry, x = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(s, d) for s, d in shapes])
     closed = laid_flat(step, params, carry, x, precision)
     jaxpr, n_params, n_carry = closed.jaxpr, len(jax.tree.leaves(params)), len(jax.tree.leaves(carry))
@@ -85,7 +85,7 @@ def _is_by_rows(equations: list[Any], of_sequences: set[Any]) -> bool:
 def _cut_for(step: Any, precision: str, params: Any, carry: Any, x: Any) -> _Cut | None:
     leaves, tree = jax.tree.flatten((params, carry, x))
     shapes = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
-    return _cut(step, precision, tree, shapes, axes_around())
+    return _cut(step, precision, tree, shapes, jnp.result_type(float))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jax.custom_derivatives import SymbolicZero
+from jax.extend import core as jex
 
 from seqmnist_jax.rnn import derived
-from seqmnist_jax.rnn.divide import axes_around, divide
+from seqmnist_jax.rnn.divide import divide
 from seqmnist_jax.rnn.division import Division, Hoisted
 from seqmnist_jax.rnn.jaxprs import NotDivisibleError
 from seqmnist_jax.rnn.native import gpu
@@ -74,9 +75,9 @@ def _divided(
     inline: bool,
     deep: bool,
     precision: str,
-    axes: tuple[tuple[Any, int], ...],
+    of_float: Any,
 ) -> Division:
-    del axes  # in which the step may be another
+    del of_float  # what a Python float becomes, by which the step may be another
     params, carry, x = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(s, d) for s, d in shapes])
     return divide(step, params, carry, x, inline=inline, deep=deep, precision=precision)
 
@@ -100,7 +101,8 @@ def stages_of(call: Call, params: Any, x: Any, carry: Any, inline: bool = True) 
     leaves, tree = jax.tree.flatten((params, carry, frame))
     leaf_shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
     multiplies = KERNELS[call.platform].MULTIPLIES_X
-    division = _divided(call.step, tree, leaf_shapes, inline, multiplies, call.options.precision, axes_around())
+    of_float, precision = jnp.result_type(float), call.options.precision
+    division = _divided(call.step, tree, leaf_shapes, inline, multiplies, precision, of_float)
     return _stages(division, multiplies and division.multiplies_x())
 
 
@@ -157,6 +159,20 @@ def without_readout(call: Call, given: Given) -> Call:
         return call
 
 
+def _in_axes(step: Step[Any], given: Given) -> Step[Any]:
+    """The step as it is in the named axes around, if there are: its rules are traced where others are, or none."""
+    if not jex.unsafe_get_axis_names_DO_NOT_USE():
+        return step
+    params, x, carry = shapes((given.params, given.x, given.carry))
+    try:
+        frame = jax.ShapeDtypeStruct((x.shape[0], x.shape[2]), x.dtype)
+        closed, out = jax.make_jaxpr(step, return_shape=True)(params, carry, frame)
+    except Exception:  # Whatever the step does not like, `problem` tells it.
+        return step
+    traced, tree = jex.jaxpr_as_fun(closed), jax.tree.structure(out)
+    return lambda *given: jax.tree.unflatten(tree, traced(*jax.tree.leaves(given)))
+
+
 def choose(step: Step[Any], options: Options, given: Given, backend: str, platform: str) -> tuple[str, Call, str]:
     """What runs on one of JAX's platforms: 'scan', 'fused' or 'native', the call for it, and why.
 
@@ -165,10 +181,11 @@ def choose(step: Step[Any], options: Options, given: Given, backend: str, platfo
     Raises:
       ValueError: the backend was named, and can't.
     """
-    native = Call(step, options, PLATFORMS.get(platform, ""))
-    if backend == "scan":
-        return backend, native, "named by the caller"
+    scanned = Call(step, options, PLATFORMS.get(platform, ""))
     why = "named by the caller"
+    if backend == "scan":
+        return backend, scanned, why
+    native = scanned._replace(step=_in_axes(step, given))
     if backend != "fused":
         inner = without_readout(native, given)
         trouble = problem(inner, given)
@@ -178,7 +195,7 @@ def choose(step: Step[Any], options: Options, given: Given, backend: str, platfo
         if backend == "native" and trouble != NOTHING:
             raise ValueError(f"backend is 'native', but {trouble}; expected 'auto' or 'scan'")
         why = trouble
-    fused = Call(step, options, "derived")
+    fused = native._replace(platform="derived")
     trouble = problem(fused, given)
     if trouble is None:
         if backend == "auto" and platform == "cpu":
@@ -186,7 +203,7 @@ def choose(step: Step[Any], options: Options, given: Given, backend: str, platfo
         return "fused", fused, why
     if backend == "fused" and trouble != NOTHING:
         raise ValueError(f"backend is 'fused', but {trouble}; expected 'auto' or 'scan'")
-    return "scan", native, trouble
+    return "scan", scanned, trouble
 
 
 def _hoisted(stages: Stages, params: Any, x: Array) -> Hoisted:

@@ -125,6 +125,15 @@ def test_a_product_of_few_features_may_be_normalised(backend, features):
     assert_alike(*both_ways(backend, step, *given))
 
 
+def test_a_step_without_products_may_normalise_what_x_alone_makes(backend):
+    def step(p, h, x):
+        z = p * x
+        h = 0.9 * h + z - z.mean(1, keepdims=True)
+        return h, h
+
+    assert_alike(*both_ways(backend, step, drawn(4), drawn(2, 4), drawn(2, 5, 4)))
+
+
 def of_the_mean(w, h, x):
     h = jnp.tanh(x - jax.lax.pmean(x, "i") + w * h)
     return h, h
@@ -171,6 +180,38 @@ def test_an_axis_of_another_size_makes_another_step(step):
 
     for count in (2, 3):
         np.testing.assert_allclose(mapped(count, "fused"), mapped(count, "scan"), rtol=1e-5)
+
+
+def test_a_step_goes_by_the_axes_where_it_was_called(backend):
+    """Its rules, of batching and derivatives, are traced later: where the axis is another, or none."""
+    x, w, factors = drawn(2, 4, 3), drawn(2, 3, 3), jnp.arange(1.0, 4.0)
+
+    def total(backend, w):
+        return rnn.scan(scaled_state, w, x, jnp.zeros((2, 3)), backend=backend)[1].sum()
+
+    def gradient(backend, w):
+        return jax.grad(lambda w: jax.vmap(functools.partial(total, backend), axis_name="i")(w).sum())(w)
+
+    def mapped_gradient(backend):
+        return jax.vmap(lambda factor: gradient(backend, w * factor), axis_name="i")(factors)
+
+    def mapped_twice(backend):
+        inner = jax.vmap(functools.partial(total, backend), axis_name="i")
+        return jax.vmap(lambda factor: inner(w * factor), axis_name="i")(factors)
+
+    for of in (mapped_gradient, mapped_twice):
+        np.testing.assert_allclose(of(backend), of("scan"), rtol=1e-4, atol=1e-5)
+
+
+def test_a_step_of_double_precision_is_another():
+    def step(p, h, x):
+        h = jnp.tanh(x @ p + h)
+        return h, h * jnp.arange(4.0)
+
+    given = drawn(5, 4), drawn(2, 3, 5), drawn(2, 4)
+    assert rnn.scan(step, *given)[1].dtype == jnp.float32
+    with jax.enable_x64(True):
+        assert rnn.scan(step, *given)[1].dtype == rnn.scan(step, *given, backend="scan")[1].dtype == jnp.float64
 
 
 @pytest.mark.parametrize("return_sequences", [True, False])
@@ -248,9 +289,11 @@ def test_a_method_is_asked_anew_what_its_object_has_become(wrap):
         found = [rnn.scan(wrap(own.step), p, x, h, backend=backend)[1] for backend in ("fused", "scan")]
         wanted = jax.lax.scan(lambda h, x: own.step(p, h, x), h, jnp.swapaxes(x, 0, 1))[1]
         cell = rnn.cell(own.step, lambda key, features, hidden_size: jnp.zeros((features, hidden_size)))
-        found += [rnn.stack(cell, {"layer_0": {"forward": p}}, x, return_sequences=True)]
+        stack = functools.partial(rnn.stack, cell, {"layer_0": {"forward": p}}, x, return_sequences=True)
+        dropped = {"layer_0": {"forward": rnn.Masks(state=jnp.ones((2, 4)))}}
+        found += [stack(), stack(engine=rnn.Engine(remat=2)), stack(masks=dropped), rnn.remat(cell.layer, 2)(p, x)[1]]
         of_stack = jax.lax.scan(lambda h, x: own.step(p, h, x), 0 * h, jnp.swapaxes(x, 0, 1))[1]
-        for outputs, want in zip(found, (wanted, wanted, of_stack), strict=True):
+        for outputs, want in zip(found, (wanted, wanted, *[of_stack] * 4), strict=True):
             np.testing.assert_allclose(outputs, jnp.swapaxes(want, 0, 1), rtol=1e-5, atol=1e-6)
 
 
@@ -263,9 +306,11 @@ def test_an_object_bound_to_a_step_may_change():
         return h, h
 
     own, p, h, x = Own(), drawn(5, 4), drawn(2, 4), drawn(2, 5, 5)
-    first = rnn.scan(functools.partial(step, own), p, x, h)[1]
+    bound = functools.partial(step, own)
+    first = rnn.scan(bound, p, x, h)[1]
     own.w = -own.w
-    assert np.abs(rnn.scan(functools.partial(step, own), p, x, h)[1] - first).max() > 0.1
+    for one in (bound, functools.partial(step, own)):
+        assert np.abs(rnn.scan(one, p, x, h)[1] - first).max() > 0.1
 
 
 def test_a_step_with_side_effects_or_a_narrow_state_stays_with_the_scan():
