@@ -12,6 +12,8 @@ import jax
 import pytest
 
 from seqmnist_jax.data import cache as data_cache
+from seqmnist_jax.rnn.native import compiler
+from seqmnist_jax.training import records
 from tests import tiny
 
 
@@ -81,6 +83,29 @@ def cache_dir(shared_dir, tmp_path_factory):
 
 
 @pytest.fixture(autouse=True, scope="session")
+def quick_cxx(shared_dir):
+    """Kernels that run a few steps are compiled in a hurry too, in all processes that tests start."""
+    found = next(filter(None, map(shutil.which, compiler.COMPILERS)), None)
+    with pytest.MonkeyPatch.context() as patch:
+        if found and "CXX" not in os.environ:
+            with only_one(shared_dir / "cxx.lock"):
+                path = shared_dir / "c++"
+                path.write_text(f'#!/bin/sh\nexec {found} "$@" -Og\n')
+                path.chmod(0o755)
+            patch.setenv("CXX", str(path))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def full_cxx(request, quick_cxx):
+    """As users have them where a module's tests are about kernels."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.node.get_closest_marker("full_kernels"):
+            patch.delenv("CXX", raising=False)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
 def compilation_cache(cache_dir):
     """Tests that train the same small network compile it once, in whatever process."""
     jax.config.update("jax_compilation_cache_dir", str(cache_dir / "xla"))
@@ -94,8 +119,17 @@ def quick_compiler(request):
         yield
 
 
+@pytest.fixture(autouse=True, scope="module")
+def no_pictures(request):
+    """TensorBoard's pictures are a tenth of a small run; its own tests, and processes that are started, draw them."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not request.node.get_closest_marker("pictures"):
+            patch.setattr(records, "write_pictures", lambda *given: None)
+        yield
+
+
 @pytest.fixture(scope="session")
-def tiny_run(shared_dir, compilation_cache):
+def tiny_run(shared_dir, quick_cxx, compilation_cache):
     """Folder and summary of a finished run of `tiny.config()`, one for all workers; to be copied, not changed."""
     folder = shared_dir / "tiny_run"
     with only_one(shared_dir / "tiny_run.lock"):

@@ -111,34 +111,35 @@ def test_config_stops_at_the_builders(path):
             )
 
 
-def test_training_from_files_imports_neither_tensorflow_nor_torch_nor_tfds(tmp_path):
-    code = (
-        "import sys, pathlib; from configs import row_lstm; from seqmnist_jax.training.run import build_run;"
-        "from seqmnist_jax.training.replicas import QUIET;"
-        "from seqmnist_jax.training.train import train; c = row_lstm.get_config(); c.data.source = 'embedded';"
-        "c.train.steps = 2; c.model.hidden_size = 4; c.train.batch_size = 4;"
-        f"train(build_run(c), pathlib.Path({str(tmp_path / 'run')!r}), watch=QUIET);"
-        "print(*(set(sys.modules) & {'tensorflow', 'tensorflow_datasets', 'torch', 'scipy.stats'}))"
-    )
-    environment = {**os.environ, **QUICK}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == ""
-
-
-def test_rnn_imports_and_runs_with_jax_alone():
+def test_rnn_runs_with_jax_alone_and_training_from_files_without_tensorflow_torch_and_tfds(tmp_path):
     """platformdirs, where it is installed, says where kernels are kept."""
     code = """
-import sys, jax
+import pathlib, sys, jax
 before = set(sys.modules)
 from seqmnist_jax import rnn
 params = rnn.init_gru(jax.random.key(0), 3, 8, time_scales=("log_uniform", 5))
 jax.grad(lambda params: rnn.gru(params, jax.numpy.ones((2, 5, 3)))[1].sum())(params)
 print(*{name.partition(".")[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names))
+
+from configs import row_lstm
+from seqmnist_jax.training.replicas import QUIET
+from seqmnist_jax.training.run import build_run
+from seqmnist_jax.training.train import train
+config = row_lstm.get_config()
+config.update_from_flattened_dict(
+    {"data.source": "embedded", "model.hidden_size": 4, "train.batch_size": 4, "train.steps": 2}
+)
+train(build_run(config), pathlib.Path(sys.argv[1]), watch=QUIET)
+print(*set(sys.modules) & {"tensorflow", "tensorflow_datasets", "torch", "scipy.stats"})
 """
-    environment = {**os.environ, **QUICK}
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, env=environment
+        [sys.executable, "-c", code, str(tmp_path / "run")],
+        cwd=ROOT,
+        env={**os.environ, **QUICK},
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    assert set(done.stdout.split()) - {"jax", "jaxlib", "numpy", "platformdirs"} == {"seqmnist_jax"}
+    of_rnn, of_training = done.stdout.split("\n")[:2]
+    assert set(of_rnn.split()) - {"jax", "jaxlib", "numpy", "platformdirs"} == {"seqmnist_jax"}
+    assert of_training == ""

@@ -118,11 +118,13 @@ def spied_steps(count, **changes):
 
 def traced(**changes):
     """What the model is given in a step that is only traced, so that nothing is compiled."""
-    case = started(**changes)
-    spy = Spy(case.learner.model)
-    spec = case.learner.spec._replace(model=spy)
-    jax.eval_shape(lambda s: train_step(spec, s, case.learner.hyper, *case.inputs(0)), case.state)
-    return case, spy.seen[0]
+    run = build_run(small_config(**changes))
+    learner, part = run.learner, run.task.part("train")
+    spy = Spy(learner.model)
+    spec = learner.spec._replace(model=spy)
+    x, labels = learner.view(part.images[:BATCH]), part.labels[:BATCH].astype(np.int32)
+    jax.eval_shape(lambda s: train_step(spec, s, learner.hyper, x, labels), learner.template)
+    return run, spy.seen[0]
 
 
 # Dropout.

@@ -36,13 +36,13 @@ assert len(jax.devices()) == int(sys.argv[2])
 for job in jobs:
     config = row_lstm.get_config()
     config.update_from_flattened_dict({"data.source": "embedded", "model.hidden_size": 8, "train.batch_size": 16,
-        "model.dense_init": "glorot_uniform", "train.steps": 50, "train.eval_every": 25, **job["changes"]})
+        "model.dense_init": "glorot_uniform", "train.steps": 10, "train.eval_every": 10, **job["changes"]})
     points = plan.build_points(config, {"seed": tuple(job["seeds"])})
     folders = [Path(job["folder"]) / str(seed) for seed in job["seeds"]]
     train_replicas([Job(m.run, folder) for m, folder in zip(points, folders)], QUIET)
     for point, folder in zip(points, folders):
         with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
-            params = restore_state(checkpoints, 50, point.run.learner.template).params
+            params = restore_state(checkpoints, 10, point.run.learner.template).params
         np.savez(folder / "params.npz", *jax.tree.leaves(params))
 """
 

@@ -23,6 +23,8 @@ from seqmnist_jax.workdir import graph, pictures
 from tests import tiny
 from tests.test_writers import tensorboard_events
 
+pytestmark = pytest.mark.pictures
+
 TENSORS = (
     "dense/bias",
     "dense/kernel",

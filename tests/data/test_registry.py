@@ -372,6 +372,7 @@ def test_a_prepared_copy_that_needs_tensorflow_is_passed_over(prepared, monkeypa
     assert registry.find_prepared("mnist") is None
 
 
+@pytest.mark.slow
 def test_full_mnist_through_the_download_manager(tmp_path, monkeypatch, mnist_dir):
     """The arrays that the download manager brings are those of the folder."""
     monkeypatch.setenv("SEQMNIST_CACHE_DIR", str(tmp_path / "cache"))

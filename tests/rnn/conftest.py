@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from seqmnist_jax import rnn
-from seqmnist_jax.rnn.native import compiler
 
 BACKENDS = ("scan", "fused", "native")
 
@@ -18,17 +17,8 @@ def full_matmul_precision():
         yield
 
 
-@pytest.fixture(scope="module")
-def quick_kernels():
-    """For modules whose kernels run a few steps: compiling is the cost."""
-    flags = tuple("-Og" if flag == "-O3" else flag for flag in compiler.FLAGS)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiler, "FLAGS", flags)
-        yield
-
-
 @pytest.fixture(autouse=True, scope="session")
-def native_problem(cache_dir):
+def native_problem(cache_dir, quick_cxx):
     """Why there is no kernel, or None; asked here first, before a test changes where it is looked for."""
     return rnn.native_problem()
 

@@ -13,6 +13,7 @@ from reference import GATES, as_carry, as_parts, draw_case, errors, reference, v
 from seqmnist_jax import rnn
 from seqmnist_jax.rnn import recurrence
 
+pytestmark = pytest.mark.full_kernels
 BOUNDS = {"float32": 1e-5, "bfloat16": 2e-2}
 LAYERS = {"lstm": rnn.lstm, "gru": rnn.gru, "gru_reset_before": functools.partial(rnn.gru, reset_after=False)}
 BOTH = ("outputs", "carry")
@@ -275,6 +276,7 @@ def test_saturated_gates_stay_finite(backend, cell):
     assert max(found[name] for name in ("outputs", "h")) <= 1e-4, found
 
 
+@pytest.mark.sampled(1)
 @cells
 def test_auto_is_the_native_kernel_on_a_cpu(need_native, cell):
     need_native()
@@ -403,6 +405,7 @@ def test_replicas_by_vmap(backend, cell, mapped):
         assert max(found.values()) <= BOUNDS["float32"], found
 
 
+@pytest.mark.sampled(2)
 @some_pairs
 def test_shared_arguments_gather_the_gradients_of_all_replicas(backend, cell):
     several = [draw_case(cell, 5, 4, 3, 9, seed=seed) for seed in range(3)]  # a kernel that makes nothing for dx
@@ -424,7 +427,7 @@ def test_shared_arguments_gather_the_gradients_of_all_replicas(backend, cell):
     assert max(found.values()) <= BOUNDS["float32"], found
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @some_pairs
 def test_replicas_of_replicas(backend, cell):
     """Params along one axis, data along the other."""
@@ -442,6 +445,7 @@ def test_replicas_of_replicas(backend, cell):
             assert max(found.values()) <= BOUNDS["float32"], (i, j, found)
 
 
+@pytest.mark.sampled(2)
 @some_pairs
 def test_jacobian_by_rows(backend, cell):
     """jacrev maps the way back over cotangents, whose primals are shared."""

@@ -128,24 +128,11 @@ def test_nothing_that_a_step_closes_over_is_kept():
     assert len(eager._PROGRAMS) == before
 
 
-def test_no_step_that_was_divided_is_kept_for_good():
-    def call(held):
-        return rnn.scan(lambda p, c, x_t: (c + x_t * held, c), None, X, X[:, 0], backend="fused")
+def test_no_step_that_was_divided_and_no_cell_that_a_stack_ran_is_kept_for_good():
+    def scanned(held):
+        rnn.scan(lambda p, c, x_t: (c + x_t * held, c), None, X, X[:, 0], backend="fused")
 
-    held = np.ones((4, 3))
-    alive = weakref.ref(held)
-    call(held)
-    del held
-    # What remembers a bounded number of steps forgets this one after that many others, JAX too.
-    for bounded in (recurrence._divided, recurrence._stages):
-        bounded.cache_clear()
-    jax.clear_caches()
-    gc.collect()
-    assert alive() is None
-
-
-def test_no_cell_that_a_stack_ran_is_kept_for_good():
-    def call(held):
+    def stacked(held):
         def init(key, features, hidden_size):
             return {"w": jnp.ones((features, hidden_size))}
 
@@ -157,15 +144,18 @@ def test_no_cell_that_a_stack_ran_is_kept_for_good():
         params = rnn.init_stack(jax.random.key(0), cell, 3, 3, num_layers=1, bidirectional=False)
         rnn.stack(cell, params, X)
 
-    held = np.ones(3)
-    alive = weakref.ref(held)
-    call(held)
+    alive = []
+    for call in (scanned, stacked):
+        held = np.ones(3)
+        alive.append(weakref.ref(held))
+        call(held)
     del held
+    # What remembers a bounded number of steps forgets these after that many others, JAX too.
     for bounded in (recurrence._divided, recurrence._stages, readout._cut, _partial, _initial_shapes):
         bounded.cache_clear()
     jax.clear_caches()
     gc.collect()
-    assert alive() is None
+    assert [one() for one in alive] == [None, None]
 
 
 def test_programs_of_a_number_that_anneals_are_not_kept_for_good(monkeypatch):

@@ -38,8 +38,13 @@ def h100(monkeypatch):
     monkeypatch.setattr(load, "device", lambda: load.Device(90, 132))
     monkeypatch.setattr(gpu, "describe", lambda: "a kernel")
     monkeypatch.setattr(load, "kernel", kernel)
-    jax.clear_caches()
-    yield asked
+    jax.clear_caches()  # what was traced where there is no GPU
+    return asked
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nobody_believes_it_later():
+    yield
     jax.clear_caches()
 
 
@@ -244,6 +249,7 @@ def test_kernels_differentiate_once(h100):
 
 
 def test_without_a_gpu():
+    jax.clear_caches()
     assert gpu.problem() == "this process has no NVIDIA GPU"
     params = rnn.init_gru(KEY, 1, 8)
     assert rnn.explain(params, X, platform="gpu", precision="bfloat16").why == "this process has no NVIDIA GPU"

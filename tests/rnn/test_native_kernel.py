@@ -17,6 +17,7 @@ from tests import copier
 
 B, T, F, H = 3, 4, 6, 5
 cells = pytest.mark.parametrize("cell", ["lstm", "gru"])
+pytestmark = pytest.mark.full_kernels
 LAYERS = {"lstm": (rnn.lstm, rnn.init_lstm, 4), "gru": (rnn.gru, rnn.init_gru, 3)}
 
 

@@ -128,6 +128,7 @@ def test_long_lengths_mean_the_whole_sequence(layer, draw, reverse):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), beyond, whole)
 
 
+@pytest.mark.sampled(3)
 @some_layers
 @pytest.mark.parametrize(("dtype", "known"), [("int8", True), ("uint8", False)], ids=["int8 eager", "uint8 jit"])
 def test_lengths_too_narrow_for_the_time_axis(layer, draw, dtype, known):
@@ -138,6 +139,7 @@ def test_lengths_too_narrow_for_the_time_axis(layer, draw, dtype, known):
     assert_same_bits(run(params, x, carry, lengths), run(params, x, carry, lengths.astype(np.int32)))
 
 
+@pytest.mark.sampled(3)
 @some_layers
 @pytest.mark.parametrize("dtype", ["int32", "uint32"])
 def test_largest_lengths_mean_the_whole_sequence(layer, draw, dtype):
@@ -156,6 +158,7 @@ def test_outputs_past_the_end_are_zero(layer, draw, reverse):
     assert np.all(outputs[~PADDING] != 0.0)
 
 
+@pytest.mark.sampled(6)
 @some_layers
 @pytest.mark.parametrize("dtype", ["int8", "int32", "uint8", "uint32"])
 def test_any_integer_type_will_do(layer, draw, dtype):
@@ -184,6 +187,7 @@ def test_carry_continues_a_split_sequence(layer, draw):
         np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize(("reverse", "indices"), [(False, [6, 6, 6]), (True, [0, 0, 0])], ids=["forward", "reverse"])
 def test_last_output_only(layer, draw, reverse, indices):
     params, x, carry = draw()

@@ -33,6 +33,7 @@ def assert_close(a, b):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), a, b)
 
 
+@pytest.mark.sampled(5)
 @options
 def test_jit(layer, draw, lengths, reverse, return_sequences):
     traces = []
@@ -56,6 +57,7 @@ def test_numpy_arrays_will_do(layer, draw):
     )
 
 
+@pytest.mark.sampled(5)
 @options
 def test_vmap_over_params(layer, draw, lengths, reverse, return_sequences):
     several = [draw(seed=seed)[0] for seed in range(3)]
@@ -69,6 +71,7 @@ def test_vmap_over_params(layer, draw, lengths, reverse, return_sequences):
         assert_close(jax.tree.map(lambda a, i=i: a[i], stacked), run(params))
 
 
+@pytest.mark.sampled(5)
 @options
 def test_vmap_over_data(layer, draw, lengths, reverse, return_sequences):
     params = draw()[0]

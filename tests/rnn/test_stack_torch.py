@@ -141,7 +141,7 @@ def test_stack_agrees_with_torch(cell, bidirectional, lengths, sequences, dtype)
     assert all(error <= TOLERANCE[dtype] for error in errors.values()), errors
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("lengths", [None, UNSORTED], ids=["whole", "ragged"])
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_last_outputs_are_taken_from_the_ends_of_all_outputs(cell, lengths):

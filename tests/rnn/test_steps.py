@@ -11,8 +11,6 @@ import pytest
 
 from seqmnist_jax import rnn
 
-pytestmark = pytest.mark.usefixtures("quick_kernels")
-
 
 def both_ways(backend, step, params, h, x):
     """What a backend and 'scan' make of a step: outputs, and gradients of all that is given."""
@@ -113,6 +111,7 @@ def test_truth_values_are_compared(backend):
     assert_alike(*both_ways(backend, step, {"u": drawn(4, 4)}, drawn(2, 4), drawn(2, 5, 4)))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("features", [1, 4])
 def test_a_product_of_few_features_may_be_normalised(backend, features):
     def step(p, h, x):
