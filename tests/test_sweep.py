@@ -30,7 +30,7 @@ def small_config(**changes):
             "data.source": "embedded",
             "model.hidden_size": 8,
             "train.batch_size": 16,
-            "train.steps": 30,
+            "train.steps": 20,
             "train.eval_every": 10,
             **changes,
         }
@@ -216,7 +216,7 @@ def test_a_stopped_sweep_goes_on_where_it_was(swept, tmp_path):
             plan.build_points(config, values),
             tmp_path,
             watch=Watch(
-                say=lambda line: None, show=lambda now: seen.append(now.step), should_stop=lambda: seen[-1] >= 20
+                say=lambda line: None, show=lambda now: seen.append(now.step), should_stop=lambda: seen[-1] >= 10
             ),
         )
     # One of them loses its last checkpoint, as if the process had died among them.
