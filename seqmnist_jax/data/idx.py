@@ -21,6 +21,8 @@ from seqmnist_jax.errors import SeqMnistError
 
 UINT8 = 0x08
 PIECE = 1 << 20
+# How the names of files begin that are not whole yet.
+HALF_WRITTEN = ".half-written-"
 # More than any set of this form has; a gzipped file can promise, and hold, without end.
 MOST_VALUES = 1 << 32
 MEND = "point --config.runtime.data_dir or SEQMNIST_DATA_DIR at a folder with the four MNIST files."
@@ -144,15 +146,23 @@ def write_idx(path: Path, values: np.ndarray) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A new file that becomes `path` once it is whole; where that fails, `path` stays as it was.
+    """A new file that becomes `path` once it is whole and on the disk; where that fails, `path` stays as it was.
 
     Until then its name is its own: processes that write the same file at once don't write into each other's.
+
+    Raises:
+      OSError: it can't be written; its filename is that of `path`.
     """
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+    name = path.parent / f"{HALF_WRITTEN}{path.name}-{uuid.uuid4().hex}"  # tempfile's would not go by the umask
     try:
-        with open(partial, "xb") as file:
+        with open(name, "xb") as file:
             yield file
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException as e:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        if isinstance(e, OSError):  # of a name that nobody has given
+            e.filename, e.filename2 = str(path), None
         raise

@@ -11,7 +11,18 @@ import jax.numpy as jnp
 from jax.extend import core as jex
 
 from seqmnist_jax.rnn import cells
-from seqmnist_jax.rnn.jaxprs import CUSTOM, FROM_RESULT, KEPT, SAME, custom_call, follow, is_plain, is_sigmoid, read
+from seqmnist_jax.rnn.jaxprs import (
+    CUSTOM,
+    FROM_RESULT,
+    KEPT,
+    SAME,
+    custom_call,
+    follow,
+    is_plain,
+    is_sigmoid,
+    read,
+    unsharded,
+)
 
 Array = jax.Array
 
@@ -211,10 +222,7 @@ class Division:
                 return out
             if name in CUSTOM:
                 return custom_call(e)(*arguments)
-            params = dict(e.params)
-            if "sharding" in params:
-                params["sharding"] = None
-            return e.primitive.bind(*arguments, **params)
+            return e.primitive.bind(*arguments, **unsharded(e))
 
         return [value(block) for block in self.wanted], made
 

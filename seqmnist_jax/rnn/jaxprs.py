@@ -142,12 +142,14 @@ def elementwise(closed: Any, arguments: Sequence[Any]) -> list[Any]:
         elif name in SAME:
             out = operands[:1]
         else:
-            params = dict(equation.params)
-            if "sharding" in params:
-                params["sharding"] = None
-            out = [equation.primitive.bind(*operands, **params)]
+            out = [equation.primitive.bind(*operands, **unsharded(equation))]
         values.update(zip(equation.outvars, out, strict=True))
     return [typed(v) for v in closed.jaxpr.outvars]
+
+
+def unsharded(equation: Any) -> dict[str, Any]:
+    """The parameters of an equation, for arrays of other shapes than those that it was traced with."""
+    return {name: None if name == "sharding" else value for name, value in equation.params.items()}
 
 
 def is_elementwise(jaxpr: Any) -> bool:

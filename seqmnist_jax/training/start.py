@@ -200,7 +200,7 @@ def begin(exits: ExitStack, group: ReplicaGroup) -> None:
         metrics = JsonLinesWriter(replica.workdir / files.METRICS if writes else Path(os.devnull))
         replica.metrics = exits.enter_context(closing(metrics))
         replica.tensorboard = exits.enter_context(closing(TensorBoardWriter(replica.workdir, first, writes=writes)))
-    count = len(group.replicas)
+    count = len(group.runs)  # whose share each has of the time
     group.progress = Progress(step, group.run.steps, group.clock, runs=count, validated=_validated(group))
 
 

@@ -4,13 +4,13 @@ import contextlib
 import glob
 import json
 import os
-import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
+from seqmnist_jax.data.idx import HALF_WRITTEN, replacing
 from seqmnist_jax.errors import Interrupted, SeqMnistError
 
 CONFIG = "config.json"
@@ -26,8 +26,6 @@ REPLICAS = "replicas"
 # Of a sweep that chooses hyperparameters: the sweep of its trials.
 TRIALS = "trials"
 CHECKPOINTS = "checkpoints"
-# How the names of files begin that are not whole yet.
-HALF_WRITTEN = ".half-written-"
 
 
 class WorkdirError(SeqMnistError):
@@ -73,19 +71,8 @@ def _write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     if str(path) in ("/dev/stdout", "/dev/stderr") or (path.exists() and not path.is_file() and not path.is_dir()):
         with path.open("wb") as file:
             return write(file)
-    name = path.parent / f"{HALF_WRITTEN}{path.name}-{secrets.token_hex(4)}"  # tempfile's would not go by the umask
-    try:
-        with name.open("xb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException as e:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        if isinstance(e, OSError):  # of a name that nobody has given
-            e.filename, e.filename2 = str(path), None
-        raise
+    with replacing(path) as file:
+        write(file)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
