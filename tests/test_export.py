@@ -37,6 +37,7 @@ MODELS = {
 
 
 SOME = ("lstm", "gru", "tcn")
+NAMES = [pytest.param(name, marks=() if name in SOME else pytest.mark.slow) for name in MODELS]
 
 
 @pytest.fixture(scope="module")
@@ -77,15 +78,14 @@ assert not ours, ours
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("names", [SOME, pytest.param([n for n in MODELS if n not in SOME], marks=pytest.mark.slow)])
-def test_the_program_runs_without_this_package(exported, tmp_path, names):
-    for name in names:
+def test_the_program_runs_without_this_package(exported, tmp_path):
+    for name in MODELS:
         np.save(exported(name) / "images.npy", IMAGES)
-    folders = [str(exported(name)) for name in names]
+    folders = [str(exported(name)) for name in MODELS]
     subprocess.run(
         [sys.executable, "-c", READER, *folders], cwd=tmp_path, env={**os.environ, **QUICK}, check=True, timeout=300
     )
-    for name in names:
+    for name in MODELS:
         logits = np.load(exported(name) / "export" / "logits.npy")
         # Rounded to bfloat16, two nearly equal numbers may become two that are not.
         tolerance = 2e-2 if name == "bfloat16" else 1e-4
@@ -167,27 +167,24 @@ def run_file(path, images):
     return np.stack(rows)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=() if name in SOME else pytest.mark.slow) for name in MODELS if name != "bfloat16"],
-)
+@pytest.mark.parametrize("name", [name for name in NAMES if name.values != ("bfloat16",)])
 def test_the_parameters_and_what_is_said_of_them_suffice(exported, name):
     logits = run_file(exported(name) / "export" / "params.safetensors", IMAGES)
     np.testing.assert_allclose(logits, seqmnist_jax.load(exported(name)).logits(IMAGES), atol=1e-4)
 
 
-def test_parameters_are_those_of_the_checkpoint_bit_for_bit(exported):
-    for name in SOME:
-        tensors = safetensors.load_file(exported(name) / "export" / "params.safetensors")
-        variables = seqmnist_jax.load(exported(name)).variables
-        expected = {
-            ".".join(key.key for key in path): np.asarray(leaf)
-            for path, leaf in jax.tree_util.tree_flatten_with_path(variables)[0]
-        }
-        assert tensors.keys() == expected.keys()
-        for key, tensor in tensors.items():
-            assert tensor.dtype == expected[key].dtype
-            np.testing.assert_array_equal(tensor, expected[key])
+@pytest.mark.parametrize("name", NAMES)
+def test_parameters_are_those_of_the_checkpoint_bit_for_bit(exported, name):
+    tensors = safetensors.load_file(exported(name) / "export" / "params.safetensors")
+    variables = seqmnist_jax.load(exported(name)).variables
+    expected = {
+        ".".join(key.key for key in path): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_flatten_with_path(variables)[0]
+    }
+    assert tensors.keys() == expected.keys()
+    for key, tensor in tensors.items():
+        assert tensor.dtype == expected[key].dtype
+        np.testing.assert_array_equal(tensor, expected[key])
 
 
 def test_every_cell_has_its_equations():

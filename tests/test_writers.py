@@ -50,11 +50,13 @@ def test_the_output_of_the_process_is_not_replaced(tmp_path, monkeypatch):
         kept = os.dup(1)
         os.dup2(out.fileno(), 1)
         try:
+            os.write(1, b"before, ")
             files.write_bytes(Path("/dev/stdout"), b"a table")
+            os.write(1, b", after")
         finally:
             os.dup2(kept, 1)
             os.close(kept)
-    assert (renamed, (tmp_path / "out").read_bytes()) == ([], b"a table")
+    assert (renamed, (tmp_path / "out").read_bytes()) == ([], b"before, a table, after")
 
 
 def test_tensorboard_gets_every_scalar(tmp_path):

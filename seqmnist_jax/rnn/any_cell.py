@@ -46,7 +46,8 @@ def scan(
 
     Args:
       step: ``step(params, carry, x_t) -> (carry, y_t)``, pure; x_t is [batch, features]. Outside `jit` a function is
-        compiled once, a method, whose object may change, at each call; so is a partial that holds one, or an object.
+        compiled once. A method is compiled at each call, for its object may have changed; so is a partial that holds a
+        method, an object, a list, a dict or a NumPy array.
       params: the cell's parameters, any pytree.
       x: [batch, time, features].
       carry: the state before the first step, a pytree of [batch, ...].

@@ -36,7 +36,8 @@ def _bound(function: Any, names: tuple[str, ...], texts: tuple[str, ...], *value
 def can_change(function: Any) -> bool:
     """Whether a function may be another the next time, though it is equal.
 
-    So is a method, whose object may have changed in between; and a partial, or a cell's layer, that has one.
+    So is a method, whose object may have changed in between; a partial that has one, or an object, or a list; and a
+    cell's layer whose step is one of these.
     """
     function = getattr(function, SCANNED, function)
     return isinstance(function, types.MethodType | functools.partial) and not _is_constant(function)
@@ -79,7 +80,8 @@ def _is_constant(value: Any) -> bool:
     if isinstance(value, functools.partial):
         return all(map(_is_constant, (value.func, *value.args, *value.keywords.values())))
     is_named = hasattr(value, "__name__")  # a function, a type
-    return value is None or is_named or type(value).__hash__ is not object.__hash__
+    is_frozen = isinstance(value, jax.Array) or type(value).__hash__ not in (None, object.__hash__)
+    return value is None or is_named or is_frozen
 
 
 def is_array(leaf: Any) -> bool:

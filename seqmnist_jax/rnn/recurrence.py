@@ -159,14 +159,15 @@ def without_readout(call: Call, given: Given) -> Call:
         return call
 
 
-def _in_axes(step: Step[Any], given: Given) -> Step[Any]:
+def _in_axes(step: Step[Any], given: Given, precision: str) -> Step[Any]:
     """The step as it is in the named axes around, if there are: its rules are traced where others are, or none."""
     if not jex.unsafe_get_axis_names_DO_NOT_USE():
         return step
     params, x, carry = shapes((given.params, given.x, given.carry))
     try:
         frame = jax.ShapeDtypeStruct((x.shape[0], x.shape[2]), x.dtype)
-        closed, out = jax.make_jaxpr(step, return_shape=True)(params, carry, frame)
+        with jax.default_matmul_precision("highest" if precision == "float32" else None):  # as in `laid_flat`
+            closed, out = jax.make_jaxpr(step, return_shape=True)(params, carry, frame)
     except Exception:  # Whatever the step does not like, `problem` tells it.
         return step
     traced, tree = jex.jaxpr_as_fun(closed), jax.tree.structure(out)
@@ -185,7 +186,7 @@ def choose(step: Step[Any], options: Options, given: Given, backend: str, platfo
     why = "named by the caller"
     if backend == "scan":
         return backend, scanned, why
-    native = scanned._replace(step=_in_axes(step, given))
+    native = scanned._replace(step=_in_axes(step, given, options.precision))
     if backend != "fused":
         inner = without_readout(native, given)
         trouble = problem(inner, given)

@@ -51,7 +51,7 @@ class Status(NamedTuple):
       learning_rates: the least and the largest, of the next step.
       scores: what was last measured, by 'split/metric'.
       validated: the steps at which the runs were measured during training, and the accuracy there.
-      runs: how many train together.
+      runs: how many the program computes, also those that only keep their place.
     """
 
     step: int

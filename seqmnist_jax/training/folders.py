@@ -66,7 +66,9 @@ def look(run: Run, workdir: Path) -> str:
             f"{workdir} holds a sweep, not one run. Give its --seeds or config.sweep to go on with it, name one of its "
             f"runs, in {workdir / files.REPLICAS}, or choose another --workdir."
         )
-    summary = files.read_json(workdir / files.SUMMARY) if (workdir / files.SUMMARY).exists() else {}
+    summary, diverged = (
+        files.read_json(workdir / name) if (workdir / name).exists() else {} for name in (files.SUMMARY, files.DIVERGED)
+    )
     if (workdir / files.CONFIG).exists():
         old = configs.from_json(files.read_config(workdir))
         folder = old.runtime.data_dir and f"the files in {old.runtime.data_dir}"
@@ -83,7 +85,7 @@ def look(run: Run, workdir: Path) -> str:
     else:
         return NEW
     saved = saved_steps(workdir / files.CHECKPOINTS)
-    done = max([summary.get("steps", 0), *saved])
+    done = max([summary.get("steps", 0), diverged.get("step", 0), *saved])
     if done > run.steps:
         raise UsageError(f"{workdir} has done {done} steps already, but train.steps is {run.steps}.")
     is_trial = files.has_trials(workdir.absolute().parent.parent) or (summary and "test_accuracy" not in summary)
@@ -91,7 +93,7 @@ def look(run: Run, workdir: Path) -> str:
         raise files.WorkdirError(f"{workdir} holds a trial, whose test images are not read. Choose another --workdir.")
     if summary.get("steps") == run.steps:
         return FINISHED
-    if (workdir / files.DIVERGED).exists():
+    if diverged:
         return DIVERGED
     if not saved:
         check_result_stays(run, workdir)

@@ -37,7 +37,7 @@ def ended(jobs: Sequence[Job], waiting: Mapping[int, Replica], watch: Watch) -> 
                 watch.say(f"{folder} is finished: all its {run.steps} steps are done.")
             else:
                 report = files.read_json(folder / files.DIVERGED, needed=("reason",))
-                if report.get("steps") != run.steps and processes.is_main():  # it is one of the longer runs now
+                if report.get("steps", 0) < run.steps and processes.is_main():  # it is one of the longer runs now
                     files.write_json(folder / files.DIVERGED, report | {"steps": run.steps})
                 diverged = Diverged(f"{folder} has diverged. {report['reason']}")
     return summaries, diverged
@@ -200,7 +200,7 @@ def begin(exits: ExitStack, group: ReplicaGroup) -> None:
         metrics = JsonLinesWriter(replica.workdir / files.METRICS if writes else Path(os.devnull))
         replica.metrics = exits.enter_context(closing(metrics))
         replica.tensorboard = exits.enter_context(closing(TensorBoardWriter(replica.workdir, first, writes=writes)))
-    count = len(group.runs)  # whose share each has of the time
+    count = len(group.runs)  # each has its share of the time of all
     group.progress = Progress(step, group.run.steps, group.clock, runs=count, validated=_validated(group))
 
 

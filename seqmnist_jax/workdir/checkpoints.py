@@ -29,8 +29,9 @@ Parts = dict[str, Tree]
 PARTS = ("model", "training")
 
 DAMAGED, DELETED = "damaged", "deleted"
-# What keeps a whole file from being read for a while.
-PASSING = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT)
+# What keeps a whole file from being read for a while, as the system, Python and XLA tell it.
+_PASSING = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT)
+PASSING = (*map(os.strerror, _PASSING), "MemoryError", "bad_alloc", "Unable to allocate", "RESOURCE_EXHAUSTED")
 # About what a checkpoint takes on a disk besides its arrays: some thirty small files.
 OVERHEAD_BYTES = 200_000
 
@@ -412,12 +413,12 @@ class Checkpoints:
     def _damaged(self, step: int, reason: str) -> CheckpointError:
         folder = self._folder / str(step)
         # Of a file that it may not read orbax says that it is not there.
-        closed = [path for path in (folder, *folder.rglob("*")) if not os.access(path, os.R_OK)]
-        reasons = [f"{os.strerror(errno.EACCES)}: {path}" for path in closed] or [reason]
-        if any(os.strerror(number) in reasons[0] for number in PASSING):
+        there = (folder, *folder.rglob("*")) if folder.exists() else ()
+        closed = [f"{os.strerror(errno.EACCES)}: {path}" for path in there if not os.access(path, os.R_OK)]
+        if any(text in (reasons := closed or [reason])[0] for text in PASSING):
             return OutOfReach(
                 f"The checkpoint {folder} can't be read at the moment ({_shortened(reasons[0])}), which is no sign of "
-                "damage. Nothing was changed: mend that, and give the same command again."
+                "damage. It was left as it is: mend that, and give the same command again."
             )
         return CheckpointError(
             f"The checkpoint {folder} can't be restored into this model ({_shortened(reason)}). "

@@ -4,6 +4,7 @@ import contextlib
 import glob
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -51,6 +52,7 @@ def under(folder: Path, name: str) -> list[Path]:
         if (real := place.resolve()) in seen or (place != folder and has_trials(place)):  # links may lead in a circle
             below.clear()
             continue
+        below.sort()  # of two names of a folder always the same one counts
         seen.add(real)
         found += [place / name] if name in names else []
     return found
@@ -67,8 +69,12 @@ def has_trials(folder: Path) -> bool:
 
 def _write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     """Replaces `path` by what `write` writes, or leaves it as it was; a device, as /dev/stdout, is written to."""
-    # The standard output may lead into a file, and /dev/stdout would be a name of that: not to be replaced.
-    if str(path) in ("/dev/stdout", "/dev/stderr") or (path.exists() and not path.is_file() and not path.is_dir()):
+    # The process's own output may lead into a file, which is neither to be replaced nor to be begun anew.
+    if own := {"/dev/stdout": sys.stdout, "/dev/stderr": sys.stderr}.get(str(path)):
+        own.flush()
+        with os.fdopen(os.dup(1 if own is sys.stdout else 2), "wb") as file:
+            return write(file)
+    if path.exists() and not path.is_file() and not path.is_dir():
         with path.open("wb") as file:
             return write(file)
     with replacing(path) as file:

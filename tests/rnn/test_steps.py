@@ -202,6 +202,18 @@ def test_a_step_goes_by_the_axes_where_it_was_called(backend):
         np.testing.assert_allclose(of(backend), of("scan"), rtol=1e-4, atol=1e-5)
 
 
+def test_products_are_in_full_float32_in_a_named_axis_too():
+    def step(w, h, x):
+        h = jnp.tanh(x @ w + h @ w)
+        return h, h
+
+    def text(**axis):
+        mapped = jax.vmap(lambda w: rnn.scan(step, w, drawn(2, 5, 4), drawn(2, 4), backend="fused")[1], **axis)
+        return jax.jit(mapped).lower(drawn(2, 4, 4)).as_text()
+
+    assert text(axis_name="i").count("HIGHEST") == text().count("HIGHEST") > 0
+
+
 def test_a_step_of_double_precision_is_another():
     def step(p, h, x):
         h = jnp.tanh(x @ p + h)
