@@ -39,6 +39,13 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.slow)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Parameters that modules draw as they are imported are compiled in a hurry too."""
+    with tiny.quick_compiler():
+        return (yield)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish():
     """What has been imported stays: Python need not search all of it for garbage again and again."""
