@@ -43,6 +43,18 @@ def test_flushed_events_are_on_disk(tmp_path):
     writer.close()
 
 
+def test_synced_events_outlive_a_power_cut(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append((os.fstat(file).st_ino, os.fstat(file).st_size)))
+    for path in (tmp_path / "metrics.jsonl", Path(os.devnull)):
+        writer = JsonLinesWriter(path)
+        writer.write_scalars(1, {"train/loss": 0.5})
+        writer.sync()
+        writer.close()
+    there = (tmp_path / "metrics.jsonl").stat()
+    assert synced == [(there.st_ino, there.st_size)]
+
+
 def test_the_output_of_the_process_is_not_replaced(tmp_path, monkeypatch):
     renamed = []
     monkeypatch.setattr(os, "replace", lambda *names: renamed.append(names))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from seqmnist_jax.rnn import recurrence
-from seqmnist_jax.rnn.cells import PRECISIONS
+from seqmnist_jax.rnn.cells import PRECISIONS, products_at
 from seqmnist_jax.rnn.checks import (
     as_array,
     check_rows,
@@ -126,7 +126,7 @@ def run(
         given, columns, carry = jax.tree.map(jnp.asarray, (where_some_run(given, lengths), columns, carry))
         end, outputs = recurrence.run(call, Given(given, columns, carry, lengths))
     else:
-        with jax.default_matmul_precision("highest" if options.precision == "float32" else None):
+        with products_at(options.precision):
             try:
                 by_loop, *_ = with_resets(at_precision(step, options.precision), params, x, resets)
                 call = call._replace(step=by_loop)

@@ -115,6 +115,11 @@ def product(a: Array, b: Array, precision: str) -> Array:
     return jnp.matmul(a, b, precision=exact)
 
 
+def products_at(precision: str) -> Any:
+    """A context: products that say nothing of their precision are in full float32 where that is asked, on GPUs too."""
+    return jax.default_matmul_precision("highest" if precision == "float32" else None)
+
+
 def widened(tree: Any) -> Any:
     """The tree's halves as float32: the gradient of what is narrowed again at each use is summed in float32."""
 

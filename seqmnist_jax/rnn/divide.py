@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core as jex
 
+from seqmnist_jax.rnn.cells import products_at
 from seqmnist_jax.rnn.division import Block, Division, Product, Raw, blocks, is_row, narrow
 from seqmnist_jax.rnn.jaxprs import (
     CUSTOM,
@@ -320,7 +321,7 @@ def laid_flat(step: Callable[..., Any], params: Any, carry: Any, x: Any, precisi
         return [*jax.tree.leaves(end), *jax.tree.leaves(y)]
 
     shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
-    with jax.default_matmul_precision("highest" if precision == "float32" else None):
+    with products_at(precision):
         closed = flattened(flat, shapes)
     if any(isinstance(const, jax.core.Tracer) for const in closed.consts):
         raise NotDivisibleError("the step uses an array of a transformation around it, which is none of its parameters")

@@ -43,6 +43,11 @@ def can_change(function: Any) -> bool:
     return isinstance(function, types.MethodType | functools.partial) and not _is_constant(function)
 
 
+def is_key(function: Any) -> bool:
+    """Whether what was made of a function may be found again by it."""
+    return isinstance(function, Hashable) and not can_change(function)
+
+
 def identified(function: Any) -> Any:
     """The function, by which programs go; of one that can change a new one for each call."""
     return functools.partial(function) if can_change(function) else function
@@ -63,8 +68,7 @@ def at_precision(step: Callable[..., Any], precision: str) -> Callable[..., Any]
         return step
     if inspect.signature(step).parameters["precision"].default == precision:
         return step  # also where a transformation of JAX is around it, which takes no texts
-    is_key = isinstance(step, Hashable) and not can_change(step)
-    make = _partial if is_key else functools.partial
+    make = _partial if is_key(step) else functools.partial
     return make(step, precision=precision)
 
 

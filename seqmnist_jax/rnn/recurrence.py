@@ -16,6 +16,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.extend import core as jex
 
 from seqmnist_jax.rnn import derived
+from seqmnist_jax.rnn.cells import products_at
 from seqmnist_jax.rnn.divide import divide
 from seqmnist_jax.rnn.division import Division, Hoisted
 from seqmnist_jax.rnn.jaxprs import NotDivisibleError
@@ -166,7 +167,7 @@ def _in_axes(step: Step[Any], given: Given, precision: str) -> Step[Any]:
     params, x, carry = shapes((given.params, given.x, given.carry))
     try:
         frame = jax.ShapeDtypeStruct((x.shape[0], x.shape[2]), x.dtype)
-        with jax.default_matmul_precision("highest" if precision == "float32" else None):  # as in `laid_flat`
+        with products_at(precision):
             closed, out = jax.make_jaxpr(step, return_shape=True)(params, carry, frame)
     except Exception:  # Whatever the step does not like, `problem` tells it.
         return step

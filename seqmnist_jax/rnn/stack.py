@@ -1,7 +1,7 @@
 """Several recurrent layers, one or both directions, with variational dropout."""
 
 import functools
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +11,7 @@ import numpy as np
 from seqmnist_jax.rnn.cell import Cell, cell, first_carry, hidden_size
 from seqmnist_jax.rnn.cells import PRECISIONS
 from seqmnist_jax.rnn.checks import as_array, check_sequences, choice, flag, is_known, is_real, whole
-from seqmnist_jax.rnn.eager import at_precision, can_change, compiled
+from seqmnist_jax.rnn.eager import at_precision, compiled, is_key
 from seqmnist_jax.rnn.gaps import pressed, spread
 from seqmnist_jax.rnn.remat import remat
 from seqmnist_jax.rnn.scan import without_padding
@@ -104,8 +104,7 @@ def _direction(kind: Cell, params: Any, x: Array, masks: Masks, engine: Engine, 
         x = x * masks.inputs[:, None, :]
     layer, given = kind.layer, params
     if steps:
-        is_key = isinstance(kind.step, Hashable) and not can_change(kind.step)
-        make = _by_steps if is_key else _by_steps.__wrapped__
+        make = _by_steps if is_key(kind.step) else _by_steps.__wrapped__
         stepped = make(kind, masks.state is not None)
         layer = functools.partial(stepped.layer, unroll=engine.unroll)
         given = params if masks.state is None else (params, masks.state)

@@ -119,12 +119,12 @@ class Replica:
         self.tensorboard.write_scalars(step, scalars)
 
     def flush(self) -> None:
-        """Hands everything recorded so far to the operating system.
+        """Hands everything recorded so far to the operating system, metrics.jsonl to the disk.
 
         Raises:
           OSError: not all of metrics.jsonl could be written; nothing is lost.
         """
-        self.metrics.flush()
+        self.metrics.sync()
         self.tensorboard.flush()
 
     def write_json(self, name: str, value: Json) -> None:
@@ -202,8 +202,7 @@ class ReplicaGroup:
 
         def first() -> None:
             replica.check_place()
-            replica.metrics.sync()  # what a checkpoint follows must be on record before it
-            replica.tensorboard.flush()
+            replica.flush()  # what a checkpoint follows must be on record before it
 
         self.clock.measure("checkpoint", lambda: checkpoints.save(state.split(), facts, validated, first=first))
 

@@ -414,10 +414,11 @@ class Checkpoints:
         folder = self._folder / str(step)
         # Of a file that it may not read orbax says that it is not there.
         there = (folder, *folder.rglob("*")) if folder.exists() else ()
-        closed = [f"{os.strerror(errno.EACCES)}: {path}" for path in there if not os.access(path, os.R_OK)]
-        if any(text in (reasons := closed or [reason])[0] for text in PASSING):
+        if closed := [path for path in there if not os.access(path, os.R_OK)]:
+            reason = f"{os.strerror(errno.EACCES)}: {closed[0]}"
+        if any(text in reason for text in PASSING):
             return OutOfReach(
-                f"The checkpoint {folder} can't be read at the moment ({_shortened(reasons[0])}), which is no sign of "
+                f"The checkpoint {folder} can't be read at the moment ({_shortened(reason)}), which is no sign of "
                 "damage. It was left as it is: mend that, and give the same command again."
             )
         return CheckpointError(

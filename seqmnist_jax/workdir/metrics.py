@@ -6,6 +6,7 @@ Scalars are named 'split/metric', as in 'validation/accuracy'.
 import contextlib
 import json
 import os
+import stat
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -52,7 +53,8 @@ class JsonLinesWriter:
     def sync(self) -> None:
         """Hands all to the disk, so that it outlives a power cut; errors as of `flush`."""
         self.flush()
-        os.fsync(self._file.fileno())
+        if stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):  # /dev/null lies on none
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Flushes and closes the file."""
