@@ -18,7 +18,7 @@ def get_config() -> ml_collections.ConfigDict:
     # "{'model.cell, model.hidden_size': (('gru', 149), ('lstm', 128))}".
     config.sweep = ""
     # '', or hyperparameters to choose, a mapping as above. For each combination of the sweep's other fields every
-    # candidate first trains alone, with the sweep's first seed; the best by validation is taken.
+    # candidate first trains for choose_steps steps, with the sweep's first seed; the best by validation is taken.
     config.choose = ""
     # How many steps each of these trials has; a cosine ends with them.
     config.choose_steps = 0
@@ -86,7 +86,7 @@ def get_config() -> ml_collections.ConfigDict:
     model.bidirectional = False
     # Input and recurrent kernel: 'glorot_uniform' (over the joint kernel) or 'orthogonal' (per gate).
     model.kernel_init = "glorot_uniform"
-    # 'constant': the LSTM's forget gate starts at forget_bias, all else at zero.
+    # 'constant': the LSTM's forget gate starts at forget_bias, all else at zero (the UR cells: as 'uniform').
     # 'log_uniform': time scales spread evenly in the logarithm, b ~ U(0, log T), T the
     # sequence length: the GRU's update bias is b; the LSTM's forget bias b and input bias -b.
     # 'chrono': the same with b = log U(1, T - 1). 'uniform': with gates even in (1/d, 1 - 1/d),
@@ -107,7 +107,8 @@ def get_config() -> ml_collections.ConfigDict:
     # 0, or: the recurrence remembers its state every so many steps and computes the others
     # again in the backward pass: half as much time again, far less memory.
     model.remat = 0
-    # Steps laid out in one pass of the loop over time: 1 is a loop, the sequence length none at all.
+    # Steps laid out in one pass of the loop over time: 1 is a loop, the sequence length none at all. Above 1 it
+    # is a plain lax.scan, without the kernel.
     model.unroll = 1
     # Variational dropout: one mask a sequence, the same at every step (but in the TCN). The probability to keep
     # a unit of each layer's input, of its output, and of the h that its next step sees.
@@ -138,7 +139,8 @@ def get_config() -> ml_collections.ConfigDict:
     # The share of learning_rate at which the parameters of the state's own motion train, which never decay: the vectors
     # of 'lru', 's5', 'diagonal' and 'ind_rnn', the skew-symmetric matrix of 'exp_rnn'.
     optimizer.recurrent_rate = 1.0
-    # 0, or: a moving average of the parameters, of this decay a step, is what is evaluated.
+    # 0, or: a moving average of the parameters is what is evaluated, of this decay a step (at first of less:
+    # (1 + step) / (10 + step)).
     optimizer.ema_decay = 0.0
     clip = optimizer.clip = ml_collections.ConfigDict()
     # The largest gradient norm of one unit.
@@ -184,7 +186,7 @@ def get_config() -> ml_collections.ConfigDict:
     # Folder of the IDX files; '' means the environment variable SEQMNIST_DATA_DIR, or none.
     runtime.data_dir = ""
     # Folder of compiled programs, which the next start then need not compile; '' means the
-    # user's cache folder, 'none' none.
+    # folder that JAX_COMPILATION_CACHE_DIR names, else the user's cache folder, 'none' none.
     runtime.compilation_cache = ""
     # Steps between checkpoints; 0: at each evaluation. Each evaluation and the last step have one anyway.
     runtime.checkpoint_every = 0

@@ -1,6 +1,7 @@
 """Two runs compared from their folders, which are made here by hand."""
 
 import json
+import re
 import shutil
 import zipfile
 
@@ -97,6 +98,27 @@ def test_two_seeds_of_one_config_are_told(tmp_path):
     assert "luckier" not in compare(runs[0], again)["verdict"]
     longer = make_run(tmp_path / "2", range(20), summary={"steps": 10, "identity": {"seed": 1, "a": 1}})
     assert compare(runs[0], longer)["verdict"].endswith("takes several seeds of each.")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"summary": {"eval_precision": "bfloat16"}}, r"precision of evaluation \(float32 against bfloat16\)"),
+        ({"summary": {"precision": "bfloat16"}}, r"precision \(float32 against bfloat16\)"),
+        ({"split": "last:5000"}, r"split \('first:5000' against 'last:5000'\)"),
+    ],
+)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_what_differs_beside_the_config_may_be_the_cause(tmp_path, changes, said, seed):
+    def made(name, wrong, seed, summary=None, **facts):
+        at = {"precision": "float32", "eval_precision": "float32", "identity": {"seed": seed}}
+        return make_run(tmp_path / name, wrong, summary={**at, **(summary or {})}, **facts)
+
+    result = compare(made("a", [], 0), made("b", range(20), seed, **changes))
+    same = "the same" if seed == 0 else "the same but for the seed"
+    assert re.search(rf"their configs are {same}, but they differ in {said}\.$", result["verdict"])
+    (warning,) = result["warnings"]
+    assert re.search(said, warning)
 
 
 def test_text_is_aligned_and_says_it_all(good, poor):

@@ -17,8 +17,8 @@ from seqmnist_jax.training.folders import FINISHED, look
 from seqmnist_jax.training.replicas import QUIET, Diverged, Job, Watch
 from seqmnist_jax.training.run import build_run
 from seqmnist_jax.training.train import Stopped, train, train_replicas
+from seqmnist_jax.workdir import caveats, files, provenance
 from seqmnist_jax.workdir import config as configs
-from seqmnist_jax.workdir import files, provenance
 from seqmnist_jax.workdir.checkpoints import Checkpoints
 from seqmnist_jax.workdir.files import WorkdirError
 from seqmnist_jax.workdir.lock import Moved
@@ -351,6 +351,14 @@ def test_times_name_all_devices_they_were_taken_on(tmp_path, monkeypatch):
     summary = run_in(tmp_path)
     assert summary["device"] == f"{environment['device']}; then 1 x GPU"
     assert [sitting["first_step"] for sitting in summary["sittings"]] == [1, 11]
+    assert {sitting["precision"] for sitting in summary["sittings"]} == {"float32"}
+    assert caveats.warnings({}, summary) == ["The run was made in sittings that differ in device, from steps 1, 11 on."]
+    summary["sittings"][1]["eval_precision"] = "bfloat16"
+    (warning,) = caveats.warnings({}, summary)
+    assert "device, precision of evaluation, from" in warning
+    del summary["sittings"][0]["eval_precision"]  # as earlier versions, which don't say
+    (warning,) = caveats.warnings({}, summary)
+    assert "precision" not in warning
     later = json.loads((tmp_path / "environment.json").read_text())
     assert [one["device"] for one in (later, *later["later"])] == [environment["device"], "1 x GPU"]
 

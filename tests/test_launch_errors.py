@@ -7,6 +7,7 @@ import runpy
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -347,6 +348,18 @@ def test_a_warmup_that_is_named_is_no_other(build):
     config.optimizer.schedule, config.optimizer.warmup_steps = "warmup_cosine", config.train.steps
     with pytest.raises(UsageError, match=r"optimizer\.warmup_steps is 5000; expected 0 to train\.steps - 1"):
         build_run(config, named=["optimizer.warmup_steps"])
+
+
+def test_a_cell_that_one_unit_can_t_make_is_refused(build):
+    with pytest.raises(
+        UsageError, match=r"^model.cell is 'exp_rnn', but its hidden_size is 1; expected at least 2 units"
+    ):
+        build(**{"model.cell": "exp_rnn", "model.hidden_size": 1})
+
+
+def test_training_in_64_bits_is_refused(build):
+    with jax.enable_x64(True), pytest.raises(UsageError, match=r"^JAX_ENABLE_X64 is on; expected it off"):
+        build()
 
 
 def test_idx_source_without_a_folder_is_a_data_error(build):

@@ -245,6 +245,7 @@ def test_each_sweep_has_its_ranking_and_runs_beside_it_their_means(trained, copy
             folder = shutil.copytree(trained, copy.parent / name / "replicas" / f"seed={seed}")
             summary = json.loads((folder / "summary.json").read_text())
             summary["identity"]["seed"] = summary["seed"] = seed
+            summary["git_commit"] = name
             (folder / "summary.json").write_text(json.dumps(summary))
         mean = {"mean": 0.5, "std": None, "interval": None}
         entry = {"changes": {}, "replicas": [f"seed={seed}" for seed in seeds], "validation": mean, "test": mean}
@@ -257,7 +258,9 @@ def test_each_sweep_has_its_ranking_and_runs_beside_it_their_means(trained, copy
     assert ([told["sweep"] for told in alone["rankings"]], alone["recipes"]) == (["one"], [])
     assert [told["sweep"] for told in both["rankings"]] == ["one", "two"]
     assert [told["entries"][0]["runs"] for told in both["rankings"]] == ["2", "2"]
-    assert [recipe["seeds"] for recipe in both["recipes"]] == [[1, 2, 3, 4]]
+    (recipe,) = both["recipes"]
+    assert recipe["seeds"] == [1, 2, 3, 4]
+    assert "The seeds were made by different commits." in recipe["warnings"]
 
 
 def test_a_place_that_can_not_be_written_is_refused_before_the_work(copy, monkeypatch):

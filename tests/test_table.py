@@ -251,6 +251,21 @@ def test_a_repeated_seed_is_refused(runs):
         rows_of([str(runs)])
 
 
+def test_seeds_set_different_tasks_are_refused(runs):
+    dataset = {
+        "name": "mnist",
+        "permutation": "none",
+        "sizes": {"train": 55_000},
+        "overrides": [],
+        "split": "first:5000",
+    }
+    make_run(runs / "earlier", 4, 0.99, dataset={**dataset, "split": "last:5000"})
+    assert len(rows_of([str(runs)])) == 1, "those of earlier versions don't say their split"
+    make_run(runs / "now", 5, 0.99, dataset=dataset)
+    with pytest.raises(UsageError, match=r"different tasks \(split '(first|last):5000' against '(first|last):5000'\)"):
+        rows_of([str(runs / "earlier"), str(runs / "now")])
+
+
 def test_more_steps_are_another_recipe(runs):
     make_run(runs / "longer", 2, 0.99, steps=9000)
     assert len(rows_of([str(runs)])) == 2
@@ -260,16 +275,15 @@ def test_unfinished_and_damaged_runs_are_left_out_and_named(runs):
     (runs / "begun").mkdir()
     (runs / "begun" / "config.json").write_text("{}")
     make_run(runs / "broken", 5, 0.98, dataset={})
+    (runs / "lost").mkdir()
+    (runs / "lost" / "diverged.json").write_text('{"seed": 5, "steps": 5000, "identity": null}')
     (runs / "gru1" / "summary.json").write_text('{"test_accuracy": 0.9')
     found = table.find([str(runs / "*")])
     (row,) = table.rows(found.results)
     assert row["seeds"] == [2, 3]
-    assert [name for name in ("begun", "broken", "gru1") if any(name in why for why in found.left_out)] == [
-        "begun",
-        "broken",
-        "gru1",
-    ]
-    assert len(found.left_out) == 3
+    assert len(found.left_out) == 4
+    for name in ("begun", "broken", "gru1", "lost"):
+        assert any(f"{name} is not" in why or f"{name}/" in why for why in found.left_out), name
     with pytest.raises(UsageError, match=r"no run found has a result.*\n.*begun is not finished"):
         table.find([str(runs / "begun")])
 

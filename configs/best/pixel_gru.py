@@ -2,7 +2,7 @@
 
 Update gates log-uniform from 2 to 784 steps, AdamW at 8e-3 with warm-up and cosine, a decoupled weight
 decay of 0.05, the last output dropped by 0.4, labels smoothed by 0.1, and the moving average of the
-parameters (0.999 a step) is what is measured.
+parameters (decay 0.999) is what is measured.
 """
 
 import ml_collections

@@ -1,8 +1,8 @@
 """Two GRU layers on rows, regularised: the best recipe here for reading a digit row by row.
 
 Update gates log-uniform from 2 to 28 steps, AdamW at 4e-3 with warm-up and cosine, variational dropout of
-the layers' outputs (keep 0.8), labels smoothed by 0.1, and the moving average of the parameters (0.999 a
-step) is what is measured. 15 epochs. Results: RESULTS.md.
+the layers' outputs (keep 0.8), labels smoothed by 0.1, and the moving average of the parameters (decay
+0.999) is what is measured. 15 epochs. Results: RESULTS.md.
 """
 
 import ml_collections

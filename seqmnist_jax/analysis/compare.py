@@ -84,7 +84,7 @@ def compare(first: Path, second: Path) -> Json:
 
 def _rerun(a: Measured, b: Measured) -> Json | None:
     """Where a run and its rerun part; None for runs of different configs, data or seeds."""
-    if _identity(a) != _identity(b):
+    if _identity(a) != _identity(b) or task_differences(a.facts, b.facts):
         return None
     found = rerun.first_difference(a.workdir, b.workdir)
     return {"first_difference": None if found is None else found._asdict()}
@@ -137,16 +137,37 @@ def _verdict(a: Measured, b: Measured, test: Json) -> str:
         return f"The test images do not tell these two trained models apart (exact McNemar test, {p})."
     better = a if test["accuracy_difference"] > 0 else b
     first, second = _identity(a), _identity(b)
-    takes = "whether its config is better takes several seeds of each"
-    if first == second:
+    same = "their configs are the same" + ("" if first == second else " but for the seed")
+    if {**first, "seed": None} != {**second, "seed": None}:
+        takes = "whether its config is better takes several seeds of each"
+    elif differing := _differences(a, b):
+        takes = f"{same}, but they differ in {', '.join(differing)}"
+    elif first == second:
         takes = "they are the same run made twice, so it was chance, other code or another device"
-    elif {**first, "seed": None} == {**second, "seed": None}:
-        takes = "their configs are the same but for the seed, so it was the luckier seed"
+    else:
+        takes = f"{same}, so it was the luckier seed"
     return (
         f"{better.workdir} is the better of these two trained models, by "
         f"{100 * abs(test['accuracy_difference']):.2f} percentage points (exact McNemar test, {p}); "
         f"{takes}."
     )
+
+
+def _differences(a: Measured, b: Measured) -> list[str]:
+    """In what beside their configs two runs differ: their tasks, and how exact their products were."""
+    tasks = task_differences(a.facts, b.facts)
+    if "permutation" in tasks and "permutation_indices" in tasks:
+        tasks.remove("permutation_indices")  # the name says it
+    told = [
+        name
+        if name == "permutation_indices"  # hundreds of numbers
+        else f"{name} ({a.facts[name]!r} against {b.facts[name]!r})"
+        for name in tasks
+    ]
+    measured = [(words, a.summary.get(field), b.summary.get(field)) for field, words in caveats.PRECISIONS.items()]
+    return told + [
+        f"{words} ({one} against {other})" for words, one, other in measured if one and other and one != other
+    ]
 
 
 def _warnings(a: Measured, b: Measured) -> list[str]:
@@ -158,15 +179,7 @@ def _warnings(a: Measured, b: Measured) -> list[str]:
         warnings += [one if one == run.facts.get("warning") else f"{run.workdir}: {one}" for one in told]
     if a.workdir.resolve() == b.workdir.resolve():
         warnings.append(f"{a.workdir} is compared with itself.")
-    differing = task_differences(a.facts, b.facts)
-    if "permutation" in differing and "permutation_indices" in differing:
-        differing.remove("permutation_indices")  # the name says it
-    if differing:
-        fields = ", ".join(
-            name
-            if name == "permutation_indices"  # hundreds of numbers
-            else f"{name} ({a.facts[name]!r} against {b.facts[name]!r})"
-            for name in differing
-        )
-        warnings.append(f"The two runs were not set the same task; they differ in {fields}.")
+    if differing := _differences(a, b):
+        were = "were not set the same task; they " if task_differences(a.facts, b.facts) else ""
+        warnings.append(f"The two runs {were}differ in {', '.join(differing)}.")
     return list(dict.fromkeys(warnings))

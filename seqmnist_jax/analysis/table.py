@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from seqmnist_jax.analysis.recorded import task_differences
 from seqmnist_jax.errors import SeqMnistError, UsageError
 from seqmnist_jax.models.build import model_title
 from seqmnist_jax.training.scores import over_seeds
@@ -106,7 +107,11 @@ def find(patterns: Sequence[str]) -> Found:
 
 
 def _read_diverged(folder: Path) -> Result:
-    report = files.read_json(folder / files.DIVERGED, needed=(SEED, "identity", "steps"))
+    path = folder / files.DIVERGED
+    report = files.read_json(path, needed=(SEED, "identity", "steps"))
+    for name in (SEED, "identity", "steps"):
+        if not isinstance(report[name], NEEDED[name]):
+            raise files.WorkdirError(f"{path} is damaged: its {name} is {report[name]!r}.")
     return Result(folder, {SEED: report[SEED]}, _recipe(report["identity"], report["steps"]), [])
 
 
@@ -141,7 +146,7 @@ def rows(results: Sequence[Result]) -> list[Json]:
     have no row, see `without_result`.
 
     Raises:
-      UsageError: two runs of one recipe have the same seed, or all runs diverged.
+      UsageError: two runs of one recipe have the same seed or were set different tasks, or all runs diverged.
     """
     groups, lost = _by_recipe(results), without_result(results)
     groups = [group for group in groups if group[0].folder not in lost]
@@ -184,6 +189,16 @@ def _row(group: Sequence[Result]) -> Json:
     diverged = sorted(by_seed.keys() - {summary[SEED] for summary in summaries})
     first = summaries[0]
     dataset = first["dataset"]
+    for one in ended:
+        # A recipe has its protocol by name, and versions may differ in what that stands for.
+        if names := task_differences(dataset, one.summary["dataset"]):
+            differing = ", ".join(
+                f"{name} {dataset[name]!r} against {one.summary['dataset'][name]!r}" for name in names
+            )
+            raise UsageError(
+                f"{by_seed[first[SEED]]} and {one.folder} are the same recipe, set different tasks ({differing}); "
+                "leave one out, since a mean of both says nothing of either."
+            )
     test = over_seeds([summary["test_accuracy"] for summary in summaries])
     validated = [s["validation_accuracy"] for s in summaries if s["validation_accuracy"] is not None]
     validation = over_seeds(validated) if validated else None

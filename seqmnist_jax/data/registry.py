@@ -153,8 +153,9 @@ def _progress_bar(*, shown: bool) -> Iterator[None]:
 def is_reachable(name: str) -> bool:
     """Whether the host of a data set answers within `PROBE_SECONDS` (or the proxy that stands before it)."""
     url = urllib.parse.urlsplit(_builder(name).URL)
-    proxy = urllib.request.getproxies().get(url.scheme)
-    target = urllib.parse.urlsplit(proxy) if proxy else url
+    proxy = None if urllib.request.proxy_bypass(url.hostname or "") else urllib.request.getproxies().get(url.scheme)
+    # Some name a proxy without its scheme.
+    target = urllib.parse.urlsplit(proxy if "//" in proxy else f"http://{proxy}") if proxy else url
     answered = threading.Event()
 
     def probe() -> None:

@@ -126,7 +126,10 @@ def _build_init_layers(
             for width in (features, *[hidden_size * (1 + bidirectional)][: num_layers - 1]):
                 own_cell.check(name, cell, width, hidden_size, options, engine, drops_state)
         shape = {"num_layers": num_layers, "bidirectional": bidirectional}
-        return rnn.init_stack(key, cell, features, hidden_size, **shape, **options)
+        try:
+            return rnn.init_stack(key, cell, features, hidden_size, **shape, **options)
+        except ValueError as e:
+            raise UsageError(f"model.cell is {name!r}, but its {e}.") from e
 
     return init_layers
 

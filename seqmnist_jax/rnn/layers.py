@@ -115,8 +115,8 @@ def lstm(
         GPUs and there for the two lower precisions; 'auto' takes 'native' where it can, else 'fused'. `explain`
         tells which. Only 'scan' differentiates forwards or twice. `jax.export` refuses programs with 'native' unless
         ``disabled_checks`` names ``DisabledSafetyCheck.custom_call("seqmnist_rnn_forward")`` and, where there are
-        gradients, "seqmnist_rnn_backward"; such a program runs only in a process that has run, or explained, the
-        same layer.
+        gradients, "seqmnist_rnn_backward" (on a GPU "seqmnist_rnn_gpu" alone); such a program runs only in a process
+        that has run the same layer.
 
     Returns:
       ((c, h), outputs): outputs [batch, time, hidden], or the last one [batch, hidden].

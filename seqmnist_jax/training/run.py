@@ -245,10 +245,15 @@ def build_run(config: ml_collections.ConfigDict, task: Task | None = None, named
       named: the fields that a user set by name, rather than by a config file.
 
     Raises:
-      UsageError: an unknown name or an impossible value in the config, or a field that would change nothing.
+      UsageError: an unknown name or an impossible value in the config, or a field that would change nothing; or JAX
+        has 64-bit numbers on.
       DataError: the data can't be read.
     """
     configs.check(config)
+    if jnp.result_type(float) != jnp.float32:
+        raise UsageError(
+            "JAX_ENABLE_X64 is on; expected it off, since training is in float32 (only `seqmnist_jax.rnn` takes more)."
+        )
     config, remark = _fitted(config, named)
     task = task or build_task(config)
     stored = configs.to_json(config)

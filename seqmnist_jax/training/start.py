@@ -166,7 +166,8 @@ def restore(group: ReplicaGroup) -> TrainState:
 def _restore_or_init(group: ReplicaGroup, replica: Replica, init: Callable[..., TrainState]) -> TrainState:
     """The state to start from: a checkpoint's, with its clock, or a new one."""
     run, checkpoints, step = replica.run, replica.checkpoints, group.first_step
-    origin = {**provenance.origin(), "command": replica.command}
+    at = {"precision": run.learner.model.precision, "eval_precision": run.learner.eval_precision}
+    origin = {**provenance.origin(), **at, "command": replica.command}
     if step == 0:
         replica.sittings = [{"first_step": 1, **origin}]
         return init(run.learner.seed, run.learner.hyper)

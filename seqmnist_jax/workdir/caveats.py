@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 # What of a sitting, beside its command, a result's times and numbers depend on.
-ORIGIN = {"device": "device", "versions": "versions of packages", "git_commit": "commit"}
+PRECISIONS = {"precision": "precision", "eval_precision": "precision of evaluation"}
+ORIGIN = {"device": "device", "versions": "versions of packages", "git_commit": "commit", **PRECISIONS}
 
 
 def warnings(
@@ -33,7 +34,10 @@ def warnings(
     if step is not None and known.get("best_step", step) != step:
         told.append(f"This is checkpoint {step}; the result in the summary is that of checkpoint {known['best_step']}.")
     sittings = known.get("sittings", [])
-    differing = [name for field, name in ORIGIN.items() if any(one[field] != sittings[0][field] for one in sittings)]
+    differing = []
+    for field, name in ORIGIN.items():
+        made = [one[field] for one in sittings if field in one]  # earlier versions don't say all
+        differing += [name] if any(value != made[0] for value in made) else []
     if differing:
         first = ", ".join(str(sitting["first_step"]) for sitting in sittings)
         told.append(f"The run was made in sittings that differ in {', '.join(differing)}, from steps {first} on.")

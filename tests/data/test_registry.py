@@ -1,5 +1,6 @@
 """Data sets through tensorflow_datasets: its download manager, answered by a server on this machine."""
 
+import contextlib
 import functools
 import hashlib
 import http.server
@@ -9,6 +10,7 @@ import re
 import sys
 import threading
 import time
+import types
 import zipfile
 from pathlib import Path
 
@@ -284,6 +286,33 @@ def test_a_host_is_tried_for_three_seconds_at_most(host, monkeypatch):
 
     monkeypatch.setattr(registry.socket, "create_connection", hang)
     assert not registry.is_reachable("mnist")
+
+
+@pytest.mark.parametrize(
+    ("variables", "asked"),
+    [
+        ({}, ("storage.example", 443)),
+        ({"https_proxy": "http://proxy.example:3128"}, ("proxy.example", 3128)),
+        ({"https_proxy": "proxy.example:3128"}, ("proxy.example", 3128)),
+        ({"https_proxy": "http://proxy.example:3128", "no_proxy": ".example"}, ("storage.example", 443)),
+    ],
+)
+def test_a_host_behind_a_proxy_is_asked_there(monkeypatch, variables, asked):
+    for name in ("https_proxy", "HTTPS_PROXY", "no_proxy", "NO_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    builder = types.SimpleNamespace(URL="https://storage.example/mnist/")
+    monkeypatch.setattr(registry, "_builder", lambda name: builder)
+    connected = []
+
+    def connect(address, timeout):
+        connected.append(address)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(registry.socket, "create_connection", connect)
+    assert registry.is_reachable("mnist")
+    assert connected == [asked]
 
 
 def prepare(folder, images, labels, test_size):

@@ -78,8 +78,8 @@ def describe(runs: Sequence[Found], sweeps: Sequence[Path]) -> Json:
       best, the place of the best run by validation, as `best` has it, None where nothing was validated; fields, the
       names of the config's fields in which the runs differ; runs, of each name, those fields' values, state, curves,
       accuracies, and mcnemar: of the best against this one on the same test images, as `scores.mcnemar` has it (the
-      best is a), None where it can't be tested; recipes, over seeds, as rows of text, [] where a ranking has them;
-      rankings, of each sweep its name and its ranking.
+      best is a), None where it can't be tested; recipes, over seeds, as rows of text and their warnings, [] where a
+      ranking has them; rankings, of each sweep its name and its ranking.
     """
     flat = [configs.flatten(configs.from_json(run.config).to_dict()) for run in runs]
     known = sorted(configs.of_one_run({name: None for one in flat for name in one}))
@@ -152,6 +152,7 @@ def _recipes(runs: Sequence[Found]) -> list[Json]:
             "validation": scores.in_percent(row["validation_accuracy"], row["validation_std"]),
             "test": scores.in_percent(row["test_accuracy"], row["test_std"], row["test_interval"]),
             "command": row["command"],
+            "warnings": row["warnings"],
         }
         for row in rows
     ]

@@ -67,7 +67,13 @@ def step(params: Params, h: Array, x: Array) -> tuple[Array, Array]:
 
 
 def init(key: Array, features: int, hidden_size: int) -> Params:
-    """kernel [features, hidden], skew [hidden * (hidden - 1) / 2], bias [hidden], float32."""
+    """kernel [features, hidden], skew [hidden * (hidden - 1) / 2], bias [hidden], float32.
+
+    Raises:
+      ValueError: there are fewer than two units, which have no rotation.
+    """
+    if hidden_size < 2:
+        raise ValueError(f"hidden_size is {hidden_size}; expected at least 2 units, since one can't be rotated")
     kernel_key, skew_key, bias_key = jax.random.split(key, 3)
     rows, columns = np.triu_indices(hidden_size, 1)
     angles = -jnp.tan(jax.random.uniform(skew_key, (hidden_size,), jnp.float32, 0.0, jnp.pi / 2) / 2)

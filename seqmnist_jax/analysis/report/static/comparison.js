@@ -42,5 +42,5 @@ function comparisonSection(comparison) {
     comparison.rankings.map(({ sweep, entries }) => [h('h3', null, `The ranking of the sweep ${sweep}, by validation`),
       table('Ranking', ['recipe', 'runs', 'validation, %', 'test, % (95 % t intervals over seeds)'], entries.map((entry) => text(entry, 'recipe', 'runs', 'validation', 'test')))]),
     comparison.recipes.length ? [h('h3', null, 'Recipes over their seeds'),
-      table('Recipes', ['model', 'seeds', 'validation, %', 'test, % (95 % t interval over seeds)', 'command'], comparison.recipes.map((one) => [one.model, one.seeds.join(', '), one.validation, one.test, one.command ? h('code', null, one.command) : '-']))] : null);
+      table('Recipes', ['model', 'seeds', 'validation, %', 'test, % (95 % t interval over seeds)', 'command'], comparison.recipes.map((one) => [one.model, one.seeds.join(', '), one.validation, [one.test, ...one.warnings.map((text) => h('small', null, ` ${text}`))], one.command ? h('code', null, one.command) : '-']))] : null);
 }
