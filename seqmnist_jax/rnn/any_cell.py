@@ -45,9 +45,9 @@ def scan(
     """Runs a pure cell over time: by a kernel made of its step where there can be one, else by `lax.scan`.
 
     Args:
-      step: ``step(params, carry, x_t) -> (carry, y_t)``, pure; x_t is [batch, features]. Outside `jit` a function is
-        compiled once. A method is compiled at each call, for its object may have changed; so is a partial that holds a
-        method, an object, a list, a dict or a NumPy array.
+      step: ``step(params, carry, x_t) -> (carry, y_t)``, pure; x_t is [batch, features]. A function is compiled
+        once, also inside `jit`. A method is compiled at each call, for its object may have changed; so is an object
+        that can be called, and a partial that holds a method, an object, a list, a dict or a NumPy array.
       params: the cell's parameters, any pytree.
       x: [batch, time, features].
       carry: the state before the first step, a pytree of [batch, ...].
@@ -148,7 +148,7 @@ def explain_step(
     backend: str = "auto",
     source: bool = False,
 ) -> str:
-    """Which backend `scan` would take in this process, and why.
+    """Which backend `scan` would take in this process without lengths, mask and resets, and why.
 
     Args:
       step, params, x, carry, return_sequences, precision, backend: as in `scan`; arrays or their shapes.

@@ -109,7 +109,7 @@ def _initial_shapes(init: Callable[..., Any], features: int, hidden_size: int) -
 
 
 def hidden_size(cell: Cell, params: Any, features: int) -> int:
-    """The number of units of h, told by the first axis of the parameters that grows evenly with it.
+    """The number of units of h, told by an axis of the parameters that grows evenly with it.
 
     Raises:
       ValueError: params are not what the cell's initialiser makes, or none of them depends on it.
@@ -118,11 +118,17 @@ def hidden_size(cell: Cell, params: Any, features: int) -> int:
     few, more, most = (_initial_shapes(cell.init, features, size) for size in _SIZES)
     if {name: len(shape) for name, shape in shapes.items()} != {name: len(shape) for name, shape in few.items()}:
         raise ValueError(f"params has shapes {shapes}; expected those of the cell's init, {few} for {_SIZES[0]} units")
+    told = []
     for name, shape in shapes.items():
         for size, small, middle, large in zip(shape, few[name], more[name], most[name], strict=True):
             if large - middle == middle - small != 0:
-                return _SIZES[0] + (size - small) * (_SIZES[1] - _SIZES[0]) // (middle - small)
-    raise ValueError(f"params has shapes {shapes}, of which none grows evenly with hidden_size")
+                told.append(_SIZES[0] + (size - small) * (_SIZES[1] - _SIZES[0]) // (middle - small))
+    if not told:
+        raise ValueError(f"params has shapes {shapes}, of which none grows evenly with hidden_size")
+    # One that grows by a part of it, as by half, tells no odd size.
+    return next(
+        (n for n in dict.fromkeys(told) if n > 0 and _initial_shapes(cell.init, features, n) == shapes), told[0]
+    )
 
 
 def zeros(cell: Cell, params: Any, x: Any) -> Any:

@@ -26,6 +26,9 @@ def as_array(name: str, value: Any) -> Any:
         array = jnp.asarray(value) if hasattr(value, "__jax_array__") else np.asarray(value)
     except Exception as error:
         raise ValueError(f"{name} is a {type(value).__name__}, of which NumPy makes no array: {error}") from error
+    if array.dtype.kind == "O":
+        how = "register its class as a pytree, as by jax.tree_util.register_dataclass"
+        raise ValueError(f"{name} is a {type(value).__name__}, which is no array; {how}")
     return array.astype(jax.dtypes.canonicalize_dtype(array.dtype)) if array.dtype.kind == "f" else array
 
 

@@ -29,6 +29,7 @@ from seqmnist_jax.rnn.jaxprs import (
     is_plain,
     name_of,
     needed,
+    pulls_linearly,
     where,
 )
 
@@ -159,6 +160,11 @@ class _Divider:
         kind = "C" if "C" in kinds else "X" if "X" in kinds else "P"
         if e.params.get("vmap_method", "") is None:  # what depends on x alone is mapped over the steps
             raise NotDivisibleError(f"{name} that vmap can't map ({where(e)})")
+        # Made once for all steps, it would be given the sum of what it is given at each.
+        if kind == "P" and not pulls_linearly(e):
+            raise NotDivisibleError(
+                f"{name} of parameters, whose own derivative is not linear in what it is given ({where(e)})"
+            )
         round = max((self._round.get(v, 0) for v in e.invars if not isinstance(v, jex.Literal)), default=0)
         if self._is_inside(e, kinds):
             kind, self._inside[e.outvars[0]] = "C", e.invars[1]

@@ -36,11 +36,10 @@ def _bound(function: Any, names: tuple[str, ...], texts: tuple[str, ...], *value
 def can_change(function: Any) -> bool:
     """Whether a function may be another the next time, though it is equal.
 
-    So is a method, whose object may have changed in between; a partial that has one, or an object, or a list; and a
-    cell's layer whose step is one of these.
+    So is a method, whose object may have changed in between, and an object that can be called; a partial that has one
+    of these, or a list; and a cell's layer whose step is one of these.
     """
-    function = getattr(function, SCANNED, function)
-    return isinstance(function, types.MethodType | functools.partial) and not _is_constant(function)
+    return not _is_constant(getattr(function, SCANNED, function))
 
 
 def is_key(function: Any) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend import core as jex
 from jax.extend import source_info_util
 
@@ -25,6 +26,8 @@ ELEMENTWISE = frozenset(_ELEMENTWISE.split())
 # Their results are kept for the way back, which needs nothing else of them.
 KEPT = ("tanh", "logistic", "exp")
 SAME = frozenset({"broadcast_in_dim", "reshape", "squeeze", "pvary"})
+# Linear in all of their arguments together.
+_LINEAR = SAME | {"add", "add_any", "sub", "neg", "copy", "convert_element_type", "reduce_sum", "transpose", "slice"}
 
 
 class NotDivisibleError(ValueError):
@@ -191,6 +194,48 @@ def custom_call(equation: Any) -> Callable[..., Any]:
         lambda arguments, bar: tuple(elementwise(pull, [bar, *arguments])),
     )
     return call
+
+
+def pulls_linearly(equation: Any) -> bool:
+    """Whether the derivative of a call, and of all that it calls, is linear in the cotangents that it is given.
+
+    Then one of a sum of cotangents is the sum of one for each. Who writes a derivative may clip or normalise in it.
+    """
+    if equation.primitive.name == "custom_vjp_call":
+        return _is_linear_pull(equation)
+    values = [v for given in equation.params.values() for v in (given if isinstance(given, tuple | list) else (given,))]
+    inner = [getattr(getattr(value, "jaxpr", value), "eqns", ()) for value in values]
+    return all(pulls_linearly(e) for equations in inner for e in equations)
+
+
+def _is_linear_pull(equation: Any) -> bool:
+    count, avals = len(equation.outvars), [v.aval for v in (*equation.outvars, *equation.invars)]
+    if not all(jnp.issubdtype(aval.dtype, jnp.floating) for aval in avals):
+        return False
+
+    def pull(*arguments: Any) -> Any:
+        return jax.vjp(lambda *given: apply(equation, given), *arguments[count:])[1]([*arguments[:count]])
+
+    jaxpr = flattened(pull, avals).jaxpr
+    linear, zeros = set(jaxpr.invars[:count]), set[Any]()
+
+    def is_zero(v: Any) -> bool:
+        return not np.any(v.val) if isinstance(v, jex.Literal) else v in zeros
+
+    for e in jaxpr.eqns:
+        name, depends = e.primitive.name, [not isinstance(v, jex.Literal) and v in linear for v in e.invars]
+        alike = [is_linear or is_zero(v) for is_linear, v in zip(depends, e.invars, strict=True)]
+        if not any(depends):
+            zeros.update(e.outvars if name in SAME and all(alike) else ())
+            continue
+        passes = name in _LINEAR and all(alike)
+        passes |= name in ("mul", "dot_general") and depends.count(True) == 1
+        passes |= name == "div" and depends == [True, False]
+        passes |= name == "select_n" and not depends[0] and all(alike[1:])
+        if not passes:
+            return False
+        linear.update(e.outvars)
+    return all(is_zero(v) or v in linear for v in jaxpr.outvars)
 
 
 def name_of(equation: Any) -> str:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.extend import core as jex
 
 from seqmnist_jax.rnn.divide import laid_flat
-from seqmnist_jax.rnn.jaxprs import follow, is_plain, keeps_places, known, needed, read
+from seqmnist_jax.rnn.jaxprs import follow, is_plain, keeps_places, known, needed, pulls_linearly, read
 from seqmnist_jax.rnn.scan import Step, last_frames, where_running, with_frames_of_its_own, without_padding
 
 Array = jax.Array
@@ -64,6 +64,8 @@ def _cut(step: Any, precision: str, tree: Any, shapes: tuple[Any, ...], of_float
     if any(v.aval.dtype != x.dtype or v.aval.shape[:-1] != (rows,) or v.aval.shape[1] % hidden for v in between):
         return None
     outside = needed(jaxpr.eqns, ys, between)
+    if not all(map(pulls_linearly, outside)):  # what both parts have, or all steps, would be given a part or a sum
+        return None
     inner = needed(jaxpr.eqns, [*new, *between])
     return _Cut(closed, inner, outside, between, _is_by_rows(outside, {jaxpr.invars[-1], *between}))
 

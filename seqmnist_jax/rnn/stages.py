@@ -54,6 +54,7 @@ OPERATIONS = {
     "or": "{} || {}",
     "not": "!{}",
 }
+_TRUTH = ("false", "true")
 _COMPARISONS = frozenset({"gt", "lt", "ge", "le", "eq", "ne"})
 _SAME = frozenset({"broadcast_in_dim", "reshape", "pvary", "copy", "stop_gradient", "convert_element_type"})
 # What a value near 0 or 1 that multiplies the state is carried through to.
@@ -141,6 +142,15 @@ def _literal(value: Any) -> str:
     return f"{number!r}f" if number >= 0 else f"({number!r}f)"
 
 
+def _chosen(condition: str, other: str, value: str) -> str:
+    """One of two truth values: a vector of a CPU has no choice between a literal and a vector."""
+    if value in _TRUTH:
+        return f"{condition} || {other}" if value == "true" else f"!{condition} && {other}"
+    if other in _TRUTH:
+        return f"{condition} && {value}" if other == "false" else f"!{condition} || {value}"
+    return f"({condition} && {value}) || (!{condition} && {other})"
+
+
 def _trace(function: Callable[..., Any], count: int, dtype: Any) -> Any:
     """The jaxpr of a function of so many scalars, its calls laid flat."""
     return flattened(function, [jax.ShapeDtypeStruct((), dtype)] * count, custom=True)
@@ -182,12 +192,17 @@ def _statements(
         if name in _SAME and is_bool[0] == is_bool[1]:
             known[result] = Output(texts[0], stage)
             continue
+        if name == "select_n" and texts[0] in _TRUTH:
+            known[result] = given[1 + (texts[0] == "true")]
+            continue
         if is_bool[0] and name in ("max", "min"):
             name = "or" if name == "max" else "and"
         if is_bool[0] and name in _COMPARISONS:  # in a vector of a CPU true is -1
             texts = [f"({text} ? 1.0f : 0.0f)" for text in texts]
         if name in _SAME:
             text = f"{texts[0]} ? 1.0f : 0.0f" if is_bool[0] else f"{texts[0]} != 0.0f"
+        elif name == "select_n" and is_bool[1]:
+            text = _chosen(*texts)
         elif name == "integer_pow":
             power = abs(e.params["y"])
             text = " * ".join(texts * power) if power else "1.f"

@@ -101,6 +101,85 @@ def test_what_a_derivative_of_its_own_rounds_is_rounded():
         both_ways("fused", step, *given)
 
 
+def with_derivative(pull):
+    """What it is given, with a derivative of its own: of what is given, the result's and the cotangent."""
+
+    @jax.custom_vjp
+    def same(value):
+        return value
+
+    same.defvjp(lambda value: (value, value), lambda value, bar: (pull(value, bar),))
+    return same
+
+
+LINEAR = {
+    "straight through": lambda value, bar: bar,
+    "masked": lambda value, bar: jnp.where(jnp.abs(value) < 1, bar, 0.0),
+    "scaled": lambda value, bar: -2 * bar / (1 + jnp.abs(value)) + (bar.T @ jnp.abs(value)).sum(),
+}
+OTHERS = {
+    "clipped": lambda value, bar: jnp.clip(bar, -0.1, 0.1),
+    "normed": lambda value, bar: bar / jnp.linalg.norm(bar),
+    "decayed": lambda value, bar: bar + 0.1 * value,
+    "signs": lambda value, bar: jnp.sign(bar),
+}
+
+
+@pytest.mark.parametrize("pull", OTHERS.values(), ids=OTHERS)
+@pytest.mark.parametrize("inside", [False, True])
+def test_what_is_not_linear_in_a_parameters_gradient_is_done_at_each_step(pull, inside):
+    own = with_derivative(pull)
+
+    def step(p, h, x):
+        u = jax.lax.cond(p["w"].sum() < 1e9, own, jnp.negative, p["u"]) if inside else own(p["u"])
+        h = jnp.tanh(x @ p["w"] + h @ u)
+        return h, h
+
+    given = {"w": drawn(5, 4), "u": drawn(4, 4)}, drawn(2, 4), drawn(2, 5, 5)
+    assert_alike(*both_ways("auto", step, *given))
+    assert "own derivative is not linear" in rnn.explain_step(step, given[0], given[2], given[1])
+
+
+@pytest.mark.parametrize("pull", LINEAR.values(), ids=LINEAR)
+def test_what_is_linear_in_a_parameters_gradient_is_done_once(pull, backend):
+    own = with_derivative(pull)
+
+    def step(p, h, x):
+        h = jnp.tanh(x @ p["w"] + h @ own(p["u"]))
+        return h, h
+
+    given = {"w": drawn(5, 4), "u": drawn(4, 4)}, drawn(2, 4), drawn(2, 5, 5)
+    assert_alike(*both_ways(backend, step, *given))
+
+
+def test_what_the_loop_and_the_output_read_has_one_gradient():
+    own = with_derivative(lambda value, bar: jnp.clip(bar, -0.05, 0.05))
+
+    def step(p, h, x):
+        z = own(x @ p["w"])
+        h = 0.9 * h + z
+        return h, (h @ p["u"]) * z
+
+    def loss(params, backend):
+        return rnn.scan(step, params, drawn(2, 5, 5), drawn(2, 4), backend=backend, return_sequences=False)[1].sum()
+
+    params = {"w": drawn(5, 4), "u": drawn(4, 4)}
+    assert_alike(*(jax.grad(loss)(params, backend) for backend in ("auto", "scan")))
+
+
+def test_choices_that_are_known_have_a_kernel(backend):
+    def step(p, h, x, training=False):
+        new = jnp.tanh(x @ p["w"] + h @ p["u"])
+        h = jnp.where(training, 0.9 * new + 0.1 * h, new)
+        left, right, top = h > 0, h < -0.1, h > 0.2
+        parts = [(True, right), (False, right), (right, True), (right, False), (right, top)]
+        chosen = [jnp.where(left, *part) for part in parts]
+        return jnp.where(True, h, 0.0), sum(jnp.where(one, 0.1 * 2**i, h) for i, one in enumerate(chosen))
+
+    given = {"w": drawn(5, 4), "u": drawn(4, 4)}, drawn(2, 4), drawn(2, 5, 5)
+    assert_alike(*both_ways(backend, step, *given))
+
+
 def test_truth_values_are_compared(backend):
     def step(p, h, x):
         h = jnp.tanh(h @ p["u"] + x)
@@ -308,6 +387,23 @@ def test_a_method_is_asked_anew_what_its_object_has_become(wrap):
             np.testing.assert_allclose(outputs, jnp.swapaxes(want, 0, 1), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", [lambda own: own, dataclasses.dataclass], ids=["plain", "dataclass"])
+def test_an_object_that_is_a_step_may_change(kind):
+    class Own:
+        scale: float = 1.0
+
+        def __call__(self, p, h, x):
+            h = jnp.tanh(self.scale * h + x @ p)
+            return h, h
+
+    own, p, h, x = kind(Own)(), drawn(5, 4), drawn(2, 4), drawn(2, 5, 5)
+    for own.scale in (1.0, 2.0):
+        scale = own.scale
+        wanted = rnn.scan(lambda p, h, x: 2 * (jnp.tanh(scale * h + x @ p),), p, x, h)[1]  # noqa: B023
+        for backend in ("fused", "scan"):
+            np.testing.assert_allclose(rnn.scan(own, p, x, h, backend=backend)[1], wanted, rtol=1e-5, atol=1e-6)
+
+
 def test_an_object_bound_to_a_step_may_change():
     class Own:
         w = jnp.eye(4)
@@ -339,6 +435,28 @@ def test_a_step_with_side_effects_or_a_narrow_state_stays_with_the_scan():
     assert "side effects" in rnn.explain_step(tells, *given)
     params = {"w": drawn(5, 16), "u": drawn(16, 16)}
     assert "the least that the carry has" in rnn.explain_step(counts, params, given[1], (given[2], drawn(2, 1)))
+
+
+def test_units_are_told_by_the_parameters_that_have_as_many():
+    def init(key, features, hidden_size):
+        return {"d": jnp.ones(hidden_size // 2 + 1), "w": jnp.ones((features, hidden_size))}
+
+    def step(p, h, x):
+        h = 0.9 * h + x @ p["w"]
+        return h, h
+
+    for units in (4, 5):
+        h, _ = rnn.cell(step, init).layer(init(None, 3, units), drawn(2, 5, 3))
+        assert h.shape == (2, units)
+
+
+def test_a_carry_of_a_class_that_jax_does_not_know_is_named():
+    @dataclasses.dataclass
+    class State:
+        h: jax.Array
+
+    with pytest.raises(ValueError, match=r"^carry is a State, which is no array; register its class as a pytree"):
+        rnn.scan(lambda p, carry, x: (carry, x), None, drawn(2, 5, 4), State(drawn(2, 4)))
 
 
 def test_a_mask_of_no_sequences():
