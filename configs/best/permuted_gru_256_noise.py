@@ -1,4 +1,4 @@
-"""`best/permuted_gru_256` for 40 epochs, in larger batches, with noise on the pixels. Not run yet."""
+"""`best/permuted_gru_256` for 24 epochs, in larger batches, with noise on the pixels. Not run yet."""
 
 import ml_collections
 
@@ -8,10 +8,10 @@ from configs.best import permuted_gru_256
 def get_config() -> ml_collections.ConfigDict:
     """The config; see the module's docstring."""
     config = permuted_gru_256.get_config()
-    config.optimizer.learning_rate = 8e-3
+    config.optimizer.learning_rate = 6e-3
     config.optimizer.weight_decay = 0.1
-    config.train.noise = 0.1
+    config.train.noise = 0.2
     config.train.batch_size = 128
-    config.train.steps = 40 * 430
+    config.train.steps = 24 * 430
     config.train.eval_every = 430
     return config

@@ -26,10 +26,20 @@ def as_array(name: str, value: Any) -> Any:
         array = jnp.asarray(value) if hasattr(value, "__jax_array__") else np.asarray(value)
     except Exception as error:
         raise ValueError(f"{name} is a {type(value).__name__}, of which NumPy makes no array: {error}") from error
-    if array.dtype.kind == "O":
-        how = "register its class as a pytree, as by jax.tree_util.register_dataclass"
-        raise ValueError(f"{name} is a {type(value).__name__}, which is no array; {how}")
     return array.astype(jax.dtypes.canonicalize_dtype(array.dtype)) if array.dtype.kind == "f" else array
+
+
+def as_carry(value: Any) -> Any:
+    """`as_array` of a leaf of the carry.
+
+    Raises:
+      ValueError: it is an object.
+    """
+    array = as_array("carry", value)
+    if isinstance(array, np.ndarray) and array.dtype.kind == "O":
+        how = "register its class as a pytree, as by jax.tree_util.register_dataclass"
+        raise ValueError(f"carry is a {type(value).__name__}, which is no array; {how}")
+    return array
 
 
 def _check_static(name: str, value: Any) -> None:
@@ -155,7 +165,7 @@ def check_carry(carry: Any, parts: int, shape: tuple[int, int], dtype: Any, zero
     if found != jax.tree.structure((0,) * parts if parts > 1 else 0):
         form = "a tuple (c, h)" if parts > 1 else "one array h"
         raise ValueError(f"carry is {found}; expected {form} of [batch, hidden]")
-    carry = jax.tree.map(lambda part: as_array("carry", part), carry)
+    carry = jax.tree.map(as_carry, carry)
     for part in jax.tree.leaves(carry):
         if part.shape != shape:
             raise ValueError(f"carry has shape {part.shape}; expected [batch, hidden] = {shape}")
