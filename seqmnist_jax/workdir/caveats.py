@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# What of a sitting, beside its command, a result's times and numbers depend on.
+# How exact a run's products are, in training and in evaluation.
 PRECISIONS = {"precision": "precision", "eval_precision": "precision of evaluation"}
+# What of a sitting, beside its command, a result's times and numbers depend on.
 ORIGIN = {"device": "device", "versions": "versions of packages", "git_commit": "commit", **PRECISIONS}
 
 
