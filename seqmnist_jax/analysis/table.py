@@ -7,6 +7,7 @@ Only summary.json and, where it is, metrics.jsonl are read, so that a result can
 import csv
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
@@ -189,15 +190,14 @@ def _row(group: Sequence[Result]) -> Json:
     diverged = sorted(by_seed.keys() - {summary[SEED] for summary in summaries})
     first = summaries[0]
     dataset = first["dataset"]
-    for one in ended:
+    for one, other in itertools.combinations(ended, 2):
+        here, there = one.summary["dataset"], other.summary["dataset"]
         # A recipe has its protocol by name, and versions may differ in what that stands for.
-        if names := task_differences(dataset, one.summary["dataset"]):
-            differing = ", ".join(
-                f"{name} {dataset[name]!r} against {one.summary['dataset'][name]!r}" for name in names
-            )
+        if names := task_differences(here, there):
+            differing = ", ".join(f"{name} {here[name]!r} against {there[name]!r}" for name in names)
             raise UsageError(
-                f"{by_seed[first[SEED]]} and {one.folder} are the same recipe, set different tasks ({differing}); "
-                "leave one out, since a mean of both says nothing of either."
+                f"{one.folder} and {other.folder} are the same recipe, set different tasks ({differing}); leave one "
+                "out, since a mean of both says nothing of either."
             )
     test = over_seeds([summary["test_accuracy"] for summary in summaries])
     validated = [s["validation_accuracy"] for s in summaries if s["validation_accuracy"] is not None]

@@ -48,7 +48,8 @@ def scan(
     Args:
       step: ``step(params, carry, x_t) -> (carry, y_t)``, pure; x_t is [batch, features]. A function is compiled
         once, also inside `jit`. A method is compiled at each call, for its object may have changed; so is an object
-        that can be called, and a partial that holds a method, an object, a list, a dict or a NumPy array.
+        that can be called, whose class has no hash of its own, and a partial that holds a method, such an object, a
+        list, a dict or a NumPy array.
       params: the cell's parameters, any pytree.
       x: [batch, time, features].
       carry: the state before the first step, a pytree of [batch, ...].

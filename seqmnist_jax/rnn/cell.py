@@ -125,10 +125,17 @@ def hidden_size(cell: Cell, params: Any, features: int) -> int:
                 told.append(_SIZES[0] + (size - small) * (_SIZES[1] - _SIZES[0]) // (middle - small))
     if not told:
         raise ValueError(f"params has shapes {shapes}, of which none grows evenly with hidden_size")
+
+    def fits(size: int) -> bool:
+        try:
+            made = _initial_shapes(cell.init, features, size)
+        except (TypeError, ValueError):
+            return False
+        axes = [axis for name in few for axis in zip(shapes[name], made[name], few[name], more[name], strict=True)]
+        return all(there == here for there, here, small, large in axes if small != large)
+
     # One that grows by a part of it, as by half, tells no odd size.
-    return next(
-        (n for n in dict.fromkeys(told) if n > 0 and _initial_shapes(cell.init, features, n) == shapes), told[0]
-    )
+    return next((size for size in dict.fromkeys(told) if size > 0 and fits(size)), told[0])
 
 
 def zeros(cell: Cell, params: Any, x: Any) -> Any:

@@ -36,7 +36,7 @@ def as_carry(value: Any) -> Any:
       ValueError: it is an object.
     """
     array = as_array("carry", value)
-    if isinstance(array, np.ndarray) and array.dtype.kind == "O":
+    if isinstance(array, np.ndarray) and array.dtype.kind == "O" and not isinstance(value, np.ndarray | int):
         how = "register its class as a pytree, as by jax.tree_util.register_dataclass"
         raise ValueError(f"carry is a {type(value).__name__}, which is no array; {how}")
     return array

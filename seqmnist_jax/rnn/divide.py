@@ -163,7 +163,7 @@ class _Divider:
         # Made once for all steps, it would be given the sum of what it is given at each.
         if kind == "P" and not pulls_linearly(e):
             raise NotDivisibleError(
-                f"{name} of parameters, whose own derivative is not linear in what it is given ({where(e)})"
+                f"{name} of parameters, whose own derivative is not known to be linear ({where(e)})"
             )
         round = max((self._round.get(v, 0) for v in e.invars if not isinstance(v, jex.Literal)), default=0)
         if self._is_inside(e, kinds):

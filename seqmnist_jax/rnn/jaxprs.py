@@ -28,6 +28,7 @@ KEPT = ("tanh", "logistic", "exp")
 SAME = frozenset({"broadcast_in_dim", "reshape", "squeeze", "pvary"})
 # Linear in all of their arguments together.
 _LINEAR = SAME | {"add", "add_any", "sub", "neg", "copy", "convert_element_type", "reduce_sum", "transpose", "slice"}
+_LINEAR |= {"concatenate", "split", "pad", "rev", "cumsum"}
 
 
 class NotDivisibleError(ValueError):
@@ -209,26 +210,35 @@ def pulls_linearly(equation: Any) -> bool:
 
 
 def _is_linear_pull(equation: Any) -> bool:
-    count, avals = len(equation.outvars), [v.aval for v in (*equation.outvars, *equation.invars)]
-    if not all(jnp.issubdtype(aval.dtype, jnp.floating) for aval in avals):
-        return False
+    def is_float(v: Any) -> bool:
+        return bool(jnp.issubdtype(v.aval.dtype, jnp.floating))
+
+    count, floats = len(equation.outvars), [i for i, v in enumerate(equation.invars) if is_float(v)]
+    if not floats or not all(map(is_float, equation.outvars)):
+        return not floats
 
     def pull(*arguments: Any) -> Any:
-        return jax.vjp(lambda *given: apply(equation, given), *arguments[count:])[1]([*arguments[:count]])
+        bars, given = [*arguments[:count]], [*arguments[count:]]
 
-    jaxpr = flattened(pull, avals).jaxpr
+        def of_floats(*some: Any) -> Any:
+            operands = dict(enumerate(given)) | dict(zip(floats, some, strict=True))
+            return apply(equation, [*operands.values()])
+
+        return jax.vjp(of_floats, *[given[i] for i in floats])[1](bars)
+
+    jaxpr = flattened(pull, [v.aval for v in (*equation.outvars, *equation.invars)]).jaxpr
     linear, zeros = set(jaxpr.invars[:count]), set[Any]()
 
     def is_zero(v: Any) -> bool:
         return not np.any(v.val) if isinstance(v, jex.Literal) else v in zeros
 
-    for e in jaxpr.eqns:
+    for e in needed(jaxpr.eqns, jaxpr.outvars):
         name, depends = e.primitive.name, [not isinstance(v, jex.Literal) and v in linear for v in e.invars]
         alike = [is_linear or is_zero(v) for is_linear, v in zip(depends, e.invars, strict=True)]
         if not any(depends):
             zeros.update(e.outvars if name in SAME and all(alike) else ())
             continue
-        passes = name in _LINEAR and all(alike)
+        passes = name in _LINEAR and all(alike) and is_float(e.outvars[0])  # to whole numbers it would round
         passes |= name in ("mul", "dot_general") and depends.count(True) == 1
         passes |= name == "div" and depends == [True, False]
         passes |= name == "select_n" and not depends[0] and all(alike[1:])

@@ -122,6 +122,7 @@ OTHERS = {
     "normed": lambda value, bar: bar / jnp.linalg.norm(bar),
     "decayed": lambda value, bar: bar + 0.1 * value,
     "signs": lambda value, bar: jnp.sign(bar),
+    "rounded": lambda value, bar: (10 * bar).astype(jnp.int8).astype(bar.dtype),
 }
 
 
@@ -137,7 +138,7 @@ def test_what_is_not_linear_in_a_parameters_gradient_is_done_at_each_step(pull, 
 
     given = {"w": drawn(5, 4), "u": drawn(4, 4)}, drawn(2, 4), drawn(2, 5, 5)
     assert_alike(*both_ways("auto", step, *given))
-    assert "own derivative is not linear" in rnn.explain_step(step, given[0], given[2], given[1])
+    assert "own derivative is not known to be linear" in rnn.explain_step(step, given[0], given[2], given[1])
 
 
 @pytest.mark.parametrize("pull", LINEAR.values(), ids=LINEAR)
@@ -146,6 +147,21 @@ def test_what_is_linear_in_a_parameters_gradient_is_done_once(pull, backend):
 
     def step(p, h, x):
         h = jnp.tanh(x @ p["w"] + h @ own(p["u"]))
+        return h, h
+
+    given = {"w": drawn(5, 4), "u": drawn(4, 4)}, drawn(2, 4), drawn(2, 5, 5)
+    assert_alike(*both_ways(backend, step, *given))
+
+
+def test_a_number_among_what_is_given_is_no_reason(backend):
+    @jax.custom_vjp
+    def quantised(value, bits):
+        return jnp.round(value * 2.0**bits) / 2.0**bits
+
+    quantised.defvjp(lambda value, bits: (quantised(value, bits), None), lambda _, bar: (bar, None))
+
+    def step(p, h, x):
+        h = jnp.tanh(x @ p["w"] + h @ quantised(p["u"], 4))
         return h, h
 
     given = {"w": drawn(5, 4), "u": drawn(4, 4)}, drawn(2, 4), drawn(2, 5, 5)
@@ -172,7 +188,7 @@ def test_choices_that_are_known_have_a_kernel(backend):
         new = jnp.tanh(x @ p["w"] + h @ p["u"])
         h = jnp.where(training, 0.9 * new + 0.1 * h, new)
         left, right, top = h > 0, h < -0.1, h > 0.2
-        parts = [(True, right), (False, right), (right, True), (right, False), (right, top)]
+        parts = [(True, False), (True, right), (False, right), (right, True), (right, False), (right, top)]
         chosen = [jnp.where(left, *part) for part in parts]
         return jnp.where(True, h, 0.0), sum(jnp.where(one, 0.1 * 2**i, h) for i, one in enumerate(chosen))
 
@@ -446,8 +462,10 @@ def test_units_are_told_by_the_parameters_that_have_as_many():
         return h, h
 
     for units in (4, 5):
-        h, _ = rnn.cell(step, init).layer(init(None, 3, units), drawn(2, 5, 3))
-        assert h.shape == (2, units)
+        cell, params, x = rnn.cell(step, init), init(None, 3, units), drawn(2, 5, 3)
+        assert cell.layer(params, x)[0].shape == (2, units)
+        dropped = {"layer_0": {"forward": rnn.Masks(state=jnp.ones((2, units)))}}
+        assert rnn.stack(cell, {"layer_0": {"forward": params}}, x, masks=dropped)[1].shape[-1] == units
 
 
 def test_a_carry_of_a_class_that_jax_does_not_know_is_named():
