@@ -107,21 +107,22 @@ def find(patterns: Sequence[str]) -> Found:
     return Found(results, left_out)
 
 
+def _read_record(path: Path, names: tuple[str, ...]) -> Json:
+    record = files.read_json(path, needed=names)
+    for name in names:
+        if not isinstance(record[name], NEEDED[name]):
+            raise files.WorkdirError(f"{path} is damaged: its {name} is {record[name]!r}.")
+    return record
+
+
 def _read_diverged(folder: Path) -> Result:
-    path = folder / files.DIVERGED
-    report = files.read_json(path, needed=(SEED, "identity", "steps"))
-    for name in (SEED, "identity", "steps"):
-        if not isinstance(report[name], NEEDED[name]):
-            raise files.WorkdirError(f"{path} is damaged: its {name} is {report[name]!r}.")
+    report = _read_record(folder / files.DIVERGED, (SEED, "identity", "steps"))
     return Result(folder, {SEED: report[SEED]}, _recipe(report["identity"], report["steps"]), [])
 
 
 def _read(folder: Path) -> Result:
     path = folder / files.SUMMARY
-    summary = files.read_json(path, needed=tuple(NEEDED))
-    for name, kind in NEEDED.items():
-        if not isinstance(summary[name], kind):
-            raise files.WorkdirError(f"{path} is damaged: its {name} is {summary[name]!r}.")
+    summary = _read_record(path, tuple(NEEDED))
     events = [event for event in read_events(folder) if event["split"] == "validation"]
     times, scores = ([event.get(name) for event in events] for name in ("seconds", "accuracy"))
     pairs = zip(times, scores, strict=True)
