@@ -50,10 +50,16 @@ def page(rows: Sequence[Row], diverged: Sequence[table.Result], left_out: Sequen
     """The tables, one for each task, in Markdown."""
     if not (rows or diverged or left_out):
         return "There are no results yet.\n"
-    text = []
-    for task in dict.fromkeys(row["task"] for row in rows):
+    text: list[str] = []
+    choices: list[str] = []
+    # Permuted pixels, which the rules are for and the plot shows, before pixels in order.
+    for task in sorted({row["task"] for row in rows}, reverse=True):
+        title = re.sub("^mnist", "MNIST", task)
         of_task = [row for row in rows if row["task"] == task]
-        text += [f"## {re.sub('^mnist', 'MNIST', task)}", "", results_page.markdown(HEADER, map(_cells, of_task)), ""]
+        text += [f"## {title}", "", results_page.markdown(HEADER, map(_cells, of_task)), ""]
+        chosen = [row for row in of_task if row["choice"]]
+        rates = [f"- `{row['id']}`, {row['model']}: {choice_in_words(row['choice'])}" for row in chosen]
+        choices += [f"{title}:", "", *rates, ""] if chosen else []
     if plot:
         drawn = max(row["task"] for row in rows)
         text += [f"![Test accuracy against training time: {drawn}]({plot})", ""]
@@ -72,9 +78,8 @@ def page(rows: Sequence[Row], diverged: Sequence[table.Result], left_out: Sequen
     told += [f"- {sentence}" for sentence in (*results_page.warnings(rows, ()), *left_out)]
     if told:
         text += ["## Diverged, unfinished, to be known", "", *told, ""]
-    choices = [f"- `{row['id']}`, {row['model']}: {choice_in_words(row['choice'])}" for row in rows if row["choice"]]
     if choices:
-        text += ["## How the rates were chosen", "", "Best validation accuracy in the trials:", "", *choices, ""]
+        text += ["## How the rates were chosen", "", "Best validation accuracy in the trials.", "", *choices]
     return "\n".join(text)
 
 

@@ -42,7 +42,7 @@ def _model(**values: Any) -> tuple[Any, ...]:
 
 
 def _gated(cell: str, hidden_size: int, num_layers: int = 1) -> tuple[Any, ...]:
-    """A cell whose keeping gate takes time scales from one step to all 784, without which none of these learns."""
+    """A cell whose keeping gates start with time scales from two steps to all 784; all alike, they learn far later."""
     return _model(cell=cell, hidden_size=hidden_size, num_layers=num_layers, gate_bias="log_uniform")
 
 
