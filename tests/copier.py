@@ -44,7 +44,7 @@ def built(folder: Path, *named: str) -> list[Built]:
     for cell in named:
         file = folder / f"{cell}.cc"
         file.write_text(calls.text(stages(cell), OPTIONS.precision))
-        sources.append(Source("cell", (file,), ("seqmnist_kernel",)))
+        sources.append(Source("cell", (file,)))
     return [Built(source, Path(build.library(source).library._name)) for source in sources]
 
 

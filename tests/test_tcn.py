@@ -91,6 +91,8 @@ def test_padding_reaches_no_gradient(variables, x, every_step):
 def test_lengths_outside_the_time_axis_are_clipped(variables, x):
     outside, inside = jnp.array([-1, TIME + 5, 3, 4, 2**31 - 1]), jnp.array([0, TIME, 3, 4, TIME])
     np.testing.assert_array_equal(apply(variables, x, lengths=outside), apply(variables, x, lengths=inside))
+    beyond = jnp.where(inside == TIME, jnp.uint32(2**32 - 1), inside.astype(jnp.uint32))  # an int32 would be negative
+    np.testing.assert_array_equal(apply(variables, x, lengths=beyond), apply(variables, x, lengths=inside))
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from seqmnist_jax.models.head import WithoutRecurrence, zero_unless
+from seqmnist_jax.rnn.scan import without_padding
 from seqmnist_jax.rnn.stack import Probability
 
 Array = jax.Array
@@ -238,12 +239,10 @@ class TCN(WithoutRecurrence):
           every_step: whether to read each step, not the last alone.
         """
         running = started = None
+        x, lengths = without_padding(x, lengths)  # a NaN there would reach the gradients, though not the values
         if lengths is not None:
-            steps, time = jnp.arange(x.shape[1]), x.shape[1]
-            lengths = jnp.clip(lengths.astype(jnp.int32), 0, time)[:, None]
+            steps, time, lengths = jnp.arange(x.shape[1]), x.shape[1], lengths[:, None]
             running = steps < lengths
-            # A NaN in the padding would otherwise reach the gradients, though not the values.
-            x = zero_unless(running, x)
             if not every_step:
                 # Moves each sequence so that its last step is the last of all.
                 started = steps >= time - lengths

@@ -140,7 +140,7 @@ def with_bias(products: Array, bias: Array) -> Array:
     return products + jnp.broadcast_to(widened(bias), products.shape).astype(bias.dtype)
 
 
-def inputs(params: Params, x: Array, precision: str = "float32") -> Array:
+def inputs(params: Params, x: Array, precision: str) -> Array:
     """x W + b, for x [..., features]: the gates' share that needs no carry, [..., gates * hidden]."""
     return with_bias(product(x, params["kernel"], precision), params["bias"])
 

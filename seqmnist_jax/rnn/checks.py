@@ -174,7 +174,7 @@ def check_carry(carry: Any, parts: int, shape: tuple[int, int], dtype: Any, zero
     return carry
 
 
-def check_rows(name: str, tree: Any, batch: int, why: str = "lengths") -> None:
+def check_rows(name: str, tree: Any, batch: int, why: str = "lengths or a mask") -> None:
     """Checks that each array has a place for each sequence, as it must where these end one by one or are divided."""
     for part in jax.tree.leaves(tree):
         if jnp.shape(part)[:1] != (batch,):
@@ -208,8 +208,9 @@ def diagnose(error: Exception, step: Any, params: Any, x: Any, carry: Any) -> No
         raise ValueError(f"step gives {_shown('', result)}; expected two results, (carry, y)") from None
     trees: list[Any] = [jax.tree.structure(tree) for tree in (carry, result[0])]
     if trees[0] != trees[1]:
-        turned = f"{_shown('carry', carry)} into {_shown('carry', result[0])}"
-        raise ValueError(f"step turns {turned}; expected the same tree") from None
+        told = [_shown("carry", tree) for tree in (carry, result[0])]
+        old, new = told if told[0] != told[1] else trees  # a tuple and a list are shown alike
+        raise ValueError(f"step turns {old} into {new}; expected the same tree") from None
     for (path, old), new in zip(jax.tree_util.tree_leaves_with_path(carry), jax.tree.leaves(result[0]), strict=True):
         kind = jax.typeof(old)
         # A Python number, whose type is weak, takes the type that the step gives it if that can hold it.

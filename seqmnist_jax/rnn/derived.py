@@ -15,7 +15,7 @@ from jax.extend import core as jex
 from seqmnist_jax.rnn import cells
 from seqmnist_jax.rnn.jaxprs import apply, flattened, read
 from seqmnist_jax.rnn.scan import running_tm, where_running
-from seqmnist_jax.rnn.stages import Operands, Options, Stages
+from seqmnist_jax.rnn.stages import Kept, Operands, Options, Stages
 
 Array = jax.Array
 
@@ -32,18 +32,6 @@ def problem() -> None:
 
 def unfit(stages: Stages, options: Options) -> None:
     """It runs all that can be divided."""
-
-
-class Kept(NamedTuple):
-    """What the way back needs of the forward pass.
-
-    Attributes:
-      carry: after the last step, [carries, batch, hidden].
-      values: [time, batch, hidden] each, in the order of `Stages.kept`.
-    """
-
-    carry: Array
-    values: tuple[Array, ...]
 
 
 class _Values:
@@ -137,7 +125,6 @@ def forward(stages: Stages, options: Options, operands: Operands, save: bool) ->
     Returns:
       (carry, outputs, kept): outputs [batch, time, number, hidden], the last step's [batch, number, hidden], or None.
     """
-    stages = stages.remaking
     d, batch = stages.division, operands.x.shape[0]
     program, matrices = _Program(stages, batch), _Matrix.of(stages, operands.weights)
     n_sources, n_carries = len(d.sources), len(d.carries)
@@ -195,7 +182,6 @@ def backward(
       kept: what it gave.
       d_carry, d_outputs: the cotangents of its carry and of its outputs, None where these have none.
     """
-    stages = stages.remaking
     d, (batch, time, _) = stages.division, operands.x.shape
     program, matrices = _Program(stages, batch), _Matrix.of(stages, operands.weights)
     representatives = [stages.sum_of.index(i) for i in range(len(stages.sums))]

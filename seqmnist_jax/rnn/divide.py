@@ -244,7 +244,7 @@ class _Divider:
         turned = tuple(e.params["dimension_numbers"][0][1]) == (1,)
         for columns in blocks(result, self.hidden):
             for rows in blocks(source, self.hidden):
-                product = Product(round, -1, -1, weight, turned, rows, columns)
+                product = Product(-1, -1, weight, turned, rows, columns)
                 self._found.append(_Found(round, self._origin(Block(source, rows)), result, product))
 
     def _origin(self, block: Block) -> Block:
@@ -283,8 +283,9 @@ class _Divider:
                 )
         elif name not in ELEMENTWISE:
             raise NotDivisibleError(f"{name} of the state ({where(e)})")
-        if any(v.aval.dtype not in (self.dtype, jnp.bool_) for v in (*e.invars, *e.outvars)):
-            raise NotDivisibleError(f"{name} in {e.outvars[0].aval.dtype} ({where(e)})")
+        others = [v.aval.dtype for v in (*e.invars, *e.outvars) if v.aval.dtype not in (self.dtype, jnp.bool_)]
+        if others:
+            raise NotDivisibleError(f"{name_of(e)} in {others[0]} ({where(e)})")
         if name not in SAME and e.outvars[0].aval.ndim != 2:
             raise NotDivisibleError(f"{name} makes {e.outvars[0].aval.shape} of the state ({where(e)})")
 

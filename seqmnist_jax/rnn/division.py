@@ -54,12 +54,10 @@ class Product(NamedTuple):
     """``result += source @ weight`` for blocks of [hidden, hidden].
 
     Attributes:
-      round: 1, 2, ...
       source, result: places in `Division.sources` and `Division.results`.
       weight: the matrix; turned: whether it is taken transposed; rows, columns: the blocks of it, as turned.
     """
 
-    round: int
     source: int
     result: int
     weight: Any
@@ -140,7 +138,7 @@ class Division:
     @property
     def rounds(self) -> int:
         """How many rounds of products there are."""
-        return max((p.round for p in self.products), default=0)
+        return max((round for round, _ in self.sources), default=0)
 
     def count(self, kind: str) -> int:
         """How many raw scalars are of a kind."""
@@ -224,7 +222,7 @@ class Division:
                 return custom_call(e)(*arguments)
             return e.primitive.bind(*arguments, **unsharded(e))
 
-        return [value(block) for block in self.wanted], made
+        return [jnp.asarray(value(block), self.dtype) for block in self.wanted], made
 
     # ---- Outside the loop ----
 

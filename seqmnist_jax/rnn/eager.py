@@ -26,7 +26,7 @@ SCANNED = "scanned_step"
 _PROGRAMS: weakref.WeakKeyDictionary[Any, dict[Any, Callable[..., Any]]] = weakref.WeakKeyDictionary()
 
 
-@functools.lru_cache(maxsize=128, typed=True)
+@functools.lru_cache(maxsize=256, typed=True)
 def _bound(function: Any, names: tuple[str, ...], texts: tuple[str, ...], *values: Any) -> Any:
     """One object for all partials that are equal; the last of the values have the names. `texts` tells zeros apart."""
     count = len(values) - len(names)
@@ -67,11 +67,8 @@ def at_precision(step: Callable[..., Any], precision: str) -> Callable[..., Any]
         return step
     if inspect.signature(step).parameters["precision"].default == precision:
         return step  # also where a transformation of JAX is around it, which takes no texts
-    make = _partial if is_key(step) else functools.partial
-    return make(step, precision=precision)
-
-
-_partial = functools.lru_cache(maxsize=256)(functools.partial)
+    bound = _bound if is_key(step) else _bound.__wrapped__
+    return bound(step, ("precision",), (), precision)
 
 
 def _is_constant(value: Any) -> bool:

@@ -69,23 +69,14 @@ class Given(NamedTuple):
 
 
 @functools.lru_cache(maxsize=256)
-def _divided(
-    step: Step[Any],
-    tree: Any,
-    shapes: tuple[Any, ...],
-    inline: bool,
-    deep: bool,
-    precision: str,
-    of_float: Any,
-) -> Division:
+def _stages(
+    step: Step[Any], platform: str, precision: str, tree: Any, shapes: tuple[Any, ...], inline: bool, of_float: Any
+) -> Stages:
     del of_float  # what a Python float becomes, by which the step may be another
     params, carry, x = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(s, d) for s, d in shapes])
-    return divide(step, params, carry, x, inline=inline, deep=deep, precision=precision)
-
-
-@functools.lru_cache(maxsize=256)
-def _stages(division: Division, front: bool) -> Stages:
-    return Stages(division, front=front)
+    multiplies = KERNELS[platform].MULTIPLIES_X
+    division = divide(step, params, carry, x, inline=inline, deep=multiplies, precision=precision)
+    return Stages(division, with_sources=platform != "cuda", front=multiplies and division.multiplies_x())
 
 
 def stages_of(call: Call, params: Any, x: Any, carry: Any, inline: bool = True) -> Stages:
@@ -101,10 +92,8 @@ def stages_of(call: Call, params: Any, x: Any, carry: Any, inline: bool = True) 
     frame = jax.ShapeDtypeStruct((x.shape[0], x.shape[2]), x.dtype)
     leaves, tree = jax.tree.flatten((params, carry, frame))
     leaf_shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
-    multiplies = KERNELS[call.platform].MULTIPLIES_X
     of_float, precision = jnp.result_type(float), call.options.precision
-    division = _divided(call.step, tree, leaf_shapes, inline, multiplies, precision, of_float)
-    return _stages(division, multiplies and division.multiplies_x())
+    return _stages(call.step, call.platform, precision, tree, leaf_shapes, inline, of_float)
 
 
 def shapes(tree: Any) -> Any:

@@ -226,6 +226,8 @@ def _check_layers(params: Any, masks: Any) -> None:
         raise ValueError(
             f"params has {sorted(map(str, params))}; expected 'layer_0' and so on, as `init_stack` makes them"
         )
+    if masks is not None and not isinstance(masks, Mapping):
+        raise ValueError(f"masks is a {type(masks).__name__}; expected masks by layer and direction, as params")
     for name, layer in params.items():
         has = sorted(map(str, layer)) if isinstance(layer, Mapping) else [type(layer).__name__]
         if not has or not set(has) <= set(DIRECTIONS):

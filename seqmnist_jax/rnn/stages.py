@@ -7,7 +7,6 @@ the forward pass keeps for it: the results of tanh, logistic and exp, from which
 raw values that are left in it.
 """
 
-import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -114,6 +113,18 @@ class Operands(NamedTuple):
         return jnp.full((batch,), time, jnp.int32) if self.lengths is None else self.lengths
 
 
+class Kept(NamedTuple):
+    """What the way back needs of the forward pass.
+
+    Attributes:
+      carry: after the last step, [carries, batch, hidden]; of a GPU's kernel in whole tiles of units.
+      values: the rest, in an order that is the kernel's own business.
+    """
+
+    carry: Array
+    values: Any
+
+
 class Statement(NamedTuple):
     """``name = text``, of a stage; kind 'float' or 'bool'."""
 
@@ -139,7 +150,7 @@ def _literal(value: Any) -> str:
         raise NotDivisibleError(f"the constant {number} in a step")
     if np.isinf(number):  # in C++ and CUDA alike, without a header
         return "(1e38f * 10.0f)" if number > 0 else "(-1e38f * 10.0f)"
-    return f"{number!r}f" if number >= 0 else f"({number!r}f)"
+    return f"({number!r}f)" if np.signbit(number) else f"{number!r}f"
 
 
 def _chosen(condition: str, other: str, value: str) -> str:
@@ -172,6 +183,7 @@ def _statements(
     dtypes = {v.aval.dtype for v in closed.jaxpr.invars} | {np.dtype(bool)}
     known: dict[Any, Output] = {v: Output(n, s) for v, n, s in zip(closed.jaxpr.invars, names, stages, strict=True)}
     known |= {v: Output(_literal(c), 0) for v, c in zip(closed.jaxpr.constvars, closed.consts, strict=True)}
+    constants = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
     statements: list[Statement] = []
     # Two equations of the same text are one; autodiff writes many twice.
     same: dict[tuple[int, str], str] = {}
@@ -188,6 +200,13 @@ def _statements(
         stage = max((g.stage for g in given), default=0)
         texts = [g.text for g in given]
         (result,) = e.outvars
+        numbers = [v.val if isinstance(v, jex.Literal) else constants.get(v) for v in e.invars]
+        if all(number is not None for number in numbers):  # the stages' functions take vectors, not numbers alone
+            with jax.ensure_compile_time_eval():
+                constants[result] = e.primitive.bind(*numbers, **e.params)
+            known[result] = Output(_literal(constants[result]), 0)
+            made += name in KEPT
+            continue
         is_bool = e.invars[0].aval.dtype == bool, result.aval.dtype == bool
         if name in _SAME and is_bool[0] == is_bool[1]:
             known[result] = Output(texts[0], stage)
@@ -332,11 +351,6 @@ class Stages:
         summed = by_kind["p"] + (by_kind["x"] if front else [])
         self.sums = [bar for bar in dict.fromkeys(summed) if bar.text != "0.0f"]
         self.sum_of = [self.sums.index(bar) if bar in self.sums else None for bar in summed]
-
-    @functools.cached_property
-    def remaking(self) -> "Stages":
-        """The same, with the sources made again on the way back in place of being kept beside the rest."""
-        return Stages(self.division, with_sources=True, front=self.front)
 
     def gradients(
         self, given: Operands, weights: Array, sums: Array, d_inputs: Array, d_carry: Array, dx: Array | None = None

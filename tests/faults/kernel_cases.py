@@ -107,7 +107,7 @@ def _cell(name: str, step: Any, is_smooth: bool, features: int, inline: bool, pr
     reference = None
     if is_smooth:
         with jax.enable_x64(True):
-            reference = Stages(_stages(step, MOST[3], features, inline, jnp.float64).division)
+            reference = Stages(_stages(step, MOST[3], features, inline, jnp.float64).division, with_sources=True)
     few = stages.division.count("s") or None
     kind = "x multiplied inside" if stages.front else f"{few} features" if few else "x multiplied outside"
     return Cell(f"{name}, {kind}, {precision}", precision, few, stages, reference)
@@ -150,7 +150,7 @@ def _sizes(cell: Cell, draw: random.Random, may_be_large: bool) -> tuple[int, in
     """Batch, time, features, hidden."""
     batch, time, features, hidden = (draw.randint(0, most) for most in MOST)
     features = features if cell.few is None else cell.few
-    kept = len(cell.stages.remaking.kept)
+    kept = len(cell.stages.kept)
     if may_be_large and kept and draw.randrange(40) == 0:
         time, hidden = draw.randint(200, 600), draw.randint(1, 33)
         units = -(-hidden // calls.PADDING) * calls.PADDING
@@ -167,7 +167,7 @@ def draw_cases(wanted: list[Cell], count: int, seed: int, may_be_large: bool = T
 
 
 def _draw(cell: Cell, number: int, draw: random.Random, may_be_large: bool) -> Case:
-    stages, d = cell.stages.remaking, cell.stages.division
+    stages, d = cell.stages, cell.stages.division
     batch, time, features, hidden = _sizes(cell, draw, may_be_large)
     rng = np.random.default_rng(draw.randrange(2**31))
     replicas = 1 if time > MOST[1] else draw.randint(1, 3)
@@ -290,6 +290,5 @@ def _wanted(cell: Cell, case: Case, replica: int) -> dict[str, np.ndarray]:
         d_vectors = np.concatenate([d_vectors[: len(vectors)], d_inputs.sum((0, 1))])
     else:
         wanted["d_inputs"] = d_inputs
-    kernel = stages.remaking
-    wanted["sums"] = d_vectors[[kernel.sum_of.index(i) for i in range(len(kernel.sums))]]
+    wanted["sums"] = d_vectors[[stages.sum_of.index(i) for i in range(len(stages.sums))]]
     return wanted

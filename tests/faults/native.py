@@ -171,7 +171,7 @@ def _writable_by_others(scene: Scene) -> None:
 
 
 def _no_locks(scene: Scene) -> None:
-    scene.before = "import errno, fcntl\ndef flock(*_): raise OSError(errno.ENOLCK, 'no locks')\nfcntl.flock = flock\n"
+    scene.before = "import errno, fcntl\ndef lockf(*_): raise OSError(errno.ENOLCK, 'no locks')\nfcntl.lockf = lockf\n"
 
 
 def _killed(scene: Scene) -> None:
@@ -191,7 +191,7 @@ def _mount(scene: Scene, options: str) -> None:
 
 
 # Of what all cells share; a cell's own has lines that say 'cell'.
-BUILT = r"^Building the recurrence kernel with "
+BUILT = r"^Building a recurrence kernel with "
 ALONE = r"^The recurrence kernel is built for this process alone: "
 ANEW = r"^The recurrence kernel .* is damaged, and is built anew\.$"
 NO_KERNEL = "has no native kernel for this cell and takes the slower 'fused' backend: .*"
@@ -220,7 +220,7 @@ FAULTS = (
     Fault("a truncated kernel", _truncated, "native", ANEW),
     Fault("a kernel with a bit flipped", _flipped, "native", ANEW),
     Fault("a cell's kernel with a bit flipped", lambda s: _flipped(s, 1), "native", ANEW.replace("recurrence", "cell")),
-    Fault("a cell that cannot be built", _no_cell, "fused", "^Building the cell kernel with "),
+    Fault("a cell that cannot be built", _no_cell, "fused", "^Building a cell kernel with "),
     Fault("a kernel whose checksum is lost", _checksum_lost, "native", ANEW),
     Fault("a kernel whose checksum is damaged", _checksum_damaged, "native", ANEW),
     Fault("a kernel of other sources", _stale, "native", BUILT),
@@ -289,7 +289,7 @@ def together(kernels: list[Built], processes: int) -> list[str]:
         started = [scene.start() for _ in range(processes)]
         ends = [process.communicate(timeout=PATIENCE) for process in started]
         found = [err[-300:] for out, err in ends if out.strip() != "native"]
-        builders = sum(err.count("Building the recurrence kernel") for _, err in ends)
+        builders = sum(err.count("Building a recurrence kernel") for _, err in ends)
         if (builders, len(scene.compilers())) != (1, len(kernels)):
             found.append(f"{builders} of {processes} processes built it, {len(scene.compilers())} times")
         return found

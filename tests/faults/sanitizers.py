@@ -98,7 +98,7 @@ def build(sanitizer: Sanitizer, cells: list[kernel_cases.Cell], folder: Path) ->
     def one(number: int) -> Path:
         file, target = folder / f"cell{number}.cc", folder / f"cell{number}.so"
         file.write_text(cells[number].text)
-        cxx.compile(Source("cell", (file,), ()), cxx.command(), cxx.flags_of_machine(), target)
+        cxx.compile(Source("cell", (file,)), cxx.command(), cxx.flags_of_machine(), target)
         return target
 
     with mock.patch.dict(os.environ, CXX=str(chosen)), concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -269,6 +269,16 @@ def test_what_has_no_kernel_is_told_with_the_line_of_the_user(function, operatio
     assert re.search(rf"{operation} of the state \({re.escape(__file__)}:{line}:", told), told
 
 
+def test_a_number_that_a_derivative_of_its_own_is_given_is_told_by_its_dtype():
+    @jax.custom_vjp
+    def times(value, count):
+        return value * count
+
+    times.defvjp(lambda value, count: (value * count, count), lambda count, bar: (bar * count, None))
+    step = lambda params, h, x: (times(h, 3), h)  # noqa: E731
+    assert "times in int32 " in rnn.explain_step(step, None, jnp.ones((2, 3, 5)), jnp.ones((2, 5)))
+
+
 def test_explain_step_refuses_what_the_scan_does():
     with pytest.raises(ValueError, match=r"^x has shape \(2, 5\)"):
         rnn.explain_step(lambda p, h, x: (h, h), None, jnp.ones((2, 5)), jnp.ones((2, 5)))

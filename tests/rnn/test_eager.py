@@ -14,7 +14,7 @@ from seqmnist_jax import rnn
 from seqmnist_jax.models.cells.min_gru import CELL as MIN_GRU
 from seqmnist_jax.rnn import eager, readout, recurrence
 from seqmnist_jax.rnn.cell import _initial_shapes
-from seqmnist_jax.rnn.eager import _partial
+from seqmnist_jax.rnn.eager import _bound
 from tests.tiny import quick_compiler
 
 PARAMS = rnn.init_gru(jax.random.key(0), 3, 8)
@@ -151,7 +151,7 @@ def test_no_step_that_was_divided_and_no_cell_that_a_stack_ran_is_kept_for_good(
         call(held)
     del held
     # What remembers a bounded number of steps forgets these after that many others, JAX too.
-    for bounded in (recurrence._divided, recurrence._stages, readout._cut, _partial, _initial_shapes):
+    for bounded in (recurrence._stages, readout._cut, _bound, _initial_shapes):
         bounded.cache_clear()
     jax.clear_caches()
     gc.collect()

@@ -394,7 +394,7 @@ def test_cache_that_cannot_be_used(cache, compiler, tmp_path, monkeypatch, capfd
     monkeypatch.setattr(tempfile, "tempdir", str(private))
     OBSTACLES[obstacle](cache, place(cache))
     made = build.library(LAUNCHER).library
-    assert all(made[symbol] for symbol in LAUNCHER.symbols)
+    assert all(made[symbol] for symbol in calls.CALLS.values())
     assert capfd.readouterr().err.count("is built for this process alone: ") == count() == 1
     assert list(private.iterdir()) == []
     assert not list(tmp_path.rglob("*.partial"))
@@ -450,10 +450,10 @@ def test_lock_that_cannot_be_had(cache, compiler, monkeypatch, trouble):
     monkeypatch.setattr(build, "LOCK_SECONDS", 0.3)
     if trouble == "no locks":
 
-        def flock(*_):
+        def lockf(*_):
             raise OSError(errno.ENOLCK, "no locks available")
 
-        monkeypatch.setattr(fcntl, "flock", flock)
+        monkeypatch.setattr(fcntl, "lockf", lockf)
         assert build.library(LAUNCHER).library._name == str(place(cache))
     else:
         build._make(cache / "native")
@@ -592,7 +592,7 @@ def test_kernel_that_cannot_be_read_is_none(cache, compiler, monkeypatch, capfd)
     monkeypatch.setattr(
         cxx, "compile", lambda *given: of_path(place(cache)) and given[-1].write_bytes(of_path(place(cache)))
     )
-    assert build.library(LAUNCHER).library[LAUNCHER.symbols[0]]
+    assert build.library(LAUNCHER).library[calls.CALLS[calls.FORWARD]]
     said = capfd.readouterr().err
     assert "damaged" not in said
     assert "for this process alone" in said

@@ -197,7 +197,7 @@ def zeros(*shape):
 
 def operands(cell, name):
     """Arguments and results of a call that fits, of all outputs."""
-    stages = copier.stages(cell).remaking
+    stages = copier.stages(cell)
     d, inputs = stages.division, stages.division.count("x")
     arguments = {
         "weights": zeros(len(d.products), H, H),

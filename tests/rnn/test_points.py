@@ -179,7 +179,7 @@ def test_with_lengths_all_of_the_carry_has_a_batch_axis(shape, return_sequences)
 
 @pytest.mark.parametrize("return_sequences", [True, False])
 def test_with_lengths_all_of_the_output_has_a_batch_axis(return_sequences):
-    with pytest.raises(ValueError, match=r"^the step's output has shape \(\); with lengths expected"):
+    with pytest.raises(ValueError, match=r"^the step's output has shape \(\); with lengths or a mask expected"):
         rnn.scan(lambda _, c, x: (c, x.sum()), None, X, (), lengths=[9, 1, 1, 1], return_sequences=return_sequences)
 
 

@@ -100,6 +100,8 @@ def test_layers_and_directions_of_a_stack_are_named():
     right = {"layer_0": {"forward": params}}
     with pytest.raises(ValueError, match=r"masks\['layer_0'\] has \[\]; expected \['forward'\]"):
         rnn.stack(rnn.GRU, right, x, masks={})
+    with pytest.raises(ValueError, match="masks is a list; expected masks by layer"):
+        rnn.stack(rnn.GRU, right, x, masks=[1])
     with pytest.raises(ValueError, match=r"cell is <function gru.*expected an rnn\.Cell"):
         rnn.stack(rnn.gru, right, x)
     with pytest.raises(ValueError, match=r"engine is 'scan'; expected an rnn\.Engine"):

@@ -61,8 +61,14 @@ def test_an_output_that_no_kernel_has_is_that_of_the_loop(outputs, return_sequen
 
 def test_a_carry_of_another_dtype_is_refused():
     for dtype in (jnp.bool_, jnp.bfloat16):
-        with pytest.raises(ValueError, match=rf"carry .*float32.* into {jnp.dtype(dtype).name}"):
-            rnn.scan(lambda w, h, x, d=dtype: (h.astype(d), h), None, drawn(2, 5, 4), drawn(2, 4))
+        for ends in ({}, {"lengths": np.full(2, 5)}, {"mask": np.ones((2, 5), bool)}):
+            with pytest.raises(ValueError, match=rf"carry .*float32.* into {jnp.dtype(dtype).name}"):
+                rnn.scan(lambda w, h, x, d=dtype: (h.astype(d), h), None, drawn(2, 5, 4), drawn(2, 4), **ends)
+
+
+def test_a_tuple_that_becomes_a_list_is_told():
+    with pytest.raises(ValueError, match=r"step turns .*\(\*,\).* into .*\[\*\].*; expected the same tree"):
+        rnn.scan(lambda w, c, x: ([c[0] + x], x), None, drawn(2, 5, 4), (drawn(2, 4),))
 
 
 def test_all_outputs_have_a_batch():
@@ -194,6 +200,40 @@ def test_choices_that_are_known_have_a_kernel(backend):
 
     given = {"w": drawn(5, 4), "u": drawn(4, 4)}, drawn(2, 4), drawn(2, 5, 5)
     assert_alike(*both_ways(backend, step, *given))
+
+
+def test_columns_of_constants_beside_the_state_have_a_kernel(backend):
+    @jax.custom_jvp
+    def spike(v):
+        return (v > 0).astype(v.dtype)
+
+    # The slope at 0 of a sigmoid: a number that a derivative makes of numbers.
+    spike.defjvp(lambda given, dots: (spike(*given), dots[0] * jnp.exp(-0.5) / (1 + jnp.exp(-0.5)) ** 2))
+
+    def step(p, h, x):
+        beside = lambda value: jnp.concatenate([h, jnp.full_like(h, value)], axis=1)  # noqa: E731
+        chosen = jnp.where(beside(0.0) > 0, beside(-0.0) * 2, 0.3)
+        parts = (
+            jnp.tanh(beside(0.0)),
+            jax.nn.relu(-beside(0.0)),
+            jnp.exp(beside(0.5)),
+            jax.nn.sigmoid(beside(1.0)),
+            chosen,
+        )
+        return jnp.tanh(x + sum(part @ w for part, w in zip(parts, p, strict=True))), spike(h)
+
+    assert_alike(
+        *both_ways(backend, step, tuple(drawn(8, 4) * 0.1 * i for i in range(1, 6)), drawn(2, 4), drawn(2, 5, 4))
+    )
+
+
+def test_a_truth_value_may_be_multiplied(backend):
+    def step(p, h, x):
+        fires = jnp.concatenate([h > 0, x > h], axis=1)
+        h = jnp.tanh(x + fires @ p["w"] + (h < 0) @ p["u"])
+        return h, h
+
+    assert_alike(*both_ways(backend, step, {"w": drawn(8, 4), "u": drawn(4, 4)}, drawn(2, 4), drawn(2, 5, 4)))
 
 
 def test_truth_values_are_compared(backend):

@@ -110,13 +110,6 @@ def _checksum_file(path: Path) -> Path:
     return path.with_suffix(".sha256")
 
 
-def _open(source: Source, path: Path) -> ctypes.CDLL:
-    library = ctypes.CDLL(str(path))
-    for symbol in source.symbols:
-        getattr(library, symbol)
-    return library
-
-
 def _is_sound(path: Path) -> bool:
     """Whether the file at this place can be trusted; one that is not there can't."""
     try:
@@ -132,8 +125,8 @@ def _is_sound(path: Path) -> bool:
 def _cached(source: Source, path: Path) -> ctypes.CDLL | None:
     """The library at this place, or None where there is none that can be trusted."""
     # Loading a damaged library can end the process, so it is first known by its checksum.
-    with contextlib.suppress(OSError, AttributeError):
-        return _open(source, path) if _is_sound(path) else None
+    with contextlib.suppress(OSError):
+        return ctypes.CDLL(str(path)) if _is_sound(path) else None
     return None
 
 
@@ -189,15 +182,15 @@ def _build(source: Source, command: list[str], flags: list[str], target: Path | 
             try:
                 _publish(made.read_bytes(), target)
                 # From where it stays, so that profilers and debuggers find it, and where it may be run if not here.
-                return _open(source, target)
-            except (OSError, AttributeError) as error:
+                return ctypes.CDLL(str(target))
+            except OSError as error:
                 trouble = error
                 for path in (target, _checksum_file(target)):
                     with contextlib.suppress(OSError):
                         path.unlink()
         try:
-            library = _open(source, made)
-        except (OSError, AttributeError) as error:
+            library = ctypes.CDLL(str(made))
+        except OSError as error:
             raise CannotBuildError(f"the library that was built does not load: {error}") from error
         if trouble is not None:
             cxx.say(f"The {source.name} kernel is built for this process alone: {trouble}.")

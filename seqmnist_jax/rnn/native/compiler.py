@@ -24,12 +24,10 @@ class Source(NamedTuple):
     Attributes:
       name: the beginning of its file's name in the cache.
       files: the first is compiled; it depends on all.
-      symbols: functions that it must have.
     """
 
     name: str
     files: tuple[Path, ...]
-    symbols: tuple[str, ...]
 
 
 class CannotBuildError(Exception):

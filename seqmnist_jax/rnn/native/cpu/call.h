@@ -1,7 +1,5 @@
 // What the library of one cell and the library that XLA calls know of each other, and have in common.
 
-#pragma once
-
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>

@@ -8,7 +8,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,34 +17,18 @@ import numpy as np
 from seqmnist_jax.rnn.native import build
 from seqmnist_jax.rnn.native.compiler import CannotBuildError, Source
 from seqmnist_jax.rnn.native.cpu.source import FOLDER, source
-from seqmnist_jax.rnn.stages import OUTPUTS, Operands, Options, Stages, floats
+from seqmnist_jax.rnn.stages import OUTPUTS, Kept, Operands, Options, Stages, floats
 
 Array = jax.Array
 
 # XLA's name of each call: the function in the library.
 CALLS = {"seqmnist_rnn_forward": "seqmnist_forward", "seqmnist_rnn_backward": "seqmnist_backward"}
 FORWARD, BACKWARD = CALLS
-LAUNCHER = Source(
-    "recurrence",
-    (FOLDER / "launch.cc", FOLDER / "call.h"),
-    ("seqmnist_add", *CALLS.values()),
-)
+LAUNCHER = Source("recurrence", (FOLDER / "launch.cc", FOLDER / "call.h"))
 MULTIPLIES_X = True
 BACK_AS_FORTH = False
 # Units are padded to this in what is kept.
 PADDING = 16
-
-
-class Kept(NamedTuple):
-    """What the way back needs of the forward pass.
-
-    Attributes:
-      carry: after the last step, [carries, batch, hidden].
-      values: [time, batch, units, number], in an order that is the kernel's own business.
-    """
-
-    carry: Array
-    values: Array
 
 
 @build.once
@@ -62,7 +46,7 @@ def _number(text: str) -> int:
     with tempfile.TemporaryDirectory(prefix="seqmnist_jax-") as scratch:
         file = Path(scratch) / "cell.cc"
         file.write_text(text)
-        cell = build.library(Source("cell", (file,), ("seqmnist_kernel",))).library
+        cell = build.library(Source("cell", (file,))).library
     cell.seqmnist_kernel.restype = ctypes.c_void_p
     number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little", signed=True)
     _launcher().library.seqmnist_add(number, cell.seqmnist_kernel())
@@ -72,7 +56,7 @@ def _number(text: str) -> int:
 @functools.lru_cache(maxsize=256)
 def text(stages: Stages, precision: str) -> str:
     """The source that is generated for a cell."""
-    return source(stages.remaking, "bfloat16" if precision == "bfloat16" else "float32")
+    return source(stages, precision)
 
 
 # What went wrong with the compiler, not with a step.
@@ -168,7 +152,7 @@ def forward(stages: Stages, options: Options, operands: Operands, save: bool) ->
         (
             floats(len(d.carries), batch, d.hidden),
             floats(*_output_shape(stages, options, operands)),
-            floats(time if save else 0, batch, units, len(stages.remaking.kept)),
+            floats(time if save else 0, batch, units, len(stages.kept)),
         ),
         _arguments(operands, operands.carry),
     )

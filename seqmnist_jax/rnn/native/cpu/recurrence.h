@@ -7,8 +7,6 @@
 //
 // Arrays are as in call.h. Inside, rows are sequences, padded to pairs, and units are padded to kPadding.
 
-#pragma once
-
 #include <algorithm>
 #include <cstdlib>
 #include <memory>
@@ -17,10 +15,6 @@
 #include <type_traits>
 #include <utility>
 #include <vector>
-
-#include "../products.h"
-#include "call.h"
-#include "stages.h"
 
 namespace seqmnist {
 

@@ -1,7 +1,6 @@
 """The kernel's source for one cell: the struct `Cell`, between the skeleton's headers."""
 
 import dataclasses
-import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -11,8 +10,6 @@ from seqmnist_jax.rnn.stages import Output, Stages
 FOLDER = Path(__file__).parent
 # Vectors of sums that a tile of rows has registers for.
 MOST_COLUMNS = 3
-# In C++: the type of the products' operands.
-PRECISIONS = {"float32": "Float32", "bfloat16": "BFloat16"}
 
 
 def _chunks(n: int) -> list[int]:
@@ -180,7 +177,7 @@ def _backward(stages: Stages) -> Body:
 
 
 def cell(stages: Stages) -> str:
-    """The struct `Cell`, of stages that make their sources again (`Stages.remaking`)."""
+    """The struct `Cell`, of stages that make their sources again (`with_sources`)."""
     d = stages.division
     forward, backward = _forward(stages), _backward(stages)
     results_of = {k: frozenset(p.result for p in d.products if p.source == k) for k in range(len(d.sources))}
@@ -275,32 +272,25 @@ def cell(stages: Stages) -> str:
     )
 
 
-@functools.cache
-def _file(path: Path) -> str:
-    """A header without what it includes of its neighbours."""
-    lines = path.read_text().splitlines()
-    return "\n".join(line for line in lines if not line.startswith(("#pragma once", '#include "')))
-
-
 def source(stages: Stages, precision: str) -> str:
     """All of a kernel's source, which includes the standard library alone."""
-    above = (FOLDER.parent / "products.h", *(FOLDER / f"{name}.h" for name in ("call", "stages", "recurrence")))
-    below = (FOLDER / f"{name}.h" for name in ("common", "kernel" if stages.division.rounds else "walk", "library"))
+    above = "products", "call", "stages", "recurrence"
+    below = "common", "kernel" if stages.division.rounds else "walk", "library"
     return "\n".join(
         [
-            *map(_file, above),
+            *((FOLDER / f"{name}.h").read_text() for name in above),
             "",
             "namespace seqmnist {",
             "namespace {",
             "",
-            f"using Precision = {PRECISIONS[precision]};",
+            f"using Precision = {'BFloat16' if precision == 'bfloat16' else 'Float32'};",
             "",
             cell(stages),
             "",
             "}  // namespace",
             "}  // namespace seqmnist",
             "",
-            *map(_file, below),
+            *((FOLDER / f"{name}.h").read_text() for name in below),
             "",
         ]
     )

@@ -1,7 +1,5 @@
 // What the stages call, for vectors of units.
 
-#pragma once
-
 #include <cmath>
 
 namespace seqmnist {

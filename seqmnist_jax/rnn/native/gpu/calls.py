@@ -1,6 +1,6 @@
 """The GPU kernel's two calls, in the form that every kernel has (see `recurrence`)."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from seqmnist_jax.rnn.native.compiler import CannotBuildError
 from seqmnist_jax.rnn.native.gpu import independent, load
 from seqmnist_jax.rnn.native.gpu.source import Shape, blocks, groups, misfit, piece_words, shared_bytes
 from seqmnist_jax.rnn.scan import without_padding
-from seqmnist_jax.rnn.stages import Operands, Options, Stages, floats
+from seqmnist_jax.rnn.stages import Kept, Operands, Options, Stages, floats
 
 Array = jax.Array
 
@@ -19,21 +19,6 @@ OF_PRODUCTS = ("tensorfloat32", "bfloat16")
 MULTIPLIES_X = False
 # What is kept of products stands in the order of blocks, whose size depends on how many sequences all replicas have.
 BACK_AS_FORTH = True
-
-
-class Kept(NamedTuple):
-    """What the way back needs of the forward pass.
-
-    Attributes:
-      carry: after the last step, [carries, batch, units].
-      pieces: in the order of the threads.
-      sources: of each group of products, [batch, time, sources * units] in 16 bits; units stand in one block's order of
-        threads, in a cluster in their own.
-    """
-
-    carry: Array
-    pieces: Array
-    sources: tuple[Array, ...]
 
 
 # The way back in float16 is launched so often. The place of its scales in the arguments, and in the results.
@@ -165,7 +150,9 @@ def forward(stages: Stages, options: Options, operands: Operands, save: bool) ->
     return (
         end[..., :hidden],
         None if options.outputs == "none" else outputs[..., :hidden],
-        Kept(end, pieces, tuple(sources)),
+        # Pieces in the order of the threads; of each group the sources [batch, time, sources * units] in 16 bits,
+        # units in one block's order of threads, in a cluster in their own.
+        Kept(end, (pieces, tuple(sources))),
     )
 
 
@@ -183,7 +170,7 @@ def backward(
         return independent.backward(stages, options, operands, kept, d_carry, d_outputs)
     d, shape = stages.division, _shape(stages, options, operands, True)
     units, (batch, time, _) = shape.units, operands.x.shape
-    joined = groups(stages)
+    joined, (pieces, kept_sources) = groups(stages), kept.values
     d_start, d_inputs, sums, scales, *d_results = _call(
         stages,
         shape,
@@ -197,17 +184,17 @@ def backward(
         ),
         (
             *_arguments(operands, kept.carry, units),
-            kept.pieces,
+            pieces,
             _padded(d_carry, units, 2),
             _floats_of(d_outputs, units),
             _scales(shape, operands, d_carry, d_outputs),
-            *kept.sources,
+            *kept_sources,
         ),
     )
     scale = jnp.where(scales[1] > 0, scales[3], scales[0])
     in_order = _in_order if shape.blocks == 1 else lambda array, axis: array
     of_pairs: dict[tuple[int, int], Array] = {}
-    for (sources, results), of_sources, of_results in zip(joined, kept.sources, d_results, strict=True):
+    for (sources, results), of_sources, of_results in zip(joined, kept_sources, d_results, strict=True):
         rows = batch * time
         of_sources, _ = without_padding(of_sources, operands.lengths)  # NaN there would reach the weights, times 0
         product = jax.lax.dot_general(

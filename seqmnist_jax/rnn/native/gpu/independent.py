@@ -12,7 +12,7 @@ import numpy as np
 
 from seqmnist_jax.rnn.native.gpu import load
 from seqmnist_jax.rnn.native.gpu.source import file, stage_functions, table
-from seqmnist_jax.rnn.stages import OUTPUTS, Operands, Options, Stages, Statement, floats, renamed, words
+from seqmnist_jax.rnn.stages import OUTPUTS, Kept, Operands, Options, Stages, Statement, floats, renamed, words
 
 Array = jax.Array
 
@@ -40,18 +40,6 @@ class Shape(NamedTuple):
         constants += [f"constexpr bool {k} = {str(v).lower()};" for k, v in flags.items()]
         parts = [file("machine.h"), file("stages.h"), "\n".join(constants), cell(stages, self), file("independent.cu")]
         return "\n\n".join(parts)
-
-
-class Kept(NamedTuple):
-    """What the way back needs of the forward pass.
-
-    Attributes:
-      carry: after the last step, [carries, batch, hidden].
-      states: the carries that it reads, after each step, [batch, time, number, hidden]; or the outputs.
-    """
-
-    carry: Array
-    states: Array
 
 
 class Back(NamedTuple):
@@ -195,6 +183,6 @@ def backward(
     sizes = (len(d.carries), batch), (batch, time, d.count("x")), (batch, len(stages.sums))
     bars = jnp.zeros((0,), jnp.float32) if d_outputs is None else d_outputs
     results = tuple(floats(*size, d.hidden) for size in sizes)
-    arguments = (*operands[:5], operands.ends(), kept.carry, kept.states, d_carry, bars)
+    arguments = (*operands[:5], operands.ends(), kept.carry, kept.values, d_carry, bars)
     d_start, d_inputs, sums = _call(stages, shape, load.BACKWARD, results, arguments)
     return stages.gradients(operands, operands.weights, sums.sum(0), d_inputs, d_start)

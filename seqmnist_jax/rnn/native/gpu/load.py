@@ -15,9 +15,7 @@ from seqmnist_jax.rnn.stages import Stages
 
 LAUNCH = "seqmnist_rnn_gpu"
 FORWARD, BACKWARD = "recurrence_forward", "recurrence_backward"
-LAUNCHER = build.Source(
-    "gpu-launcher", (Path(__file__).parent / "launch.cc",), ("seqmnist_gpu_launch", "seqmnist_gpu_load")
-)
+LAUNCHER = build.Source("gpu-launcher", (Path(__file__).parent / "launch.cc",))
 LEAST_CAPABILITY = 80
 # A division is right to two last bits, and without a branch.
 OPTIONS = ("--std=c++17", "--device-as-default-execution-space", "--prec-div=false")

@@ -3,8 +3,6 @@
 // A product runs over "words" of 32 bits. In float32 a word is one number; in bfloat16 it is two,
 // neighbours along the axis that is summed over, so that one code walks through both.
 
-#pragma once
-
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
