@@ -129,7 +129,7 @@ class TorchTrainer:
         import torch
 
         optimizer, train = self._config.optimizer, self._config.train
-        unit_rate = optimizers.SCHEDULES[optimizer.schedule](self._config)
+        unit_rate = optimizers.build_schedule(self._config)
         self._rates = optimizer.learning_rate * np.asarray(
             jax.vmap(lambda step: jnp.float32(unit_rate(step)))(jnp.arange(train.steps + 1))
         )

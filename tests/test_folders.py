@@ -1,9 +1,11 @@
 """What a folder holds is decided before anything is written: runs, sweeps and their members are never lost."""
 
+import errno
 import json
 import os
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +13,9 @@ import pytest
 from configs import row_lstm
 from seqmnist_jax.analysis.recorded import is_trial
 from seqmnist_jax.analysis.rerun import first_difference
-from seqmnist_jax.errors import UsageError
+from seqmnist_jax.errors import Interrupted, UsageError
 from seqmnist_jax.training import plan, sweep
-from seqmnist_jax.training.folders import FINISHED, look
+from seqmnist_jax.training.folders import FINISHED, explaining_full_disk, look
 from seqmnist_jax.training.replicas import QUIET, Diverged, Job, Watch
 from seqmnist_jax.training.run import build_run
 from seqmnist_jax.training.train import Stopped, train, train_replicas
@@ -447,3 +449,9 @@ def test_a_file_that_can_t_be_written_is_named_by_its_own_name(tmp_path):
     with pytest.raises(FileNotFoundError) as caught:
         files.write_bytes(tmp_path / "nowhere" / "page.html", b"")
     assert caught.value.filename == str(tmp_path / "nowhere" / "page.html")
+
+
+def test_a_full_disk_is_told_of_a_folder_named_from_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Interrupted, match="the same command resumes"), explaining_full_disk([Path("runs/x")]):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "runs" / "x" / "checkpoints"))

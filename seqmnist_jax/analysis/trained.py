@@ -171,16 +171,18 @@ def load(workdir: str | Path) -> TrainedModel:
         why = "only its results were kept" if kept else "has no checkpoint yet; train it first"
         raise CheckpointError(f"{workdir} {'has no checkpoint: ' if kept else ''}{why}.")
 
+    every, steps = config.train.eval_every, config.train.steps
+
     def read(checkpoints: Checkpoints) -> tuple[int, Variables, Json]:
-        best = None if facts["selection"] == "last" else checkpoints.best_step()
+        is_measured = functools.partial(configs.is_measured, eval_every=every, steps=steps)
+        best = None if facts["selection"] == "last" else checkpoints.best_step(is_measured)
         step = checkpoints.last_step() if best is None else best
         if step is None:
             raise CheckpointError(f"{workdir} has no checkpoint yet; train it first.")
         variables = restore_variables(checkpoints, step, learner.template)
         return step, variables, checkpoints.metadata(step)["data"]
 
-    every, steps = config.train.eval_every, config.train.steps
-    step, variables, saved = read_saved(folder, read, lambda step: configs.is_measured(step, every, steps))
+    step, variables, saved = read_saved(folder, read)
     if _reading(saved) != _reading(facts):
         raise CheckpointError(
             f"{workdir / files.DATA} is not what checkpoint {step} was trained on; it differs in\n  "

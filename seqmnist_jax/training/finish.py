@@ -36,7 +36,7 @@ def write_results(group: ReplicaGroup, programs: Programs, states: TrainState) -
     for replica in group.replicas:
         replica.checkpoints.refresh()
     ended = [replica for replica in group.replicas if replica.diverged is None]
-    best_steps = [(replica.checkpoints.best_step() if selects else None) or run.steps for replica in ended]
+    best_steps = [(one.checkpoints.best_step(one.run.is_measured) if selects else None) or run.steps for one in ended]
     if not run.tests:
         return {
             replica.place: _write_summary(group, replica, step, {})

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from seqmnist_jax.data.protocols import FIELDS
-from seqmnist_jax.errors import UsageError
+from seqmnist_jax.errors import Interrupted, UsageError
 from seqmnist_jax.training.run import Run
 from seqmnist_jax.workdir import config as configs
 from seqmnist_jax.workdir import files
@@ -25,10 +25,10 @@ def explaining_full_disk(workdirs: Sequence[Path]) -> Iterator[None]:
     try:
         yield
     except OSError as e:
-        where = Path(e.filename) if isinstance(e.filename, str) else workdirs[0]
-        if isinstance(e, BrokenPipeError) or not any(where.is_relative_to(workdir) for workdir in workdirs):
+        where = Path(e.filename if isinstance(e.filename, str) else workdirs[0]).absolute()
+        if isinstance(e, BrokenPipeError) or not any(where.is_relative_to(folder.absolute()) for folder in workdirs):
             raise
-        raise files.NotWritten(
+        raise Interrupted(
             f"{where} can't be written ({e.strerror or e}). What was saved before is whole: mend that, and the same "
             "command resumes from the last checkpoint."
         ) from e

@@ -6,7 +6,7 @@ passed to the pure step; no Python branch depends on their values.
 
 import functools
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -137,10 +137,7 @@ def clip_by_group_norm(max_norm: float | Array, group_of: GroupOf) -> optax.Grad
         factors[None] = jnp.float32(1.0)
         scales = [factors[group] for group in groups]
         raw = jnp.sqrt(jnp.stack(squares))
-        clipped = [
-            leaf if group is None else leaf * scale.astype(leaf.dtype)
-            for (_, leaf), group, scale in zip(leaves, groups, scales, strict=True)
-        ]
+        clipped = [leaf * scale for (_, leaf), scale in zip(leaves, scales, strict=True)]
         return jax.tree_util.tree_unflatten(structure, clipped), ClipState(raw, raw * jnp.stack(scales))
 
     return optax.GradientTransformation(init, update)
@@ -155,11 +152,6 @@ def is_recurrent(names: tuple[str, ...], path: Any) -> bool:
 def clip_state(opt_state: optax.OptState) -> ClipState:
     """What the clip of a chain by `build_optimizer` recorded."""
     return opt_state[0]
-
-
-def _constant(config: ml_collections.ConfigDict) -> UnitSchedule:
-    del config
-    return optax.schedules.constant_schedule(1.0)
 
 
 def _warmup_cosine(config: ml_collections.ConfigDict) -> UnitSchedule:
@@ -182,8 +174,12 @@ def _drop(config: ml_collections.ConfigDict) -> UnitSchedule:
     return optax.schedules.piecewise_constant_schedule(1.0, {optimizer.drop_steps: optimizer.final_fraction})
 
 
-# Each makes the factor on the learning rate, a function of the step.
-SCHEDULES = {"constant": _constant, "warmup_cosine": _warmup_cosine, "drop": _drop}
+# Each makes the factor on the learning rate, a function of the step; the fields of config.optimizer that not all read.
+SCHEDULES: dict[str, tuple[Callable[[ml_collections.ConfigDict], UnitSchedule], tuple[str, ...]]] = {
+    "constant": (lambda config: optax.schedules.constant_schedule(1.0), ()),
+    "warmup_cosine": (_warmup_cosine, ("warmup_steps", "final_fraction")),
+    "drop": (_drop, ("drop_steps", "final_fraction")),
+}
 
 
 def build_schedule(config: ml_collections.ConfigDict) -> UnitSchedule:
@@ -192,7 +188,8 @@ def build_schedule(config: ml_collections.ConfigDict) -> UnitSchedule:
     Raises:
       UsageError: an unknown name or an impossible value.
     """
-    return choose(SCHEDULES, config.optimizer.schedule, "optimizer.schedule")(config)
+    build, _ = choose(SCHEDULES, config.optimizer.schedule, "optimizer.schedule")
+    return build(config)
 
 
 def _rmsprop(config: ml_collections.ConfigDict) -> MakeOptimizer:
@@ -220,23 +217,13 @@ def _adamw(config: ml_collections.ConfigDict) -> MakeOptimizer:
     return lambda hyper: optax.chain(adam(hyper), optax.add_decayed_weights(hyper.weight_decay, mask=decays))
 
 
-def _sgd(config: ml_collections.ConfigDict) -> MakeOptimizer:
-    del config
-    return lambda hyper: optax.identity()
-
-
-# Each makes the update rule, a function of the hyperparameters.
-RULES = {"rmsprop": _rmsprop, "adam": _adam, "adamw": _adamw, "sgd": _sgd}
-OF_RMSPROP = ("rmsprop_decay", "rmsprop_epsilon", "rmsprop_initial_mean_square")
 OF_ADAM = ("adam_beta1", "adam_beta2", "adam_epsilon")
-# The fields of config.optimizer that are read by some values of another alone.
-READ: dict[str, dict[str, tuple[str, ...]]] = {
-    "name": {"rmsprop": OF_RMSPROP, "adam": OF_ADAM, "adamw": (*OF_ADAM, "weight_decay"), "sgd": ()},
-    "schedule": {
-        "constant": (),
-        "warmup_cosine": ("warmup_steps", "final_fraction"),
-        "drop": ("drop_steps", "final_fraction"),
-    },
+# Each makes the update rule, a function of the hyperparameters; the fields of config.optimizer that not all read.
+RULES: dict[str, tuple[Callable[[ml_collections.ConfigDict], MakeOptimizer], tuple[str, ...]]] = {
+    "rmsprop": (_rmsprop, ("rmsprop_decay", "rmsprop_epsilon", "rmsprop_initial_mean_square")),
+    "adam": (_adam, OF_ADAM),
+    "adamw": (_adamw, (*OF_ADAM, "weight_decay")),
+    "sgd": (lambda config: lambda hyper: optax.identity(), ()),
 }
 
 # The models of whose parameters a mask lets none through.
@@ -247,8 +234,9 @@ def build_unread(config: ml_collections.ConfigDict) -> dict[str, str]:
     """The fields of config.optimizer that are not read, and by which field that is so."""
     optimizer = config.optimizer
     unread: dict[str, str] = {}
-    for by, reads in READ.items():
-        others = {field for fields in reads.values() for field in fields} - set(reads.get(optimizer[by], ()))
+    tables: dict[str, Mapping[str, tuple[Any, tuple[str, ...]]]] = {"name": RULES, "schedule": SCHEDULES}
+    for by, table in tables.items():
+        others = {field for _, fields in table.values() for field in fields} - set(table[optimizer[by]][1])
         unread |= {f"optimizer.{field}": f"optimizer.{by}={optimizer[by]!r}" for field in sorted(others)}
     if optimizer.clip.mask == "none":
         unread |= dict.fromkeys(("optimizer.clip.norm", "optimizer.clip.unit"), "optimizer.clip.mask='none'")
@@ -296,7 +284,8 @@ def build_optimizer(config: ml_collections.ConfigDict) -> MakeOptimizer:
     Raises:
       UsageError: an unknown name or an impossible value.
     """
-    rule = choose(RULES, config.optimizer.name, "optimizer.name")(config)
+    build_rule, _ = choose(RULES, config.optimizer.name, "optimizer.name")
+    rule = build_rule(config)
     unit_rate = build_schedule(config)
     group_of = build_clip_groups(config)
     for name in ("rmsprop_epsilon", "adam_epsilon", "rmsprop_initial_mean_square"):

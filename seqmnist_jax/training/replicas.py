@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from seqmnist_jax.devices import processes
-from seqmnist_jax.errors import SeqMnistError
+from seqmnist_jax.errors import Interrupted, SeqMnistError
 from seqmnist_jax.training.clock import Clock, Progress, Status
 from seqmnist_jax.training.programs import Divergence, Scores
 from seqmnist_jax.training.run import Run
 from seqmnist_jax.training.state import TrainState
 from seqmnist_jax.workdir import files
-from seqmnist_jax.workdir.checkpoints import Checkpoints, NotSaved
+from seqmnist_jax.workdir.checkpoints import Checkpoints
 from seqmnist_jax.workdir.metrics import JsonLinesWriter, Scalars
 from seqmnist_jax.workdir.tensorboard import TensorBoardWriter
 
@@ -226,14 +226,14 @@ class ReplicaGroup:
         """Waits until all is saved.
 
         Raises:
-          NotSaved: it can't be.
+          Interrupted: it can't be.
           Moved: a folder is not in its place any more.
         """
         for replica in self.replicas:
             replica.check_place()
             problem = self.clock.measure("checkpoint", replica.checkpoints.wait)
             if problem:
-                raise NotSaved(
+                raise Interrupted(
                     f"{replica.workdir} can't be saved ({problem}). Its last good checkpoint is of step "
                     f"{replica.checkpoints.last_step() or 0}: mend that, and the same command resumes there."
                 )

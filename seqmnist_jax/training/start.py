@@ -53,9 +53,9 @@ def _finished(run: Run, workdir: Path, watch: Watch) -> Json:
     if step not in saved_steps(folder) or not processes.is_main():
         return summary
     with contextlib.suppress(CheckpointError):
-        read_saved(folder, lambda checkpoints: checkpoints.check(step, shapes), run.is_measured)
+        read_saved(folder, lambda checkpoints: checkpoints.check(step, shapes))
         return summary
-    with owned(workdir), Checkpoints(folder, counts=run.is_measured) as checkpoints:
+    with owned(workdir), Checkpoints(folder) as checkpoints:
         aside = checkpoints.set_aside_damaged(shapes)
     for sentence in aside.values():
         watch.say(f"WARNING: {sentence}")
@@ -129,7 +129,7 @@ def open_group(exits: ExitStack, runs: Sequence[Run], waiting: Mapping[int, Repl
     ends = {}
     for replica in waiting.values():
         run, folder = replica.run, replica.workdir / files.CHECKPOINTS
-        replica.checkpoints = exits.enter_context(Checkpoints(folder, counts=run.is_measured, lasts=run.stays_measured))
+        replica.checkpoints = exits.enter_context(Checkpoints(folder, lasts=run.stays_measured))
         for sentence in replica.checkpoints.set_aside_damaged(run.learner.template.shapes()).values():
             watch.say(f"WARNING: {sentence}")
     processes.wait("damaged checkpoints are set aside")
@@ -142,7 +142,7 @@ def open_group(exits: ExitStack, runs: Sequence[Run], waiting: Mapping[int, Repl
     group = ReplicaGroup(runs, [waiting[place] for place in ends if step in ends[place]], step, Clock(), watch)
     for replica in group.replicas:
         ranks = {event["step"]: rank(event) for event in _measured(replica)}
-        best = ranks.get(replica.checkpoints.best_step() or 0, (-1.0, 0.0, 0))
+        best = ranks.get(replica.checkpoints.best_step(replica.run.is_measured) or 0, (-1.0, 0.0, 0))
         lost = [one for one in replica.checkpoints.lost_steps() if one < step and replica.run.is_measured(one)]
         replica.lost_checkpoints = [one for one in lost if ranks.get(one, best) >= best]
         if replica.lost_checkpoints:

@@ -66,7 +66,7 @@ def train_replicas(jobs: Sequence[Job], watch: Watch = ALOUD) -> list[Json | Non
       WorkdirError: a folder holds something else; nothing is written then.
       InUse: another process works in a folder.
       Moved: a folder is not in its place any more.
-      CheckpointError: the last checkpoint can't be saved.
+      Interrupted: a folder can't be written; what was saved before is whole.
       TooLarge: the program needs more memory than there is.
       Diverged: of all runs the loss, a gradient or a parameter is not finite.
       Stopped: `watch.should_stop` said so.

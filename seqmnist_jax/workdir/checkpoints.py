@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from seqmnist_jax.devices.trees import on_one_device, tensor_names
-from seqmnist_jax.errors import Interrupted, SeqMnistError
+from seqmnist_jax.errors import SeqMnistError
 
 T = TypeVar("T")
 Json = Any
@@ -44,10 +44,6 @@ class OutOfReach(CheckpointError):
     """A checkpoint can't be read at the moment, which says nothing of what is in it."""
 
 
-class NotSaved(CheckpointError, Interrupted):
-    """A checkpoint can't be saved."""
-
-
 def rank(metrics: Json) -> Rank:
     """Orders checkpoints from worst to best: accuracy, then lower loss, then earlier."""
     return metrics["accuracy"], -metrics["loss"], -metrics["step"]
@@ -64,15 +60,12 @@ def saved_steps(folder: Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdigit())
 
 
-def read_saved(
-    folder: Path, read: Callable[["Checkpoints"], T], counts: Callable[[int], bool] = lambda step: True
-) -> T:
+def read_saved(folder: Path, read: Callable[["Checkpoints"], T]) -> T:
     """What `read` makes of the checkpoints in a folder where another process may save, and delete, at any time.
 
     Args:
       folder: theirs.
       read: reads them; called again where what it reads was deleted meanwhile.
-      counts: as `Checkpoints` has it.
 
     Raises:
       CheckpointError: one that is there can't be read.
@@ -80,7 +73,7 @@ def read_saved(
     while True:
         there = saved_steps(folder)
         try:
-            with Checkpoints(folder, read_only=True, counts=counts) as checkpoints:
+            with Checkpoints(folder, read_only=True) as checkpoints:
                 return read(checkpoints)
         except (CheckpointError, OSError):
             if saved_steps(folder) == there:
@@ -113,7 +106,6 @@ class Checkpoints:
         folder: Path,
         *,
         read_only: bool = False,
-        counts: Callable[[int], bool] = lambda step: True,
         lasts: Callable[[int], bool] = lambda step: True,
     ):
         """Opens a folder.
@@ -121,11 +113,10 @@ class Checkpoints:
         Args:
           folder: theirs.
           read_only: whether nothing may be changed in it.
-          counts: which of the steps that were evaluated may be the best.
-          lasts: after which of these a longer run is measured too. The best of them alone is kept: the end of this run
-            is one of the last two anyway, and a longer run would have only that.
+          lasts: after which steps a longer run is measured too. The best of them alone is kept: the end of this run is
+            one of the last two anyway, and a longer run would have only that.
         """
-        self._counts, self._lasts = counts, lasts
+        self._lasts = lasts
         folder = self._folder = folder.absolute()  # orbax takes no relative path
         process = jax.process_index()
         self._saves = not read_only and process == 0
@@ -265,8 +256,7 @@ class Checkpoints:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _rank_if_kept(self, metrics: Json) -> Rank:
-        step = metrics["step"]
-        return rank(metrics) if self._counts(step) and self._lasts(step) else (-1.0, 0.0, 0)
+        return rank(metrics) if self._lasts(metrics["step"]) else (-1.0, 0.0, 0)
 
     def _take_back(self) -> None:
         """Puts back what a process that died had deleted to save it anew, with what it measured, and had not saved."""
@@ -360,9 +350,9 @@ class Checkpoints:
         """The newest checkpoint's step; None where there is none."""
         return max(self.steps(), default=None)
 
-    def best_step(self) -> int | None:
-        """The step of the best checkpoint that was evaluated; None where none was."""
-        steps = filter(self._counts, self.steps())
+    def best_step(self, counts: Callable[[int], bool] = lambda step: True) -> int | None:
+        """The step of the best checkpoint that was evaluated, of those that count; None where none was."""
+        steps = filter(counts, self.steps())
         ranks = [rank({**found, "step": step}) for step in steps if (found := self.validation(step))]
         return -max(ranks)[2] if ranks else None
 

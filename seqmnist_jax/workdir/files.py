@@ -12,7 +12,7 @@ from typing import IO, Any
 import numpy as np
 
 from seqmnist_jax.data.idx import HALF_WRITTEN, replacing
-from seqmnist_jax.errors import Interrupted, SeqMnistError
+from seqmnist_jax.errors import SeqMnistError
 
 CONFIG = "config.json"
 DATA = "data.json"
@@ -33,14 +33,11 @@ class WorkdirError(SeqMnistError):
     """A work directory lacks what is asked of it, or belongs to another run."""
 
 
-class NotWritten(WorkdirError, Interrupted):
-    """A work directory can't be written."""
-
-
 def matching(text: str) -> list[Path]:
     """What is there under a name; where nothing is, what the name matches as a pattern of a shell."""
     path = Path(os.path.expanduser(text))  # which leaves the tilde of an unknown user
-    return [path] if path.exists() else sorted(map(Path, glob.glob(str(path))))
+    # A long list of names is no name, of which `Path.exists` makes an error.
+    return [path] if os.path.exists(path) else sorted(map(Path, glob.glob(str(path))))
 
 
 def under(folder: Path, name: str) -> list[Path]:
