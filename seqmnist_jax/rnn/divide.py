@@ -285,7 +285,7 @@ class _Divider:
             raise NotDivisibleError(f"{name} of the state ({where(e)})")
         others = [v.aval.dtype for v in (*e.invars, *e.outvars) if v.aval.dtype not in (self.dtype, jnp.bool_)]
         if others:
-            raise NotDivisibleError(f"{name_of(e)} in {others[0]} ({where(e)})")
+            raise NotDivisibleError(f"{name_of(e) if name in CUSTOM else name} in {others[0]} ({where(e)})")
         if name not in SAME and e.outvars[0].aval.ndim != 2:
             raise NotDivisibleError(f"{name} makes {e.outvars[0].aval.shape} of the state ({where(e)})")
 

@@ -366,8 +366,10 @@ class Stages:
         made = {s.name: s for s in self.forward}
         raws = {f"u.{kind}[{i}]" for kind, i in self.kept if kind != "t"}
         found: dict[int, list[Statement]] = {}
+        shared: set[str] = set()  # inner values that an earlier one of them has made
         for i in [i for kind, i in self.kept if kind == "t" and i not in self.memory]:
-            known = {results[j].text: f"t{j}" for j in recalled if j != i and j not in found}
+            known = {results[j].text: f"t{j}" for j in recalled if j < i and j not in found}
+            known |= {name: f"f{name}" for name in shared}
             statements: dict[str, Statement] = {}
 
             def translated(text: str, known: dict[str, str], statements: dict[str, Statement]) -> str | None:
@@ -387,6 +389,7 @@ class Stages:
             own = made.get(results[i].text)
             text = translated(own.text, known, statements) if own and own.text.startswith("tanh_(") else None
             if text is not None:
+                shared |= statements.keys()
                 found[i] = [*statements.values(), Statement(0, "float", f"t{i}", text)]
         return found
 

@@ -618,3 +618,40 @@ def test_what_fits_where():
     assert source.blocks(many(5, 128)) == 1
     assert source.blocks(many(6, 128)) == 4
     assert "take 192 registers" in source.misfit(many(6, 256), 90)
+
+
+def shares_an_inner_value(p, h, x):
+    sum_ = h * (h @ p)
+    h = jnp.tanh(sum_) * jnp.tanh(2 * sum_)
+    return h, h
+
+
+def makes_a_tanh_twice(p, h, x):
+    product = h @ p
+    h = jnp.tanh(jnp.maximum(h, product)) * jnp.tanh(jnp.tanh(product))
+    return h, jnp.tanh(product) * h
+
+
+@pytest.mark.parametrize("step", [shares_an_inner_value, makes_a_tanh_twice])
+def test_what_is_made_again_is_made_once_and_before_it_is_read(step):
+    stages = divided(step, jnp.ones((4, 4)), jnp.ones((3, 5, 6)), jnp.ones((3, 4)))
+    assert stages.spared
+    apart = [place for place, (kind, i) in enumerate(stages.kept) if (kind, i) not in {("t", i) for i in stages.spared}]
+    known = set()
+    for statement in stages.recall(apart, spare=True):
+        assert set(re.findall(r"\b[ft]v?\d+\b", statement.text)) <= known
+        assert statement.name not in known
+        known.add(statement.name)
+
+
+def test_an_input_that_is_a_gradient_as_it_is_is_read_on_the_way_back():
+    times = jax.custom_vjp(lambda a, b: a * b)
+    times.defvjp(lambda a, b: (a * b, b), lambda b, bar: (b, bar))
+
+    def step(p, h, x):
+        h = times(h @ p["u"], x @ p["w"])
+        return h, h
+
+    stages = divided(step, {"u": jnp.ones((4, 4)), "w": jnp.ones((6, 4))}, jnp.ones((3, 5, 6)), jnp.ones((3, 4)))
+    text = source.cell(stages, Shape(4, 1, 8, "all", save=True, masked=False, reverse=False, half=True))
+    assert re.search(r"kInputsBack = 1\b", text)

@@ -493,6 +493,21 @@ def test_a_step_with_side_effects_or_a_narrow_state_stays_with_the_scan():
     assert "the least that the carry has" in rnn.explain_step(counts, params, given[1], (given[2], drawn(2, 1)))
 
 
+def test_a_whole_number_of_the_state_is_told_and_one_of_x_has_a_kernel(need_native):
+    need_native("native")
+
+    def of_state(p, h, x):
+        return jnp.tanh(h @ p + jnp.where(h > 0, 1, 0)), h
+
+    def of_x(p, h, x):
+        h = 0.5 * h + p[x.astype(jnp.int32) % 4].sum(1)
+        return h, h
+
+    p, x, h = drawn(4, 4), drawn(2, 5, 4), drawn(2, 4)
+    assert "in int32 " in rnn.explain_step(of_state, p, x, h)
+    assert rnn.explain_step(of_x, p, x, h).startswith("native")
+
+
 def test_units_are_told_by_the_parameters_that_have_as_many():
     def init(key, features, hidden_size):
         return {"d": jnp.ones(hidden_size // 2 + 1), "w": jnp.ones((features, hidden_size))}
