@@ -51,7 +51,7 @@ def where_running(running: Array | None, new: Any, old: Any) -> Any:
 
     def pick(n: Array, o: Array) -> Array:
         # `new` has the shape and the dtype: where a step makes its carry smaller, `lax.scan` must see it.
-        old = jnp.broadcast_to(o, n.shape)
+        n, old = jnp.asarray(n), jnp.broadcast_to(o, n.shape)
         old = old if old.dtype == n.dtype else old.astype(n.dtype)
         return jnp.where(running.reshape(running.shape + (1,) * (n.ndim - running.ndim)), n, old)
 

@@ -182,37 +182,43 @@ def _statements(
     """
     dtypes = {v.aval.dtype for v in closed.jaxpr.invars} | {np.dtype(bool)}
     known: dict[Any, Output] = {v: Output(n, s) for v, n, s in zip(closed.jaxpr.invars, names, stages, strict=True)}
-    known |= {v: Output(_literal(c), 0) for v, c in zip(closed.jaxpr.constvars, closed.consts, strict=True)}
     constants = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
     statements: list[Statement] = []
     # Two equations of the same text are one; autodiff writes many twice.
     same: dict[tuple[int, str], str] = {}
     made = 0
 
+    def number(v: Any) -> Any:
+        return v.val if isinstance(v, jex.Literal) else constants.get(v)
+
     def read(v: Any) -> Output:
-        return Output(_literal(v.val), 0) if isinstance(v, jex.Literal) else known[v]
+        value = number(v)
+        return known[v] if value is None else Output(_literal(value), 0)
 
     for e in needed(closed.jaxpr.eqns, closed.jaxpr.outvars):
-        name, given = e.primitive.name, [read(v) for v in e.invars]
+        name, numbers = e.primitive.name, [number(v) for v in e.invars]
         for v in (*e.invars, *e.outvars):
             if v.aval.dtype not in dtypes:  # within a derivative of its own, say: `divide` has seen the others
                 raise NotDivisibleError(f"{name} of {v.aval.dtype} in a step")
-        stage = max((g.stage for g in given), default=0)
-        texts = [g.text for g in given]
         (result,) = e.outvars
-        numbers = [v.val if isinstance(v, jex.Literal) else constants.get(v) for v in e.invars]
-        if all(number is not None for number in numbers):  # the stages' functions take vectors, not numbers alone
+        if all(value is not None for value in numbers):  # the stages' functions take vectors, not numbers alone
             with jax.ensure_compile_time_eval():
                 constants[result] = e.primitive.bind(*numbers, **e.params)
-            known[result] = Output(_literal(constants[result]), 0)
             made += name in KEPT
             continue
+        if name == "select_n" and numbers[0] is not None:
+            chosen = 1 + bool(numbers[0])
+            if numbers[chosen] is None:
+                known[result] = known[e.invars[chosen]]
+            else:
+                constants[result] = numbers[chosen]
+            continue
+        given = [read(v) for v in e.invars]
+        stage = max((g.stage for g in given), default=0)
+        texts = [g.text for g in given]
         is_bool = e.invars[0].aval.dtype == bool, result.aval.dtype == bool
         if name in _SAME and is_bool[0] == is_bool[1]:
             known[result] = Output(texts[0], stage)
-            continue
-        if name == "select_n" and texts[0] in _TRUTH:
-            known[result] = given[1 + (texts[0] == "true")]
             continue
         if is_bool[0] and name in ("max", "min"):
             name = "or" if name == "max" else "and"
@@ -311,7 +317,8 @@ class Stages:
         self.outputs, kept = results[cuts[1] : cuts[2]], results[cuts[2] :]
         by_carry = {out.text: i for i, out in reversed(list(enumerate(self.carry)))}
         self.after = {i: by_carry[out.text] for i, out in enumerate(kept) if out.text in by_carry}
-        self.memory = frozenset(i for i in memory if i not in self.after)
+        variables = {s.name for s in self.forward}  # what has none of these is a number
+        self.memory = frozenset(i for i in memory if i not in self.after and kept[i].text in variables)
 
         def backward(*given: Any) -> Any:
             raws, results, bars = given[:n], given[n : n + len(kept)], given[n + len(kept) :]

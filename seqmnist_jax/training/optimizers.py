@@ -174,7 +174,8 @@ def _drop(config: ml_collections.ConfigDict) -> UnitSchedule:
     return optax.schedules.piecewise_constant_schedule(1.0, {optimizer.drop_steps: optimizer.final_fraction})
 
 
-# Each makes the factor on the learning rate, a function of the step; the fields of config.optimizer that not all read.
+# By name: what makes the factor on the learning rate, a function of the step, and the fields of config.optimizer that
+# it reads and some others do not.
 SCHEDULES: dict[str, tuple[Callable[[ml_collections.ConfigDict], UnitSchedule], tuple[str, ...]]] = {
     "constant": (lambda config: optax.schedules.constant_schedule(1.0), ()),
     "warmup_cosine": (_warmup_cosine, ("warmup_steps", "final_fraction")),
@@ -218,7 +219,7 @@ def _adamw(config: ml_collections.ConfigDict) -> MakeOptimizer:
 
 
 OF_ADAM = ("adam_beta1", "adam_beta2", "adam_epsilon")
-# Each makes the update rule, a function of the hyperparameters; the fields of config.optimizer that not all read.
+# By name: what makes the update rule, a function of the hyperparameters, and such fields.
 RULES: dict[str, tuple[Callable[[ml_collections.ConfigDict], MakeOptimizer], tuple[str, ...]]] = {
     "rmsprop": (_rmsprop, ("rmsprop_decay", "rmsprop_epsilon", "rmsprop_initial_mean_square")),
     "adam": (_adam, OF_ADAM),

@@ -60,7 +60,7 @@ def train_sweep(
       The sweep's summary, as written to its summary.json.
 
     Raises:
-      UsageError, WorkdirError, CheckpointError, Stopped: as in `train.train_replicas`.
+      UsageError, WorkdirError, CheckpointError, Interrupted, Stopped: as in `train.train_replicas`.
       JobsFailed: jobs of the executor failed; the message names their logs.
     """
     workdir = Path(workdir).expanduser()

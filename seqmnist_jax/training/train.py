@@ -66,6 +66,7 @@ def train_replicas(jobs: Sequence[Job], watch: Watch = ALOUD) -> list[Json | Non
       WorkdirError: a folder holds something else; nothing is written then.
       InUse: another process works in a folder.
       Moved: a folder is not in its place any more.
+      CheckpointError: a checkpoint can't be read at the moment, or is of another run.
       Interrupted: a folder can't be written; what was saved before is whole.
       TooLarge: the program needs more memory than there is.
       Diverged: of all runs the loss, a gradient or a parameter is not finite.
@@ -138,7 +139,7 @@ def train_loop(group: ReplicaGroup, programs: Programs, trace: StepTrace, state:
       The states after the last step.
 
     Raises:
-      Diverged, CheckpointError, Moved, Stopped: as `train_replicas`.
+      Diverged, Interrupted, Moved, Stopped: as `train_replicas`.
     """
     run = group.run
     report_pending = any(replica.is_untold for replica in group.replicas)

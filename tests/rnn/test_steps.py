@@ -213,18 +213,14 @@ def test_columns_of_constants_beside_the_state_have_a_kernel(backend):
     def step(p, h, x):
         beside = lambda value: jnp.concatenate([h, jnp.full_like(h, value)], axis=1)  # noqa: E731
         chosen = jnp.where(beside(0.0) > 0, beside(-0.0) * 2, 0.3)
-        parts = (
-            jnp.tanh(beside(0.0)),
-            jax.nn.relu(-beside(0.0)),
-            jnp.exp(beside(0.5)),
-            jax.nn.sigmoid(beside(1.0)),
-            chosen,
-        )
-        return jnp.tanh(x + sum(part @ w for part, w in zip(parts, p, strict=True))), spike(h)
+        safe = jnp.where(beside(0.0) > 0, jnp.log(jnp.abs(beside(0.0))), 0.0)
+        known = jnp.tanh(jnp.where(False, safe, 0.3))
+        parts = [jnp.tanh(beside(0.0)), jax.nn.relu(-beside(0.0)), jnp.exp(beside(0.5)), chosen, safe, known]
+        kept = jax.nn.sigmoid(beside(1.0))[:, 4:] * h
+        return jnp.tanh(x + kept + sum(part @ w for part, w in zip(parts, p, strict=True))), spike(h)
 
-    assert_alike(
-        *both_ways(backend, step, tuple(drawn(8, 4) * 0.1 * i for i in range(1, 6)), drawn(2, 4), drawn(2, 5, 4))
-    )
+    params = [drawn(8, 4) * 0.1 * i for i in range(1, 7)]
+    assert_alike(*both_ways(backend, step, params, drawn(2, 4), drawn(2, 5, 4)))
 
 
 def test_a_truth_value_may_be_multiplied(backend):
@@ -366,12 +362,11 @@ def test_a_carry_of_a_weak_type_takes_the_step_s_also_where_sequences_end(return
         return p * h + x, h
 
     given, options = (jnp.bfloat16(0.5), jnp.ones((2, 5, 3), jnp.bfloat16)), {"return_sequences": return_sequences}
-    ends = [
-        rnn.scan(step, *given, jnp.full((2, 3), 0.0), lengths=lengths, **options)
-        for lengths in (None, jnp.array([5, 5]))
-    ]
-    jax.tree.map(np.testing.assert_array_equal, *ends)
-    assert ends[1][0].dtype == jnp.bfloat16
+    nothing = {}, {"lengths": jnp.array([5, 5])}, {"resets": jnp.zeros((2, 5), bool)}
+    ends = [rnn.scan(step, *given, jnp.full((2, 3), 0.0), **changes, **options) for changes in nothing]
+    for end in ends[1:]:
+        jax.tree.map(np.testing.assert_array_equal, end, ends[0])
+        assert end[0].dtype == jnp.bfloat16
 
 
 @dataclasses.dataclass

@@ -122,7 +122,7 @@ def _is_sound(path: Path) -> bool:
         return False
 
 
-def _cached(source: Source, path: Path) -> ctypes.CDLL | None:
+def _cached(path: Path) -> ctypes.CDLL | None:
     """The library at this place, or None where there is none that can be trusted."""
     # Loading a damaged library can end the process, so it is first known by its checksum.
     with contextlib.suppress(OSError):
@@ -202,7 +202,7 @@ def _built(source: Source, folder: Path, key: str, flags: list[str]) -> Kernel:
     command = cxx.command()
     origin = f"built by {shlex.join(command)}"
     target = _place(source, folder, key, command)
-    library = _cached(source, target)
+    library = _cached(target)
     if library is not None:
         return Kernel(library, origin)
     try:
@@ -211,7 +211,7 @@ def _built(source: Source, folder: Path, key: str, flags: list[str]) -> Kernel:
         cxx.say(f"The {source.name} kernel is built for this process alone: {error}.")
         return Kernel(_build(source, command, flags, None), origin)
     with _locked(target.with_suffix(".lock")):
-        library = _cached(source, target)
+        library = _cached(target)
         if library is None:
             if os.access(target, os.R_OK):
                 cxx.say(f"The {source.name} kernel {target} is damaged, and is built anew.")
@@ -233,7 +233,7 @@ def library(source: Source) -> Kernel:
         return _built(source, folder, key, flags)
     except CannotBuildError as error:
         for path in sorted(folder.glob(f"{source.name}-{key}-*.so")):
-            found = _cached(source, path)
+            found = _cached(path)
             if found is not None:
                 cxx.say(f"The {source.name} kernel is one that was built here earlier, because {error}.")
                 return Kernel(found, "built here earlier")
