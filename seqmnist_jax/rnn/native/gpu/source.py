@@ -180,8 +180,9 @@ def cell(stages: Stages, shape: Shape) -> str:
     joined = groups(stages)
     group_of_source = {s: (g, i) for g, (sources, _) in enumerate(joined) for i, s in enumerate(sources)}
     group_of_result = {r: (g, i) for g, (_, results) in enumerate(joined) for i, r in enumerate(results)}
-    back_again = [*stages.backward, *stages.d_carry, *stages.d_results, *stages.d_inputs, *stages.sums]
-    inputs_back = [i for i in range(d.count("x")) if any(f"u.x[{i}]" in s.text for s in back_again)]
+    ends = (*stages.d_carry, *stages.d_results, *stages.d_inputs, *stages.sums)
+    on_the_way = [*(s.text for s in stages.backward), *(out.text for out in ends)]
+    inputs_back = [i for i in range(d.count("x")) if any(f"u.x[{i}]" in text for text in on_the_way)]
     sizes = {
         "kProducts": len(d.products),
         "kVectors": d.count("p"),
