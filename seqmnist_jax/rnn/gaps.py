@@ -53,7 +53,7 @@ class _Resetting:
     def __call__(self, given: Any, carry: Any, x_t: Array) -> tuple[Any, Any]:
         params, start = given
         start = jax.tree.map(jnp.zeros_like, carry) if start is None else start
-        return self.step(params, where_running(x_t[:, -1] == 0, carry, start), x_t[:, :-1])
+        return self.step(params, where_running(x_t[:, -1] != 0, start, carry), x_t[:, :-1])
 
 
 def with_resets(step: Step[Any], params: Any, x: Array, resets: Resets) -> tuple[Step[Any], Any, Array]:

@@ -50,9 +50,8 @@ def where_running(running: Array | None, new: Any, old: Any) -> Any:
         return new
 
     def pick(n: Array, o: Array) -> Array:
-        # `new` has the shape and the dtype: where a step makes its carry smaller, `lax.scan` must see it.
-        n, old = jnp.asarray(n), jnp.broadcast_to(o, n.shape)
-        old = old if old.dtype == n.dtype else old.astype(n.dtype)
+        # `new` has the shape: where a step makes its carry smaller, `lax.scan` must see it.
+        old = jnp.broadcast_to(o, n.shape)
         return jnp.where(running.reshape(running.shape + (1,) * (n.ndim - running.ndim)), n, old)
 
     return jax.tree.map(pick, new, old)
