@@ -76,6 +76,7 @@ def _stages(
     params, carry, x = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(s, d) for s, d in shapes])
     multiplies = KERNELS[platform].MULTIPLIES_X
     division = divide(step, params, carry, x, inline=inline, deep=multiplies, precision=precision)
+    # A GPU's kernel keeps the sources: behind the loop they make the gradients of the weights.
     return Stages(division, with_sources=platform != "cuda", front=multiplies and division.multiplies_x())
 
 
