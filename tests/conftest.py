@@ -94,6 +94,15 @@ def cache_dir(shared_dir, tmp_path_factory):
         yield folder
 
 
+def standard_headers(found, folder):
+    """A header of those that kernels include, of which half of their time is made: GCC reads it compiled."""
+    headers, texts = folder / "standard.h", [file.read_text() for file in FOLDER.glob("*.h")]
+    headers.write_text("\n".join(re.findall("#include <.*", "\n".join(texts))))
+    flags = [*compiler.flags_of_machine(), "-Og", "-x", "c++-header"]
+    subprocess.run([found, *flags, headers, "-o", f"{headers}.gch"], capture_output=True, check=False)
+    return headers
+
+
 @pytest.fixture(autouse=True, scope="session")
 def quick_cxx(shared_dir):
     """Kernels that run a few steps are compiled in a hurry too, in all processes that tests start."""
@@ -104,12 +113,7 @@ def quick_cxx(shared_dir):
                 if not path.exists():
                     # What starts the kernels is built once, and as users have it.
                     whole = f'case "$*" in *{LAUNCHER.files[0].name}*) exec {found} "$@";; esac'
-                    # Half of the time goes into the standard library's headers: GCC reads them once.
-                    headers = shared_dir / "standard.h"
-                    texts = [file.read_text() for file in FOLDER.glob("*.h")]
-                    headers.write_text("\n".join(re.findall("#include <.*", "\n".join(texts))))
-                    flags = [*compiler.flags_of_machine(), "-Og", "-x", "c++-header"]
-                    subprocess.run([found, *flags, headers, "-o", f"{headers}.gch"], capture_output=True, check=False)
+                    headers = standard_headers(found, shared_dir)
                     path.write_text(f'#!/bin/sh\n{whole}\nexec {found} "$@" -Og -include {headers}\n')
                     path.chmod(0o755)
             patch.setenv("CXX", str(path))

@@ -20,6 +20,7 @@ from seqmnist_jax.rnn.stages import Kept, Operands, Options, Stages
 Array = jax.Array
 
 MULTIPLIES_X = False
+KEEPS_SOURCES = False
 BACK_AS_FORTH = False
 # Steps that share one product for the weights' gradients: few, so that it finds its operands in the caches; but not so
 # few that the product is no better than one in every step.

@@ -35,6 +35,7 @@ Array = jax.Array
 # - ``unfit(stages, options) -> str | None``, why it can't run a cell, and ``text(stages, precision)``, its source;
 # - ``MULTIPLIES_X``, whether it makes what is linear in x itself (`Stages.front`), and without products of the state
 #   all that is element-wise in x;
+# - ``KEEPS_SOURCES``, whether the forward pass keeps what products multiply; else it is made again on the way back;
 # - ``BACK_AS_FORTH``, whether only as many replicas can go the way back together as went forward together;
 # - ``forward(stages, options, operands, save) -> (carry, outputs, kept)`` and
 #   ``backward(stages, options, operands, kept, d_carry, d_outputs, wants_dx) -> Operands``, the gradients, that of x
@@ -76,8 +77,8 @@ def _stages(
     params, carry, x = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(s, d) for s, d in shapes])
     multiplies = KERNELS[platform].MULTIPLIES_X
     division = divide(step, params, carry, x, inline=inline, deep=multiplies, precision=precision)
-    # A GPU's kernel keeps the sources: behind the loop they make the gradients of the weights.
-    return Stages(division, with_sources=platform != "cuda", front=multiplies and division.multiplies_x())
+    front = multiplies and division.multiplies_x()
+    return Stages(division, with_sources=not KERNELS[platform].KEEPS_SOURCES, front=front)
 
 
 def stages_of(call: Call, params: Any, x: Any, carry: Any, inline: bool = True) -> Stages:

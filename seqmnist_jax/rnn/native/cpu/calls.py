@@ -26,6 +26,7 @@ CALLS = {"seqmnist_rnn_forward": "seqmnist_forward", "seqmnist_rnn_backward": "s
 FORWARD, BACKWARD = CALLS
 LAUNCHER = Source("recurrence", (FOLDER / "launch.cc", FOLDER / "call.h"))
 MULTIPLIES_X = True
+KEEPS_SOURCES = False
 BACK_AS_FORTH = False
 # Units are padded to this in what is kept.
 PADDING = 16

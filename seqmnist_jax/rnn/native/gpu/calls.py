@@ -17,6 +17,7 @@ Array = jax.Array
 # What a product of 16-bit numbers, summed in float32, is exact enough for.
 OF_PRODUCTS = ("tensorfloat32", "bfloat16")
 MULTIPLIES_X = False
+KEEPS_SOURCES = True
 # What is kept of products stands in the order of blocks, whose size depends on how many sequences all replicas have.
 BACK_AS_FORTH = True
 
