@@ -1,4 +1,4 @@
-r"""The bake-off: the field's cells under one protocol, on permuted pixels.
+r"""The bake-off: published cells under one protocol, on permuted pixels.
 
     python launch.py --config configs/bakeoff.py --workdir runs/bakeoff
 

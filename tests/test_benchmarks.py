@@ -89,6 +89,7 @@ def test_the_floor_counts_products():
     assert rate.shape == (256, 256, 256)
 
 
+@pytest.mark.slow
 def test_recurrence_and_its_table():
     libraries = ["ours", "ours_scan"]
     rows = recurrence.measure(CASE, "forward", libraries, RATE, rounds=1, seconds=1e-3)

@@ -23,7 +23,6 @@ import pytest
 from seqmnist_jax import rnn
 from seqmnist_jax.data import protocols, references, sources
 
-pytestmark = pytest.mark.full_kernels
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 COMMANDS = ("python", "pip", "make", "tensorboard", "jupyter", "git", "srun", "#!/bin/bash", "export", "cd")

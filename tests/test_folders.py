@@ -138,6 +138,7 @@ def test_fields_in_another_order_would_name_other_folders(tmp_path):
         sweep.survey(*asked("{'seed': (1, 2), 'model.hidden_size': (4, 5)}"), tmp_path)
 
 
+@pytest.mark.slow
 def test_one_that_died_among_the_saves_of_a_report_reports_once(two, tmp_path):
     """Of two, one has saved that its report is made, the other has not."""
     with pytest.raises(Stopped):
@@ -269,6 +270,7 @@ def test_a_result_whose_checkpoints_are_all_damaged_stays(finished, tmp_path):
     assert (folder / "predictions.npz").exists()
 
 
+@pytest.mark.slow
 def test_what_diverged_is_told_to_its_own_config_only(tmp_path):
     with pytest.raises(Diverged, match=r"diverged at step 1: .* Try a lower .* (\S*)/run/diverged.json says more"):
         run_in(tmp_path / "run", **DIVERGING)

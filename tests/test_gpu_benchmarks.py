@@ -82,6 +82,7 @@ def test_what_fails_is_a_row(tmp_path, monkeypatch):
     assert "gru 8, batch 32 x 2, float32: ValueError" in gpu_layers.table(rows)
 
 
+@pytest.mark.slow
 def test_a_slow_command_ends_with_what_it_has_started(tmp_path):
     bench = gpu.Bench(tmp_path / "out", tmp_path / "scratch", rehearse=True)
     bench.begin("engine", 60)

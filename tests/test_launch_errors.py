@@ -328,7 +328,7 @@ def test_values_at_the_edge_are_taken(build, field, value):
 CONFIGS = sorted(path.relative_to(ROOT / "configs") for path in ROOT.glob("configs/**/*.py"))
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("path", CONFIGS, ids=str)
 def test_a_hundred_steps_of_any_config_are_a_trial(path, monkeypatch):
     monkeypatch.delenv("SEQMNIST_DATA_DIR", raising=False)

@@ -110,6 +110,7 @@ def trained(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["replicas_four", "replicas_both"])
+@pytest.mark.sampled(1)
 def test_same_batch_same_result(trained, name):
     assert_close(params_of(trained / name), params_of(trained / "one"))
     assert summary_of(trained / name)["test_loss"] == pytest.approx(summary_of(trained / "one")["test_loss"], rel=1e-5)

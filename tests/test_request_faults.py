@@ -416,6 +416,7 @@ def test_a_log_on_a_full_disk_ends_no_run(tmp_path):
     assert "run can't be written" not in errors
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_ends_no_run(tmp_path):
     process = start(f"--workdir={tmp_path / 'run'}", cwd=tmp_path)
     process.stdout.readline()

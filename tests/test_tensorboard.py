@@ -107,6 +107,7 @@ def tensorboard(logdir, tmp_path_factory):
     process.wait()
 
 
+@pytest.mark.slow
 def test_tensorboard_shows_each_scalar_once_a_step(tensorboard):
     tags = ask(f"{tensorboard}/plugin/scalars/tags")["b"]
     names = {"train/loss", "train/accuracy", "train/learning_rate", "train/gradient_norm", "train/clipped_share"}

@@ -312,7 +312,7 @@ def _in_segments(call: Call, given: Given) -> tuple[Any, Array | None]:
 
 
 def run(call: Call, given: Given) -> tuple[Any, Array | None]:
-    """`recurrence`; in segments, at half as much time again, where it would keep more than `MOST_KEPT_BYTES`."""
+    """`recurrence`; in segments, which take longer, where it would keep more than `MOST_KEPT_BYTES`."""
     end, outputs = (_in_segments if _is_too_much(_kept(call, given), given.x) else recurrence)(call, given)
     if isinstance(call.step, Inner):
         outputs = call.step.outputs(*given, outputs, call.options.reverse)

@@ -71,10 +71,9 @@ def look(run: Run, workdir: Path) -> str:
     )
     if (workdir / files.CONFIG).exists():
         old = configs.from_json(files.read_config(workdir))
-        folder = old.runtime.data_dir and f"the files in {old.runtime.data_dir}"
         facts = files.read_facts(workdir)
         identity = configs.identity(old, facts["content_hash"])
-        check_identity(run, identity, facts, str(workdir), folder or "the digits in the package, or what TFDS had")
+        check_identity(run, identity, facts, str(workdir))
     elif isinstance(summary.get("identity"), dict):  # of which only the results were kept
         check_identity(run, configs.completed(summary["identity"]), summary["dataset"], str(workdir))
     elif left := [name for name in LEFT_BY_RUNS if (workdir / name).exists()]:
@@ -110,10 +109,8 @@ def check_result_stays(run: Run, workdir: Path) -> None:
         )
 
 
-def check_identity(
-    run: Run, identity: configs.FlatConfig, facts: dict[str, Any], where: str, data: str = "other data"
-) -> None:
-    """Raises `WorkdirError` where this is not the run's identity; `data` is what that run read, in words.
+def check_identity(run: Run, identity: configs.FlatConfig, facts: dict[str, Any], where: str) -> None:
+    """Raises `WorkdirError` where this is not the run's identity.
 
     Nor is it the run's where its protocol was another one then, of which `facts`, as of `Task.facts`, tell.
     """
@@ -128,8 +125,8 @@ def check_identity(
     if identity.get(configs.CONTENT) != run.identity[configs.CONTENT]:
         now = run.task.dataset
         mends += [
-            f"That run read {data}; this command reads {now.name} ({now.source}). A folder is named by "
-            "SEQMNIST_DATA_DIR or --config.runtime.data_dir."
+            f"That run read {facts.get('name')} ({facts.get('source')}); this command reads {now.name} ({now.source}). "
+            "A folder is named by SEQMNIST_DATA_DIR or --config.runtime.data_dir."
         ]
     if identity.get(configs.CELL_CONTENT) != run.identity.get(configs.CELL_CONTENT):
         mends += ["The file of its cell has changed since: it would be another network. Restore the file to resume."]

@@ -123,7 +123,7 @@ def test_cell(kernel, name):
     check(kernel, *options_and(CELLS[name]), forward_only=True)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @BOTH
 @pytest.mark.parametrize("name", ["gru", "lem", "concatenating", "ind_rnn", "diagonal"])
 def test_many_features_with_the_gradient_of_x(kernel, name):
@@ -181,6 +181,7 @@ def test_nearly_closed_gates_and_saturation(kernel, name):
                 compare(name_of, g, w, max(tolerance, 1.5 * max(errors(s, w).values())))
 
 
+@pytest.mark.slow
 def test_hidden_units_that_divide_by_zero_do_not_reach_others():
     def step(p, h, x):
         h = jnp.tanh(h @ p["U"] + x @ p["W"]) / p["scale"]
@@ -219,7 +220,7 @@ def _masked(p, v):
     return v * p["mask"]
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @BOTH
 @pytest.mark.parametrize("made", [_less_the_mean, _by_the_batch, _masked])
 def test_what_a_step_makes_of_the_whole_batch(kernel, made):
@@ -298,6 +299,7 @@ def _(primals, tangents):
 
 
 @pytest.mark.parametrize("backend", ["fused", "native"])
+@pytest.mark.slow
 def test_a_custom_function_may_be_given_a_number(backend, need_native):
     need_native(backend)
 
@@ -323,6 +325,7 @@ def test_a_custom_function_may_be_given_a_number(backend, need_native):
     [(almost_sigmoid, 1.0), (lambda z: (jnp.expm1(z) + 2 * jnp.log1p(z)) / z, 1e-6)],
     ids=["custom", "expm1 and log1p"],
 )
+@pytest.mark.sampled(1)
 def test_functions_that_look_like_others_are_themselves(function, scale, backend, need_native):
     need_native(backend)
     x = scale * (0.5 + jax.random.uniform(jax.random.key(0), (2, 3, 5)))

@@ -220,7 +220,7 @@ NAMED = {
 }
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("name", "precision", "saves"),
     [
@@ -243,7 +243,7 @@ def test_native_at_named_shapes(need_native, monkeypatch, cell, name, precision,
     check(cell, case, BOUNDS[precision], reverse=reverse, precision=precision, backend="native")
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("backend", "cell", "precision"),
     [

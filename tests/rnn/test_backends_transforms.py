@@ -275,7 +275,7 @@ def sharded(request):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("way", ["jit", "outside unchecked", "inside unchecked"])
 @pytest.mark.parametrize(
     ("cell", "backend"), [("lstm", "scan"), ("gru", "fused"), ("lstm", "native"), ("gru", "native"), ("gru", "auto")]

@@ -82,7 +82,7 @@ def test_gradients_come_in_the_container_that_was_given(way, container):
     assert_close(dict(got), gradient(PARAMS[cell]))
 
 
-@pytest.mark.sampled(7)
+@pytest.mark.sampled(2)
 @every_way
 def test_any_mapping_will_do(way):
     cell, run = WAYS[way]
@@ -350,6 +350,7 @@ def test_remat_and_a_mask_of_the_state_go_together(steps):
     assert_close(jax.value_and_grad(functools.partial(total, remat=steps))(PARAMS["gru"]), want)
 
 
+@pytest.mark.slow
 def test_masks_are_not_stretched():
     for name, good in {"inputs": (BATCH, FEATURES), "outputs": (BATCH, HIDDEN), "state": (BATCH, HIDDEN)}.items():
         for bad in ((good[1],), (good[0], 1), (2, good[1]), (*good, 1), ()):

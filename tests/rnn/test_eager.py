@@ -128,6 +128,7 @@ def test_nothing_that_a_step_closes_over_is_kept():
     assert len(eager._PROGRAMS) == before
 
 
+@pytest.mark.slow
 def test_no_step_that_was_divided_and_no_cell_that_a_stack_ran_is_kept_for_good():
     def scanned(held):
         rnn.scan(lambda p, c, x_t: (c + x_t * held, c), None, X, X[:, 0], backend="fused")

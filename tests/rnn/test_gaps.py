@@ -129,6 +129,7 @@ def elman(params, h, x):
 ELMAN = {"W": jnp.ones((FEATURES, HIDDEN)) / 3, "U": jnp.eye(HIDDEN) / 2}
 
 
+@pytest.mark.slow
 def test_a_cell_of_ones_own(need_native):
     """`scan` of any step by its kernel, in segments, and with an output that is not its state."""
     need_native()

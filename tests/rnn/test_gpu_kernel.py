@@ -322,7 +322,7 @@ SLOW = {
 }
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @emulated_only
 @pytest.mark.parametrize("name", [*CASES, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def test_against_scan_in_float64(name, emulator, errors):
@@ -370,6 +370,7 @@ def exploding(emulator, monkeypatch):
 
 @emulated_only
 @pytest.mark.parametrize("blocks", [1, 4])
+@pytest.mark.sampled(1)
 def test_gradients_that_leave_float16(blocks, emulator, exploding):
     of_matrix, of_sequences = exploding(blocks)
     print(f"matrix {of_matrix:.1e}, sequences {of_sequences:.1e}")
@@ -394,7 +395,8 @@ def test_replicas(name, emulator, errors):
 
 
 @emulated_only
-@pytest.mark.parametrize("name", ["gru", pytest.param("cluster, gru", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["gru", "cluster, gru"])
+@pytest.mark.slow
 def test_cotangents_that_share_what_was_kept(name, emulator, errors):
     """`jax.jacrev` maps the way back alone; what was kept is of one forward pass, in the order of its blocks."""
     case = CASES[name]._replace(batch=9, precision="tensorfloat32")
@@ -504,7 +506,7 @@ SINGLE = {
 }
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.slow
 @emulated_only
 @pytest.mark.parametrize("buffer", SINGLE)
 def test_two_buffers_are_needed(buffer, emulator, errors, noticed):

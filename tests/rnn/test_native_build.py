@@ -137,7 +137,7 @@ def kernels(cache):
 # ---- Without a kernel --------------------------------------------------------------------
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "why"),
     [({"PATH": "/nowhere", "CXX": None}, "no C++ compiler"), ({"CXX": "/bin/false"}, "/bin/false does not run")],
@@ -498,6 +498,7 @@ print(code)
 """
 
 
+@pytest.mark.slow
 def test_process_that_is_forked_while_a_thread_builds(cache, compiler):
     """It has neither that thread nor its locks, waits for the build and finds it."""
     path, count = compiler

@@ -154,7 +154,7 @@ def assert_same_bits(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @cells
 def test_twice_the_same(cell, precision):
@@ -248,7 +248,7 @@ def test_call_that_fits(cell, name):
     call(cell, name, *operands(cell, name))
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("change", CHANGES)
 @ways
 @cells
@@ -271,6 +271,7 @@ def test_any_array_that_does_not_fit_is_an_error(cell, name, change):
 
 @ways
 @cells
+@pytest.mark.sampled(1)
 def test_another_number_of_arrays_is_an_error(cell, name):
     arguments, results = operands(cell, name)
     for count in range(len(arguments)):

@@ -68,7 +68,7 @@ def alone(step, q, x, lengths, reverse):
     return jax.value_and_grad(total, (0, 1))(q, x)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("way", "reverse"), [("scan", False), ("remat", True)], ids=["scan", "remat reverse"])
 @pytest.mark.parametrize("lengths", RAGGED.values(), ids=RAGGED)
 @pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
@@ -130,7 +130,7 @@ def test_the_carry_of_an_empty_sequence_may_be_anything(need_native, cell, backe
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), by_remat, want)
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("hidden", "precision", "saves"),
     [(3, "float32", False), (3, "bfloat16", True), (17, "float32", True), (17, "bfloat16", False)],
@@ -227,6 +227,7 @@ def test_remat_gives_what_the_layer_gives(steps, lengths, return_sequences, reve
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), got, want)
 
 
+@pytest.mark.slow
 def test_such_a_cell_in_a_stack():
     def step(params, carry, x_t):
         h = jnp.tanh(carry * params + x_t.sum(-1, keepdims=True))

@@ -77,6 +77,7 @@ def test_all_outputs_have_a_batch():
         rnn.scan(step, None, drawn(2, 5, 4), drawn(2, 4))
 
 
+@pytest.mark.slow
 def test_functions_with_an_infinity_in_them_have_a_kernel(backend):
     def step(p, h, x):
         m = 5 * (h @ p["u"])
@@ -147,6 +148,7 @@ def test_what_is_not_linear_in_a_parameters_gradient_is_done_at_each_step(pull, 
 
 
 @pytest.mark.parametrize("pull", LINEAR.values(), ids=LINEAR)
+@pytest.mark.sampled(2)
 def test_what_is_linear_in_a_parameters_gradient_is_done_once(pull, backend):
     own = with_derivative(pull)
 
@@ -188,6 +190,7 @@ def test_what_the_loop_and_the_output_read_has_one_gradient():
     assert_alike(*(jax.grad(loss)(params, backend) for backend in ("auto", "scan")))
 
 
+@pytest.mark.slow
 def test_choices_that_are_known_have_a_kernel(backend):
     def step(p, h, x, training=False):
         new = jnp.tanh(x @ p["w"] + h @ p["u"])
@@ -201,6 +204,7 @@ def test_choices_that_are_known_have_a_kernel(backend):
     assert_alike(*both_ways(backend, step, *given))
 
 
+@pytest.mark.slow
 def test_columns_of_constants_beside_the_state_have_a_kernel(backend):
     @jax.custom_jvp
     def spike(v):
@@ -222,6 +226,7 @@ def test_columns_of_constants_beside_the_state_have_a_kernel(backend):
     assert_alike(*both_ways(backend, step, params, drawn(2, 4), drawn(2, 5, 4)))
 
 
+@pytest.mark.slow
 def test_a_truth_value_may_be_multiplied(backend):
     def step(p, h, x):
         fires = jnp.concatenate([h > 0, x > h], axis=1)
@@ -231,6 +236,7 @@ def test_a_truth_value_may_be_multiplied(backend):
     assert_alike(*both_ways(backend, step, {"w": drawn(8, 4), "u": drawn(4, 4)}, drawn(2, 4), drawn(2, 5, 4)))
 
 
+@pytest.mark.slow
 def test_truth_values_are_compared(backend):
     def step(p, h, x):
         h = jnp.tanh(h @ p["u"] + x)
@@ -254,6 +260,7 @@ def test_a_product_of_few_features_may_be_normalised(backend, features):
     assert_alike(*both_ways(backend, step, *given))
 
 
+@pytest.mark.slow
 def test_a_step_without_products_may_normalise_what_x_alone_makes(backend):
     def step(p, h, x):
         z = p * x
@@ -311,6 +318,7 @@ def test_an_axis_of_another_size_makes_another_step(step):
         np.testing.assert_allclose(mapped(count, "fused"), mapped(count, "scan"), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_step_goes_by_the_axes_where_it_was_called(backend):
     """Its rules, of batching and derivatives, are traced later: where the axis is another, or none."""
     x, w, factors = drawn(2, 4, 3), drawn(2, 3, 3), jnp.arange(1.0, 4.0)
@@ -344,6 +352,7 @@ def test_products_are_in_full_float32_in_a_named_axis_too():
     assert text(axis_name="i").count("HIGHEST") == text().count("HIGHEST") > 0
 
 
+@pytest.mark.slow
 def test_a_step_of_double_precision_is_another():
     def step(p, h, x):
         h = jnp.tanh(x @ p + h)
@@ -384,6 +393,7 @@ def test_a_step_that_has_no_hash():
     np.testing.assert_allclose(found[:, 2:], rnn.scan(Leaky(0.5), given[0], given[1][:, 2:], given[2])[1], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_constants_in_a_tuple_are_told_apart_by_their_sign():
     def step(p, h, x, c):
         h = h + jnp.arctan2(c[0], -1.0)
@@ -394,6 +404,7 @@ def test_constants_in_a_tuple_are_told_apart_by_their_sign():
     np.testing.assert_allclose(ends[0], -ends[1])
 
 
+@pytest.mark.slow
 def test_a_column_of_parameters_that_becomes_a_row_is_of_the_units(backend):
     def step(p, h, x):
         h = jnp.tanh(x @ p["w"] + h @ p["u"] + p["b"].reshape(-1))
@@ -438,6 +449,7 @@ def test_a_method_is_asked_anew_what_its_object_has_become(wrap):
 
 
 @pytest.mark.parametrize("kind", [lambda own: own, dataclasses.dataclass], ids=["plain", "dataclass"])
+@pytest.mark.slow
 def test_an_object_that_is_a_step_may_change(kind):
     class Own:
         scale: float = 1.0
@@ -487,6 +499,7 @@ def test_a_step_with_side_effects_or_a_narrow_state_stays_with_the_scan():
     assert "the least that the carry has" in rnn.explain_step(counts, params, given[1], (given[2], drawn(2, 1)))
 
 
+@pytest.mark.slow
 def test_a_whole_number_of_the_state_is_told_and_one_of_x_has_a_kernel(need_native):
     need_native("native")
 
