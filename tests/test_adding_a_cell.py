@@ -350,6 +350,21 @@ def test_the_number_of_units_is_told_by_the_parameters(cell):
         hidden_size(cell, {"kernel": jnp.ones((5, 6))}, 5)
 
 
+def test_an_init_that_makes_only_some_sizes_is_told_to_give_a_carry():
+    def init(key, features, hidden_size):
+        if hidden_size != 4:
+            raise ValueError(f"hidden_size is {hidden_size}; expected 4")
+        return {"kernel": jnp.ones((features, hidden_size))}
+
+    cell = rnn.cell(lambda params, h, x: (x @ params["kernel"], h), init)
+    params, x = init(None, 5, 4), jnp.ones((2, 3, 5))
+    with pytest.raises(
+        ValueError, match=r"with \(192, 384, 576\), and fails: .*expected 4 \(a layer that is given a carry"
+    ):
+        cell.layer(params, x)
+    assert cell.layer(params, x, jnp.zeros((2, 4)))[0].shape == (2, 4)
+
+
 @pytest.mark.parametrize("backend", ["auto", "scan"])
 def test_what_is_explained_is_what_runs(own, backend):
     params, x = own.init(jax.random.key(0), 5, 8), jnp.ones((2, 3, 5))

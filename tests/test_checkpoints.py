@@ -207,7 +207,7 @@ def test_a_flipped_bit_is_noticed_and_set_aside(checkpoints, learner, state, tmp
     with pytest.raises(CheckpointError, match="20 can't be restored"):
         restore_state(checkpoints, 20, learner.template)
     told = checkpoints.set_aside_damaged(learner.template.shapes())
-    assert list(told) == [20] == checkpoints.lost_steps()
+    assert list(told) == [20]
     assert "damaged/20-0" in told[20]
     assert (tmp_path / "run" / "damaged" / "20-0").is_dir()
     assert checkpoints.steps() == [10]

@@ -17,6 +17,7 @@ from seqmnist_jax.cli import text
 from seqmnist_jax.errors import UsageError
 from seqmnist_jax.models.build import build_model
 from seqmnist_jax.training import jobs, plan, programs, sweep
+from seqmnist_jax.training.folders import BEGUN, look
 from seqmnist_jax.training.replicas import QUIET, Watch
 from seqmnist_jax.training.run import build_run
 from seqmnist_jax.training.train import Stopped, train
@@ -164,6 +165,10 @@ def test_a_stopped_sweep_makes_no_trial_twice_and_ends_alike(chosen, tmp_path):
         )
         with pytest.raises(Stopped):
             sweep.train_sweep(grid, points, tmp_path, watch=watch)
+        with pytest.raises(WorkdirError, match="holds a sweep"):
+            look(build_run(config_of(sweep="", choose="", choose_steps=0)), tmp_path)
+        with pytest.raises(WorkdirError, match="choose_steps: 10 there, 11 here"):
+            sweep.survey(*built(**one_cell, choose_steps=11), tmp_path)
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "trials" / "replicas").glob("*/summary.json")}
     assert len(times) == 2
     assert list((tmp_path / "replicas").iterdir()), "the second stop was among the runs"
@@ -196,6 +201,10 @@ def test_what_else_a_folder_may_be_asked_for(chosen, tmp_path):
         sweep.train_sweep(*built(choose_steps=11), folder, watch=QUIET)
     assert sweep.train_sweep(*built(), folder, watch=Watch(say=lines.append)) == chosen[1]
     assert not any("Compiled" in line for line in lines)
+    # What is on record counts for other seeds of the recipe too, whatever trials would say now.
+    more = {"sweep": f"{{'{CELLS}': (('gru', 8), ('lstm', 6)), 'seed': (1, 3)}}"}
+    assert plan.trials_in_words(plan.decide(built(**more)[1], folder)) == ""
+    assert sweep.survey(*built(**more), folder)[0] == BEGUN
     # So has one that diverged.
     ended = folder / "replicas" / plan.decide(built()[1], folder)[0].name
     (ended / "summary.json").rename(ended / "diverged.json")
@@ -282,3 +291,32 @@ def test_the_page_of_the_bakeoff(chosen, tmp_path):
     assert "- LSTM 4, learning rate 3e+38, seed 2: diverged." in page
     assert re.search(r"- `r\w{6}`, GRU 8: learning_rate 0\.", page)
     assert (tmp_path / "page.svg").exists() == ("page.svg" in page)
+
+
+@pytest.mark.parametrize(
+    ("swept", "first", "then", "plain"),
+    [
+        ("optimizer.clip.mask", "'none', 'all'", "'all'", {}),
+        ("optimizer.clip.mask", "'all'", "'none', 'all'", {}),
+        ("optimizer.schedule", "'constant', 'warmup_cosine'", "'warmup_cosine'", {}),
+        ("train.steps", "10, 20", "20", {"optimizer.warmup_steps": 15}),
+    ],
+)
+def test_what_a_swept_field_decides_makes_no_other_sweep(tmp_path, swept, first, then, plain):
+    fields = {"choose": "", "choose_steps": 0, "optimizer.clip.mask": "all", "optimizer.clip.norm": 1.0, **plain}
+    grid, points = built(**fields, sweep=f"{{'{swept}': ({first},)}}")
+    sweep._record_sweep(grid, points, tmp_path, [])
+    assert sweep.survey(*built(**fields, sweep=f"{{'{swept}': ({then},)}}"), tmp_path)[0] == BEGUN
+    with pytest.raises(WorkdirError, match=r"train\.batch_size: 16 there, 8 here"):
+        sweep.survey(*built(**fields, sweep=f"{{'{swept}': ({then},)}}", **{"train.batch_size": 8}), tmp_path)
+
+
+def test_trials_are_of_their_own_length(tmp_path):
+    traced = {"sweep": "{'train.steps': (20, 40)}", "runtime.profile_steps": "12:14"}
+    _, points = built(**traced)
+    assert [len(point.trials) for point in points] == [3, 3]
+    assert [trial.name for trial in plan.all_trials(points)] == [f"learning_rate={rate}" for rate in (0.01, 0.1, 3e38)]
+    config = config_of(**{"optimizer.warmup_steps": 15})
+    grid = plan.build_sweep(config)
+    with pytest.raises(UsageError, match=r"^In the trials, of choose_steps = 10: optimizer\.warmup_steps is 15"):
+        plan.build_points(config, grid, ["optimizer.warmup_steps"])

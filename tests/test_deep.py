@@ -175,6 +175,16 @@ def test_an_mlp_is_its_equations_and_knows_no_order():
     np.testing.assert_allclose(every[:, 4], logits(model, variables, x, lengths=jnp.full(BATCH, 5)), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [DEEP | STAGES, {"model.name": "mlp", "model.norm": "none"}, {"model.memory": 5}],
+    ids=["deep", "mlp", "memory"],
+)
+def test_a_batch_of_nothing(changes):
+    model, variables, x = made(**changes)
+    assert logits(model, variables, x[:0]).shape == (0, 3)
+
+
 def test_a_run_with_a_memory_says_what_runs_its_layer():
     run = build_run(tiny.config(**{"model.memory": 5, "runtime.backend": "fused"}))
     assert run.recurrence().startswith("fused: named by the caller")

@@ -222,6 +222,10 @@ def test_other_data_are_told_with_where_they_were(finished, tmp_path):
     for name, field in (("data.json", "content_hash"), ("config.json", "data_dir")):
         text = (folder / name).read_text()
         (folder / name).write_text(re.sub(rf'"{field}": "[^"]*"', f'"{field}": "/of/another"', text))
+    with pytest.raises(WorkdirError, match=r"read mnist-5k \(embedded\); this command reads mnist-5k \(embedded"):
+        run_in(folder)  # which names a folder that this source does not read
+    facts = json.loads((folder / "data.json").read_text())
+    (folder / "data.json").write_text(json.dumps({**facts, "source": "idx"}))
     with pytest.raises(WorkdirError, match=r"read the files in /of/another; this command reads mnist-5k \(embedded"):
         run_in(folder)
 

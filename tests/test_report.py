@@ -260,7 +260,7 @@ def test_each_sweep_has_its_ranking_and_runs_beside_it_their_means(trained, copy
     assert [told["entries"][0]["runs"] for told in both["rankings"]] == ["2", "2"]
     (recipe,) = both["recipes"]
     assert recipe["seeds"] == [1, 2, 3, 4]
-    assert "The seeds were made by different commits." in recipe["warnings"]
+    assert "The seeds differ in commit." in recipe["warnings"]
 
 
 def test_a_place_that_can_not_be_written_is_refused_before_the_work(copy, monkeypatch):

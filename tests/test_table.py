@@ -87,9 +87,9 @@ def test_times_are_those_of_one_device_and_one_commit_and_the_row_says_whose(run
     assert (row["train_seconds"], row["device"], row["commit"]) == (120.0, "2 CPU cores", "abababa")
     assert row["timed_seeds"] == [1, 2, 3]
     assert row["devices"] == {"2 CPU cores": [1, 2, 3, 5], "1 x GPU": [4]}
-    assert row["warnings"] == ["The seeds were made by different commits, devices."]
+    assert row["warnings"] == ["The seeds differ in device, commit."]
     page = results_page.as_markdown([row])
-    assert f"- WARNING: The seeds were made by different commits, devices. ({row['id']})" in page
+    assert f"- WARNING: The seeds differ in device, commit. ({row['id']})" in page
     assert "| 3 of 5 | 2.0 min |" in page
     assert "| abababa (seeds 1, 2, 3, 4); cdcdcdc+changes (seed 5) |" in page
     assert f"| [{runs}]({runs}) | 2026-11-26 |" in page
@@ -122,7 +122,7 @@ def test_seeds_measured_in_different_precisions_are_told(runs):
     for seed, precision in ((4, "bfloat16"), (5, "float32")):
         make_run(runs / f"measured{seed}", seed, 0.98, eval_precision=precision)
     (row,) = rows_of([str(runs)])
-    assert row["warnings"] == ["The seeds were made by different precisions of evaluation."]
+    assert row["warnings"] == ["The seeds differ in precision of evaluation."]
 
 
 def test_times_of_runs_that_trained_together_are_not_mixed_with_others(runs):
@@ -136,7 +136,7 @@ def test_seeds_by_another_command_are_told(runs):
     by_flag = "python launch.py --config configs/other.py --config.seed=4 --config.model.cell=gru"
     make_run(runs / "flagged", 4, 0.98, command=by_flag)
     (row,) = rows_of([str(runs)])
-    assert row["warnings"] == ["The seeds were made by different commands."]
+    assert row["warnings"] == ["The seeds differ in command."]
     # The config's own seed needs no flag, so that is the same command.
     make_run(runs / "flagged" / "plain", 5, 0.98, command="python launch.py --config configs/pixel_gru.py")
     (row,) = rows_of([str(runs / "gru*"), str(runs / "flagged" / "plain")])

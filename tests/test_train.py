@@ -402,6 +402,25 @@ def test_a_damaged_best_checkpoint_is_said_to_be_lost(best_first, tmp_path, by_a
     assert summary["best_step"] != 10
 
 
+@pytest.mark.parametrize("changes", [{"data.selection": "last"}, {"data.split": "first:0"}], ids=["last", "none"])
+def test_nothing_is_lost_where_no_checkpoint_is_selected(tmp_path, changes):
+    run_in(tmp_path, **EQUAL, **changes, **{"train.steps": 30})
+    (tmp_path / "checkpoints" / "20" / "metadata" / "metadata").unlink()
+    run, said = build_run(tiny.config(**EQUAL, **changes)), []
+    assert training.train(run, tmp_path, watch=Watch(say=said.append))["lost_checkpoints"] == []
+    assert not [line for line in said if "by validation" in line]
+
+
+def test_what_is_lost_counts_only_until_a_better_one(tmp_path):
+    learning = {"train.eval_every": 10, "model.norm": "none"}
+    whole = run_in(tmp_path / "whole", **learning)
+    run_in(tmp_path / "run", **learning, **{"train.steps": 20})
+    (tmp_path / "run" / "checkpoints" / "10" / "metadata" / "metadata").unlink()
+    summary = training.train(build_run(tiny.config(**learning)), tmp_path / "run", watch=QUIET)
+    assert summary["best_step"] == whole["best_step"] > 20
+    assert summary["lost_checkpoints"] == []
+
+
 def test_a_run_and_its_rerun_are_compared_to_the_bit(whole, tmp_path):
     # In the longest dispatches; the shortest, of a step each, are those of runs that stop.
     run_in(tmp_path / "same", **{"runtime.dispatch_seconds": 100.0})

@@ -207,9 +207,7 @@ def _row(group: Sequence[Result]) -> Json:
     origin, precision = _origin(summaries), _precision(recipe, summaries)
     command = _command(origin["commands"])
     told = [warning for one in summaries for warning in caveats.warnings(one["dataset"], one)]
-    mixed = [name for name in ("commits", "commands", "devices") if len(origin[name]) > 1]
-    measured = {one["eval_precision"] for one in summaries if "eval_precision" in one}  # earlier versions don't say
-    mixed += ["precisions of evaluation"] if len(measured) > 1 else []
+    mixed = [*caveats.differences(summaries), *(["command"] if len(origin["commands"]) > 1 else [])]
     return {
         "id": _id(recipe),
         "config": provenance.config_title(command),

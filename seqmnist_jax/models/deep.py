@@ -120,7 +120,7 @@ class DeepClassifier(WithRecurrence, nn.Module):
             if index:
                 lengths = None if lengths is None else lengths // self.shorten
                 groups = x.shape[1] // self.shorten
-                x = x[:, : groups * self.shorten].reshape(x.shape[0], groups, -1)
+                x = x[:, : groups * self.shorten].reshape(x.shape[0], groups, self.shorten * x.shape[2])
             name, precision = f"stage_{index}", OF_PRODUCTS[self.engine.precision]
             x = nn.Dense(stage.channels, precision=precision, dot_general=dot_by_rows, name=f"{name}_input")(x)
             for place in range(stage.blocks):

@@ -1,6 +1,7 @@
 """What stands between a network's features and its logits; and the network that is nothing else, an MLP."""
 
 import functools
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -178,7 +179,7 @@ class MLP(WithoutRecurrence):
         """
         x, _ = without_padding(x, lengths)
         of_x, of_units, _ = keep if train and keep is not None else (None, None, None)
-        flat = drop_units(self, x.reshape(x.shape[0], -1), of_x, self.data_axis)
+        flat = drop_units(self, x.reshape(x.shape[0], math.prod(x.shape[1:])), of_x, self.data_axis)
         first = nn.Dense(
             self.hidden_size if self.num_layers else self.num_classes,
             precision=jax.lax.Precision.HIGHEST,

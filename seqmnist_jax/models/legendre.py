@@ -51,4 +51,4 @@ def with_memory(x: Array, order: int) -> Array:
     time, x = x.shape[1], x.astype(jnp.promote_types(x.dtype, jnp.float32))
     spectrum = jnp.fft.rfft(x, 2 * time, axis=1)[..., None] * _response(order, time)[:, None]
     memory = jnp.fft.irfft(spectrum, 2 * time, axis=1)[:, :time]
-    return jnp.concatenate([x, memory.reshape(*x.shape[:2], -1)], axis=-1)
+    return jnp.concatenate([x, memory.reshape(*x.shape[:2], x.shape[2] * order)], axis=-1)

@@ -56,7 +56,8 @@ def cell(
       step: ``step(params, carry, x) -> (carry, y)``, pure, for x [batch, features]; y is [batch, hidden]. Where it has
         an argument `precision` it is given one of `PRECISIONS`, for `product`.
       init: ``init(key, features, hidden_size)`` makes params, a dict of arrays. It may have other arguments, with
-        defaults, as `init_lstm` has.
+        defaults, as `init_lstm` has. A layer that is given no carry asks it for shapes, traced, at other sizes too:
+        so it learns how many units params have.
       zero_carry: the carry of a new sequence, from a zero h [batch, hidden]; where it isn't given, the carry is one h.
         An LSTM's is ``lambda zero: (zero, zero)``. With an argument `params` it is given those too, for a carry that
         is not as wide as h.
@@ -83,7 +84,8 @@ def cell(
 
 def scans_its_step(cell: Cell) -> bool:
     """Whether the cell's layer is made of its step, and not one of its own."""
-    return hasattr(cell.layer, SCANNED)
+    # What `functools.wraps` made of such a layer has its attributes too.
+    return hasattr(cell.layer, SCANNED) and not hasattr(cell.layer, "__wrapped__")
 
 
 def _check_arguments(name: str, function: Any, needed: tuple[str, ...], others: tuple[str, ...] = ()) -> None:
@@ -115,7 +117,11 @@ def hidden_size(cell: Cell, params: Any, features: int) -> int:
       ValueError: params are not what the cell's initialiser makes, or none of them depends on it.
     """
     shapes = _shapes(params)
-    few, more, most = (_initial_shapes(cell.init, features, size) for size in _SIZES)
+    try:
+        few, more, most = (_initial_shapes(cell.init, features, size) for size in _SIZES)
+    except Exception as error:
+        why = f"to tell how many units params have, the cell's init is asked for its shapes with {_SIZES}, and fails"
+        raise ValueError(f"{why}: {error} (a layer that is given a carry does not ask)") from error
     if {name: len(shape) for name, shape in shapes.items()} != {name: len(shape) for name, shape in few.items()}:
         raise ValueError(f"params has shapes {shapes}; expected those of the cell's init, {few} for {_SIZES[0]} units")
     told = []

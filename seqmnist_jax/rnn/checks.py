@@ -26,7 +26,14 @@ def as_array(name: str, value: Any) -> Any:
         array = jnp.asarray(value) if hasattr(value, "__jax_array__") else np.asarray(value)
     except Exception as error:
         raise ValueError(f"{name} is a {type(value).__name__}, of which NumPy makes no array: {error}") from error
+    array = in_own_order(array)
     return array.astype(jax.dtypes.canonicalize_dtype(array.dtype)) if array.dtype.kind == "f" else array
+
+
+def in_own_order(array: Any) -> Any:
+    """NumPy's array in this machine's order of bytes; a program that `jit` has made misreads the other one."""
+    is_other = isinstance(array, np.ndarray) and not array.dtype.isnative
+    return array.astype(array.dtype.newbyteorder("=")) if is_other else array
 
 
 def as_carry(value: Any) -> Any:
@@ -137,11 +144,10 @@ def check_params(params: Any, names: tuple[str, ...], gates: int, x: Any, hint: 
     if set(params) != set(names):
         raise ValueError(f"params has {sorted(map(str, params))}; expected {sorted(names)}{hint}")
     params = {name: as_array(f"params[{name!r}]", params[name]) for name in names}
-    first = "recurrent_kernel" if "recurrent_kernel" in names else "kernel"
-    shape = params[first].shape
-    hidden = 0 if len(shape) != 2 else shape[0] if first == "recurrent_kernel" else shape[1] // gates
+    shape = params["recurrent_kernel"].shape
+    hidden = shape[0] if len(shape) == 2 else 0
     rows = {"kernel": (x.shape[-1],), "recurrent_kernel": (hidden,)}
-    for name in (first, *names):
+    for name in ("recurrent_kernel", *names):
         if not is_real(params[name].dtype):
             raise ValueError(f"params[{name!r}] has dtype {params[name].dtype}; expected real numbers")
         expected = (*rows.get(name, ()), gates * hidden)

@@ -166,6 +166,8 @@ def from_keras(weights: Sequence[Any], *, reset_after: bool | None = None) -> Pa
       ValueError: there are not two or three arrays, one has the wrong shape, or the bias
         contradicts `reset_after`.
     """
+    if not hasattr(weights, "__len__"):
+        raise ValueError(f"weights is a {type(weights).__name__}; expected what a layer's get_weights() gives")
     if len(weights) not in (2, 3):
         raise ValueError(f"weights has {len(weights)} arrays; expected kernel, recurrent_kernel and perhaps bias")
     kernel, recurrent_kernel, *biases = (private_array(value) for value in weights)

@@ -5,6 +5,7 @@
 
 import functools
 import inspect
+import threading
 import types
 import weakref
 from collections.abc import Callable, Hashable
@@ -14,7 +15,7 @@ import jax
 import numpy as np
 
 from seqmnist_jax.rnn.cells import PRECISIONS
-from seqmnist_jax.rnn.checks import choice
+from seqmnist_jax.rnn.checks import choice, in_own_order
 from seqmnist_jax.rnn.per_device import per_device
 
 # Of a function: a number that anneals has a program for each value.
@@ -24,6 +25,7 @@ SCANNED = "scanned_step"
 # By function, then by all else that a program depends on. Neither the function nor what it closes over is kept; steps
 # that were divided are, the last 256 (`recurrence`).
 _PROGRAMS: weakref.WeakKeyDictionary[Any, dict[Any, Callable[..., Any]]] = weakref.WeakKeyDictionary()
+_LOCK = threading.Lock()
 
 
 @functools.lru_cache(maxsize=256, typed=True)
@@ -96,7 +98,7 @@ def compiled(run: Callable[..., Any], function: Any, arguments: tuple[Any, ...],
     """
     run, function = per_device(run), identified(function)
     leaves, tree = jax.tree.flatten(arguments)
-    arrays = [leaf if is_array(leaf) else None for leaf in leaves]
+    arrays = [in_own_order(leaf) if is_array(leaf) else None for leaf in leaves]
     others = [None if array is not None else leaf for leaf, array in zip(leaves, arrays, strict=True)]
     parts = [part for option in options for part in (option if isinstance(option, tuple) else (option,))]
     are_keys = all(other is None or isinstance(other, str | int | float | np.generic) for other in others)
@@ -108,22 +110,22 @@ def compiled(run: Callable[..., Any], function: Any, arguments: tuple[Any, ...],
         if values and not is_open and all(map(_is_constant, (function.func, *values))):
             texts = tuple(repr(value) for value in values if not hasattr(value, "__name__"))
             function = _bound(function.func, tuple(function.keywords), texts, *values)
-        programs = _PROGRAMS.setdefault(function, {})
         # As text: 0.0 equals -0.0, and NaN not even itself.
         numbers = tuple((type(other), repr(other)) for other in others)
         key = (run, tree, numbers, tuple((type(option), option) for option in options))
-        if key not in programs:
-            if len(programs) == MOST_PROGRAMS:
-                del programs[next(iter(programs))]
-            alive = weakref.ref(function)
+        alive = weakref.ref(function)
 
-            def program(arrays: list[Any]) -> Any:
-                leaves = [other if array is None else array for array, other in zip(arrays, others, strict=True)]
-                return run(alive(), *jax.tree.unflatten(tree, leaves), *options)
+        def program(arrays: list[Any]) -> Any:
+            leaves = [other if array is None else array for array, other in zip(arrays, others, strict=True)]
+            return run(alive(), *jax.tree.unflatten(tree, leaves), *options)
 
+        with _LOCK:
+            programs = _PROGRAMS.setdefault(function, {})
             # Not inlined: the derivatives of a program are known by it, those of its parts are made anew.
-            programs[key] = jax.jit(program)
-        program = programs[key] = programs.pop(key)  # the last that goes
+            known = programs.pop(key, None) or jax.jit(program)
+            if len(programs) >= MOST_PROGRAMS:
+                del programs[next(iter(programs))]
+            programs[key] = known  # the last that goes
     except TypeError:  # Something can't be a key.
         return run(function, *arguments, *options)
-    return program(arrays)
+    return known(arrays)

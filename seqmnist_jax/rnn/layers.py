@@ -40,8 +40,11 @@ def _checked(
 ) -> tuple[Any, Any, Any]:
     """What a layer makes of its arguments, arrays or their shapes: params, carry, and the dtype of all."""
     kind = _KINDS[cell]
-    is_other = cell == "gru" and hasattr(params, "keys") and set(params) == set(_NAMES)
-    hint = "; without a recurrent_bias it is a GRU with reset_after=False" if is_other else ""
+    hint = ""
+    if cell == "gru" and hasattr(params, "keys") and set(params) == set(_NAMES):
+        shape: Any = getattr(params["recurrent_kernel"], "shape", ())
+        is_lstm = len(shape) == 2 and shape[1] == cells.LSTM_GATES * shape[0]
+        hint = "; these are an LSTM's" if is_lstm else "; without a recurrent_bias it is a GRU with reset_after=False"
     params, hidden = checks.check_params(params, kind.names, kind.gates, x, hint)
     dtype = checks.common_dtype(params, x)
     carry = checks.check_carry(carry, kind.carries, (x.shape[0], hidden), dtype, zeros)

@@ -73,7 +73,9 @@ def look(run: Run, workdir: Path) -> str:
         old = configs.from_json(files.read_config(workdir))
         facts = files.read_facts(workdir)
         identity = configs.identity(old, facts["content_hash"])
-        check_identity(run, identity, facts, str(workdir))
+        is_named = facts["source"] == "idx" and old.runtime.data_dir
+        data = f"the files in {old.runtime.data_dir}" if is_named else f"{facts['name']} ({facts['source']})"
+        check_identity(run, identity, facts, str(workdir), data)
     elif isinstance(summary.get("identity"), dict):  # of which only the results were kept
         check_identity(run, configs.completed(summary["identity"]), summary["dataset"], str(workdir))
     elif left := [name for name in LEFT_BY_RUNS if (workdir / name).exists()]:
@@ -84,7 +86,7 @@ def look(run: Run, workdir: Path) -> str:
     else:
         return NEW
     saved = saved_steps(workdir / files.CHECKPOINTS)
-    done = max([summary.get("steps", 0), diverged.get("step", 0), *saved])
+    done = max([summary.get("steps", 0), diverged.get("step", 1) - 1, *saved])  # the step of a divergence is not taken
     if done > run.steps:
         raise UsageError(f"{workdir} has done {done} steps already, but train.steps is {run.steps}.")
     is_trial = files.has_trials(workdir.absolute().parent.parent) or (summary and "test_accuracy" not in summary)
@@ -109,8 +111,10 @@ def check_result_stays(run: Run, workdir: Path) -> None:
         )
 
 
-def check_identity(run: Run, identity: configs.FlatConfig, facts: dict[str, Any], where: str) -> None:
-    """Raises `WorkdirError` where this is not the run's identity.
+def check_identity(
+    run: Run, identity: configs.FlatConfig, facts: dict[str, Any], where: str, data: str = "other data"
+) -> None:
+    """Raises `WorkdirError` where this is not the run's identity; `data` is what that run read, in words.
 
     Nor is it the run's where its protocol was another one then, of which `facts`, as of `Task.facts`, tell.
     """
@@ -125,8 +129,8 @@ def check_identity(run: Run, identity: configs.FlatConfig, facts: dict[str, Any]
     if identity.get(configs.CONTENT) != run.identity[configs.CONTENT]:
         now = run.task.dataset
         mends += [
-            f"That run read {facts.get('name')} ({facts.get('source')}); this command reads {now.name} ({now.source}). "
-            "A folder is named by SEQMNIST_DATA_DIR or --config.runtime.data_dir."
+            f"That run read {data}; this command reads {now.name} ({now.source}). A folder is named by "
+            "SEQMNIST_DATA_DIR or --config.runtime.data_dir."
         ]
     if identity.get(configs.CELL_CONTENT) != run.identity.get(configs.CELL_CONTENT):
         mends += ["The file of its cell has changed since: it would be another network. Restore the file to resume."]

@@ -170,7 +170,7 @@ def _with(config: ml_collections.ConfigDict, overrides: Overrides) -> ml_collect
             section = section[part]
         try:
             section[name] = value
-        except (TypeError, ValueError) as e:
+        except (TypeError, ValueError, OverflowError) as e:
             wanted = type(section[name]).__name__
             raise UsageError(f"sweep or choose has {value!r} for {field}; expected a value of type {wanted}.") from e
     return changed
@@ -225,10 +225,16 @@ def build_points(config: ml_collections.ConfigDict, grid: Grid, named: Iterable[
         firsts.setdefault(recipe_of(point), point)
     asked = []
     for point in firsts.values():
-        kept = {field: value for field, value in without_seed(point.overrides).items() if field not in start}
+        own = {*start, "train.steps"}
+        kept = {field: value for field, value in without_seed(point.overrides).items() if field not in own}
         length = {SEED: point.run.learner.seed, "train.steps": config.choose_steps}
         asked += [(_name(kept | one, joint), kept | one | length) for one in candidates]
-    tried = _build(config, asked, {*named, *start})
+    config = copy.deepcopy(config)
+    config.runtime.profile_steps = ""
+    try:
+        tried = _build(config, asked, {*named, *start})
+    except UsageError as error:
+        raise UsageError(f"In the trials, of choose_steps = {config.choose_steps:,}: {error}") from None
     for trial in tried:
         _check_validates(trial.run)
     tried = [trial._replace(run=dataclasses.replace(trial.run, tests=False)) for trial in tried]
@@ -307,26 +313,29 @@ def folder_of(workdir: Path, point: SweepPoint) -> Path:
 
 
 def decide(points: Sequence[SweepPoint], workdir: Path) -> list[SweepPoint]:
-    """The points with what their trials have chosen: the values of the best by its best validation accuracy.
+    """The points with what was chosen for them: what a run of the same recipe has on record, or else by their trials.
 
-    One that diverged is the worst, of equal ones the smaller values win. A point stays as it is if it has its choice,
-    or if one of its trials has not ended and its own run does not know the choice either.
+    Of these the values of the best by its best validation accuracy; one that diverged is the worst, of equal ones the
+    smaller values win. A point stays as it is if it has its choice, or if one of its trials has not ended.
 
     Args:
       points: as `build_points` makes them.
-      workdir: the sweep's. The trials may have been removed since a point's own run put the choice on record.
+      workdir: the sweep's. The trials may have been removed since a run put the choice on record.
 
     Raises:
       as `folders.look`, of the trials' folders.
     """
+    open_points = [point for point in points if point.trials and not point.run.choice]
+    known: dict[str, Json] = {}  # what a run of a recipe has on record
+    for point, name in itertools.product(open_points, (files.SUMMARY, files.DIVERGED)):
+        choice = _read(folder_of(workdir, point) / name).get("choice")
+        if choice and _is_asked(choice, point):
+            known.setdefault(recipe_of(point), choice)
     decided = []
     for point in points:
-        choice = None
-        if point.trials and not point.run.choice:
-            own = folder_of(workdir, point)
-            ends = (_read(own / name).get("choice") for name in (files.SUMMARY, files.DIVERGED))
-            choice = _choose(point, workdir / files.TRIALS) or next(filter(None, ends), None)
-        if choice is None or not _is_asked(choice, point):
+        is_open = point.trials and not point.run.choice
+        choice = (known.get(recipe_of(point)) or _choose(point, workdir / files.TRIALS)) if is_open else None
+        if choice is None:
             decided.append(point)
             continue
         run = build_run(_with(configs.from_json(point.run.config), choice["chosen"]), point.run.task)
@@ -350,18 +359,15 @@ def _choose(point: SweepPoint, workdir: Path) -> Json | None:
     return {
         "chosen": point.candidates[int(first_best)],
         "candidates": [one | {VALIDATED: score} for one, score in zip(point.candidates, found, strict=True)],
-        **_length(point),
+        "steps": point.trials[0].run.steps,
+        SEED: point.trials[0].run.learner.seed,
     }
 
 
-def _length(point: SweepPoint) -> Json:
-    return {"steps": point.trials[0].run.steps, SEED: point.trials[0].run.learner.seed}
-
-
 def _is_asked(choice: Json, point: SweepPoint) -> bool:
-    """Whether a choice was made among the candidates of a point, by trials like its own."""
+    """Whether a choice was made among the candidates of a point, by trials as long as its own."""
     tried = [{field: value for field, value in one.items() if field != VALIDATED} for one in choice["candidates"]]
-    return tried == [*point.candidates] and _length(point).items() <= choice.items()
+    return tried == [*point.candidates] and choice["steps"] == point.trials[0].run.steps
 
 
 def choice_in_words(choice: Json) -> str:

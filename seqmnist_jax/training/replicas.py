@@ -17,8 +17,8 @@ from seqmnist_jax.training.programs import Divergence, Scores
 from seqmnist_jax.training.run import Run
 from seqmnist_jax.training.state import TrainState
 from seqmnist_jax.workdir import files
-from seqmnist_jax.workdir.checkpoints import Checkpoints
-from seqmnist_jax.workdir.metrics import JsonLinesWriter, Scalars
+from seqmnist_jax.workdir.checkpoints import Checkpoints, rank
+from seqmnist_jax.workdir.metrics import JsonLinesWriter, Scalars, read_events
 from seqmnist_jax.workdir.tensorboard import TensorBoardWriter
 
 Json = dict[str, Any]
@@ -89,7 +89,6 @@ class Replica:
       metrics, tensorboard: take what it has to tell; opened once all is read that was told before.
       sittings: of each stretch of steps made in the same place by the same code the first, and that place and code.
       diverged: why training of it ended early; None while all is well.
-      lost_checkpoints: the steps of those that were kept as the best, but could not be read any more.
       save_problem: why checkpoints can't be saved at the moment, as the user was told; None while they can.
     """
 
@@ -105,13 +104,27 @@ class Replica:
     tensorboard: TensorBoardWriter = dataclasses.field(init=False)
     sittings: list[Json] = dataclasses.field(default_factory=list)
     diverged: str | None = None
-    lost_checkpoints: list[int] = dataclasses.field(default_factory=list)
     save_problem: str | None = None
 
     @functools.cached_property
     def facts(self) -> Json:
         """What a checkpoint says of its run."""
         return {"config": self.run.config, "data": self.run.task.facts()}
+
+    def measured(self) -> list[Json]:
+        """The events that measured it for the selection."""
+        split = self.run.task.measured_split
+        return [event for event in read_events(self.workdir) if event["split"] == split]
+
+    def lost_checkpoints(self, end: int) -> list[int]:
+        """The step up to `end` that was measured as the best, where its checkpoint is not there any more."""
+        left = self.checkpoints.best_step(self.run.is_measured)
+        steps = {one["step"]: rank(one) for one in self.measured()}
+        ranks = {step: own for step, own in steps.items() if step <= end and self.run.is_measured(step)}
+        if self.run.task.protocol.selection == "last" or left not in ranks:
+            return []
+        best = max(ranks, key=lambda step: ranks[step])
+        return [best] if best != left else []
 
     def write_scalars(self, step: int, scalars: Scalars) -> None:
         """Records numbers, named 'split/metric', that hold at `step`, in metrics.jsonl and for TensorBoard."""
@@ -196,7 +209,7 @@ class ReplicaGroup:
     def save(self, replica: Replica, state: TrainState, validated: Scores | None) -> None:
         """Begins to save a checkpoint of a run; what was measured of it where it was evaluated."""
         clock = dataclasses.asdict(self.clock_of_one())
-        facts = {**replica.facts, "clock": clock, "lost": replica.lost_checkpoints, "sittings": replica.sittings}
+        facts = {**replica.facts, "clock": clock, "sittings": replica.sittings}
         checkpoints = replica.checkpoints
         self._tell_problem(replica, self.clock.measure("checkpoint", checkpoints.wait))
 

@@ -21,9 +21,9 @@ from seqmnist_jax.training.run import Run
 from seqmnist_jax.training.state import TrainState, restore_state
 from seqmnist_jax.workdir import caveats, files, provenance
 from seqmnist_jax.workdir import config as configs
-from seqmnist_jax.workdir.checkpoints import CheckpointError, Checkpoints, rank, read_saved, saved_steps
+from seqmnist_jax.workdir.checkpoints import CheckpointError, Checkpoints, read_saved, saved_steps
 from seqmnist_jax.workdir.lock import owned
-from seqmnist_jax.workdir.metrics import JsonLinesWriter, keep_events, read_events
+from seqmnist_jax.workdir.metrics import JsonLinesWriter, keep_events
 from seqmnist_jax.workdir.tensorboard import TensorBoardWriter
 
 
@@ -141,14 +141,10 @@ def open_group(exits: ExitStack, runs: Sequence[Run], waiting: Mapping[int, Repl
     step = processes.agree(min(end[-1] for end in ends.values()))
     group = ReplicaGroup(runs, [waiting[place] for place in ends if step in ends[place]], step, Clock(), watch)
     for replica in group.replicas:
-        ranks = {event["step"]: rank(event) for event in _measured(replica)}
-        best = ranks.get(replica.checkpoints.best_step(replica.run.is_measured) or 0, (-1.0, 0.0, 0))
-        lost = [one for one in replica.checkpoints.lost_steps() if one < step and replica.run.is_measured(one)]
-        replica.lost_checkpoints = [one for one in lost if ranks.get(one, best) >= best]
-        if replica.lost_checkpoints:
+        if lost := replica.lost_checkpoints(step):
             watch.say(
-                f"WARNING: {replica.workdir}: checkpoint {', '.join(map(str, replica.lost_checkpoints))} was the best "
-                "by validation. The result will be that of the best of the others, and its summary says so."
+                f"WARNING: {replica.workdir}: checkpoint {lost[0]} was the best by validation, and "
+                "is lost. Unless a later one is better, the result will be that of the best that is left, and say so."
             )
     return group
 
@@ -175,7 +171,6 @@ def _restore_or_init(group: ReplicaGroup, replica: Replica, init: Callable[..., 
     config, facts = configs.from_json(metadata["config"]), metadata["data"]
     identity = configs.identity(config, facts["content_hash"])
     check_identity(run, identity, facts, f"{replica.workdir}, checkpoint {step},")
-    replica.lost_checkpoints = sorted({*replica.lost_checkpoints, *metadata["lost"]})
     before = metadata["sittings"]
     is_same = {**before[-1], "first_step": 0} == {**origin, "first_step": 0}
     replica.sittings = before if is_same else [*before, {"first_step": step + 1, **origin}]
@@ -215,15 +210,9 @@ def _drop_later(replica: Replica, step: int) -> None:
     )
 
 
-def _measured(replica: Replica) -> list[Json]:
-    """The events that measured a run for the selection."""
-    split = replica.run.task.measured_split
-    return [event for event in read_events(replica.workdir) if event["split"] == split]
-
-
 def _validated(group: ReplicaGroup) -> list[tuple[int, float]]:
     """The steps at which all runs were measured before, and their mean accuracy there."""
-    found = [(event["step"], event["accuracy"]) for replica in group.replicas for event in _measured(replica)]
+    found = [(event["step"], event["accuracy"]) for replica in group.replicas for event in replica.measured()]
     counts = Counter(step for step, _ in found)
     of_all = sorted(step for step, count in counts.items() if count == len(group.replicas))
     return [(step, float(np.mean([accuracy for at, accuracy in found if at == step]))) for step in of_all]

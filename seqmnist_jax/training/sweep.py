@@ -81,6 +81,8 @@ def train_sweep(
             tried = {key: values for key, values in grid.items() if key != plan.SEED}
             candidates = points[0].candidates
             tried |= {field: tuple({one[field]: 0 for one in candidates}) for field in candidates[0]}
+            if processes.is_main() and not (workdir / files.SWEEP).exists():
+                _record_sweep(grid, points, workdir, [])  # so that no other run takes the folder
             train_sweep(tried, trials, workdir / files.TRIALS, command=command, executor=executor, watch=watch)
             points = plan.decide(points, workdir)
         for point in {plan.recipe_of(point): point for point in points[::-1] if point.run.choice}.values():
@@ -103,9 +105,7 @@ def train_sweep(
         )
 
         if processes.is_main():
-            told: Json = {"sweep": dict(grid), "config of one run": points[0].run.config, TOGETHER: together}
-            told |= {CHOICE: _choice_asked(points), files.TRIALS: not points[0].run.tests}
-            files.write_json(workdir / files.SWEEP, told)
+            _record_sweep(grid, points, workdir, together)
             if any(look(job.run, job.folder) in GOING for job in jobs.values() if job.folder):
                 (workdir / files.SUMMARY).unlink(missing_ok=True)  # of shorter runs, which go on now
         _train_groups(groups, workdir, executor, watch)
@@ -132,13 +132,17 @@ def survey(grid: Grid, points: Sequence[SweepPoint], workdir: Path) -> tuple[str
     """
     check_folder(workdir)
     old: Json = {}
-    points, choice = plan.decide(points, workdir), _choice_asked(points)
+    choice = _choice_asked(points)
     if (workdir / files.SWEEP).exists():
         old = files.read_json(workdir / files.SWEEP, needed=("sweep", "config of one run"))
         data = points[0].run.identity[configs.CONTENT]  # of which each run's own folder knows
         fields = {field for key in (*old["sweep"], *grid) for field in plan.fields_of(key)}
         fields |= {field for one in (choice, old.get(CHOICE, {})) for field in one.get("candidates", [{}])[0]}
-        then = configs.from_json(old["config of one run"])
+        then, now = configs.from_json(old["config of one run"]), configs.flatten(points[0].run.config)
+        with then.ignore_type():  # what follows from the value of such a field is no difference
+            then.update_from_flattened_dict({field: now[field] for field in fields if field in now})
+        fields |= {configs.CELL_CONTENT} if "model.cell" in fields else set()
+        fields |= {"optimizer.warmup_steps"} if fields & {"train.steps", "optimizer.schedule"} else set()
         identities = [configs.identity(then, data), points[0].run.identity]
         # In their order, which runs' folders are named by.
         swept = [{"swept fields": [", ".join(plan.fields_of(key)) for key in keys]} for keys in (old["sweep"], grid)]
@@ -151,6 +155,7 @@ def survey(grid: Grid, points: Sequence[SweepPoint], workdir: Path) -> tuple[str
             )
     elif left := [name for name in (files.CONFIG, *LEFT_BY_RUNS) if (workdir / name).exists()]:
         raise files.WorkdirError(f"{workdir} holds a run ({left[0]}), not a sweep. Choose another --workdir.")
+    points = plan.decide(points, workdir)
     for trial in plan.all_trials(points):
         look(trial.run, plan.folder_of(workdir / files.TRIALS, trial))
     together, begun = [*old.get(TOGETHER, [])], {name for names in old.get(TOGETHER, []) for name in names}
@@ -229,6 +234,12 @@ def _train_group(jobs: list[Job], watch: Watch, workdir: Path | None = None) -> 
             _train_group(chunk, watch, workdir)
 
 
+def _record_sweep(grid: Grid, points: Sequence[SweepPoint], workdir: Path, together: list[list[str]]) -> None:
+    told: Json = {"sweep": dict(grid), "config of one run": points[0].run.config, TOGETHER: together}
+    told |= {CHOICE: _choice_asked(points), files.TRIALS: not points[0].run.tests}
+    files.write_json(workdir / files.SWEEP, told)
+
+
 def _record_chunks(chunks: Sequence[Sequence[Job]], workdir: Path) -> None:
     """Puts these in the place of the group in the sweep's record, so that who goes on comes to the same bits."""
     record, names = files.read_json(workdir / files.SWEEP), [[job.name for job in chunk] for chunk in chunks]
@@ -278,6 +289,7 @@ def _summarize(points: Sequence[SweepPoint], workdir: Path, grid: Grid) -> Json:
     # Means over those that are left are no recipe's; first come the recipes of which none diverged.
     entries.sort(key=lambda one: (len(one["diverged"]), -one["validation"]["mean"] if one["validation"] else 0.0))
     ended = [summary for runs in recipes.values() for _, summary in runs]
+    mixed = {name: 0 for runs in recipes.values() for name in caveats.differences([summary for _, summary in runs])}
     told = [warning for summary in ended for warning in caveats.warnings(summary["dataset"], summary)]
     if not ended:
         told = caveats.warnings(points[0].run.task.facts(), None, diverged=True)
@@ -286,5 +298,5 @@ def _summarize(points: Sequence[SweepPoint], workdir: Path, grid: Grid) -> Json:
         "datasets": list(dict.fromkeys(f"{s['dataset']['name']} ({s['dataset']['source']})" for s in ended)),
         "ranking": entries,
         "diverged": diverged,
-        "warnings": [*dict.fromkeys(told), *caveats.of_means(len(diverged), len(points))],
+        "warnings": [*dict.fromkeys(told), *caveats.of_means(len(diverged), len(points), [*mixed])],
     }

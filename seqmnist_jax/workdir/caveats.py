@@ -1,6 +1,7 @@
 """What must be said with a result: one set of words, from what a run has on record, for all who tell it."""
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 # How exact a run's products are, in training and in evaluation.
@@ -35,17 +36,22 @@ def warnings(
     if step is not None and known.get("best_step", step) != step:
         told.append(f"This is checkpoint {step}; the result in the summary is that of checkpoint {known['best_step']}.")
     sittings = known.get("sittings", [])
-    differing = []
-    for field, name in ORIGIN.items():
-        made = [one[field] for one in sittings if field in one]  # earlier versions don't say all
-        differing += [name] if any(value != made[0] for value in made) else []
-    if differing:
-        first = ", ".join(str(sitting["first_step"]) for sitting in sittings)
-        told.append(f"The run was made in sittings that differ in {', '.join(differing)}, from steps {first} on.")
+    if differing := differences(sittings):
+        starts = [str(one["first_step"]) for one in sittings[:1]]
+        starts += [str(one["first_step"]) for before, one in itertools.pairwise(sittings) if differences((before, one))]
+        told.append(
+            f"The run was made in sittings that differ in {', '.join(differing)}, from steps {', '.join(starts)} on."
+        )
     return told
 
 
+def differences(made: Iterable[Mapping[str, Any]]) -> list[str]:
+    """In what of their origin sittings, or the runs of some summaries, differ; earlier versions don't say all."""
+    told = {name: [one[field] for one in made if field in one] for field, name in ORIGIN.items()}
+    return [name for name, values in told.items() if any(value != values[0] for value in values)]
+
+
 def of_means(diverged: int, count: int, mixed: Sequence[str] = ()) -> list[str]:
-    """What must be said with means over the runs of one recipe, of which some diverged, or of which these differ."""
+    """What must be said with means over runs of which some diverged, or which differ in these."""
     told = [f"{diverged} of {count} runs diverged, and are in no mean."] if diverged else []
-    return told + ([f"The seeds were made by different {', '.join(mixed)}."] if mixed else [])
+    return told + ([f"The seeds differ in {', '.join(mixed)}."] if mixed else [])

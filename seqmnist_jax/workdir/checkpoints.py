@@ -336,11 +336,6 @@ class Checkpoints:
         (self._folder / str(step)).rename(place / f"{step}-{number}")
         self._aside[step] = f"Checkpoint {step} is set aside, in {place / f'{step}-{number}'}. {error}"
 
-    def lost_steps(self) -> list[int]:
-        """The steps whose checkpoints were set aside, now or earlier, and are not there again."""
-        names = [path.name.partition("-")[0] for path in self._folder.with_name(DAMAGED).glob("*-*")]
-        return sorted({int(name) for name in names if name.isdigit()} - {*self.steps()})
-
     def refresh(self) -> None:
         """Looks again at what is in the folder, where another process saves."""
         if not self._saves:

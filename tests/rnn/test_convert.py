@@ -400,6 +400,7 @@ def test_keras_errors(layer):
 
     check(2 * [kernel, recurrent_kernel, bias], r"^weights has 6 arrays; expected kernel, recurrent_kernel and")
     check([kernel], r"^weights has 1 arrays")
+    check(object(), r"^weights is a object; expected what a layer's get_weights\(\) gives")
     check(
         [kernel, kernel, bias], rf"^recurrent_kernel has shape \(5, {columns}\); expected \[hidden, gates \* hidden\]"
     )

@@ -146,6 +146,8 @@ def test_float64_of_numpy_is_what_jax_makes_of_it(way):
     got = run(*wide)
     assert_close(got, run(PARAMS[cell], X))
     assert {leaf.dtype for leaf in jax.tree.leaves(got)} == {np.dtype(np.float32)}
+    turned = jax.tree.map(lambda part: np.asarray(part).astype(">f4"), (PARAMS[cell], X, CARRIES[cell]))
+    assert_close(run(*turned), got)
 
 
 @pytest.mark.sampled(3)
@@ -372,6 +374,14 @@ def test_masks_are_not_stretched():
 def test_probabilities_outside_their_range(keep, place):
     with pytest.raises(ValueError, match=r"^keep is "):
         rnn.draw_masks(jax.random.key(0), tuple(keep if i == place else None for i in range(3)), 2, 3, 4, jnp.float32)
+
+
+@pytest.mark.parametrize("keep", [0.5, (0.5,), None])
+def test_probabilities_are_three(keep):
+    with pytest.raises(
+        ValueError, match=r"^keep is .*; expected a probability or None for each of inputs, outputs, state"
+    ):
+        rnn.draw_masks(jax.random.key(0), keep, 2, 3, 4, jnp.float32)
 
 
 def test_the_whole_number_one_keeps_all():

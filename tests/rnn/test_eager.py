@@ -3,6 +3,7 @@
 import functools
 import gc
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -167,6 +168,10 @@ def test_programs_of_a_number_that_anneals_are_not_kept_for_good(monkeypatch):
 
     for a in (0.1, 0.2, 0.3):
         assert float(rnn.scan(step, a, X, H)[1][0, 0, 0]) == pytest.approx(a * float(X[0, 0, 0]))
+    assert len(eager._PROGRAMS[step]) == 2
+    with ThreadPoolExecutor(8) as pool:
+        for a, found in enumerate(pool.map(lambda a: rnn.scan(step, float(a), X, H)[1][0, 0, 0], range(24))):
+            assert float(found) == pytest.approx(a * float(X[0, 0, 0]))
     assert len(eager._PROGRAMS[step]) == 2
 
 

@@ -241,6 +241,32 @@ def test_the_poles_of_the_s5():
         init["s5"](1, 4, dt_min=0.2)
 
 
+@pytest.mark.parametrize("dt", [1e-3, 1e-6])
+def test_a_short_step_of_the_s5_is_as_exact_as_a_long_one(dt):
+    params = {**init["s5"](1, 16), "dt": jnp.full(16, np.log(dt), jnp.float32)}
+    wide = {name: np.float64(value) for name, value in params.items()}
+    zero, x = np.zeros((1, 16)), np.ones((1, 1))
+    found, _ = CELLS["s5"].cell.step(params, (jnp.float32(zero), jnp.float32(zero)), jnp.float32(x))
+    expected, _ = field_steps.s5(wide, (zero, zero), x)
+    np.testing.assert_allclose(found, expected, rtol=2e-6)
+
+
+@pytest.mark.parametrize("backend", ["scan", "fused", "native"])
+def test_gates_of_the_min_lstm_may_both_be_closed(need_native, backend):
+    if backend == "native":
+        need_native()
+
+    def read(bias):
+        params = {"kernel": jnp.zeros((1, 3)), "bias": bias}
+        return CELLS["min_lstm"].cell.layer(params, jnp.ones((1, 2, 1)), jnp.zeros((1, 1)), backend=backend)[1]
+
+    for closed in (-39.0, -50.0, -90.0, -200.0):
+        bias = jnp.array([closed, closed, 1.0])
+        np.testing.assert_allclose(read(bias)[0, :, 0], [0.5, 0.75], rtol=1e-5)
+        slopes = jax.grad(lambda bias: read(bias).sum())(bias)
+        np.testing.assert_allclose(slopes, [0, 0, 1.25] if closed < -40 else [-0.5, 0.5, 1.25], rtol=1e-5)
+
+
 def test_uniform_weights_fill_their_range():
     for name, limit in (("lem", 64**-0.5), ("cornn", 131**-0.5)):
         for value in init[name](3, 64).values():
@@ -257,6 +283,8 @@ def test_numbers_are_found_and_taken():
     assert not any(known_options(CELLS[name].cell) for name in ("lstm", "gru", "gru_reset_before", "min_gru", "elman"))
     other = with_options(CELLS["lem"].cell, (("dt", 0.5),))
     assert other is with_options(CELLS["lem"].cell, (("dt", 0.5),))
+    doubled = functools.wraps(other.layer)(lambda *given, **named: jax.tree.map(jnp.add, *2 * (other.layer(*given),)))
+    assert with_options(other._replace(layer=doubled), (("dt", 0.5),)).layer is doubled
     ring = with_options(CELLS["lru"].cell, (("r_min", 0.9),))
     assert np.exp(-np.exp(ring.init(jax.random.key(0), 1, 64)["nu"])).min() >= 0.9 - 1e-6
 

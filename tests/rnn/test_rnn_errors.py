@@ -112,6 +112,10 @@ def test_params_of_the_other_layer(layer, draw):
     params, x, carry = draw()
     if layer.name == "gru":
         del params["recurrent_bias"]
+        hidden = params["recurrent_kernel"].shape[0]
+        of_lstm = {name: np.zeros((*value.shape[:-1], 4 * hidden), np.float32) for name, value in params.items()}
+        with pytest.raises(ValueError, match=r"^params has .*; these are an LSTM's"):
+            run(layer, of_lstm, x, carry)
     else:
         params["recurrent_bias"] = params["bias"]
     with pytest.raises(ValueError, match=r"^params has .*expected"):

@@ -4,7 +4,8 @@ Feng et al. 2024, "Were RNNs All We Needed?", with gates that add up to 1:
 
   f, i = sigmoid(x W + b);  h' = (f h + i n) / (f + i),  n = x W_n + b_n.
 
-The plain form, without logarithms and without an activation of n, as the minGRU's. Gate order: f, i, n. Carry: h.
+The plain form, without logarithms and without an activation of n, as the minGRU's. A gate is closed no further than
+sigmoid(-40). Gate order: f, i, n. Carry: h.
 
 kernel_init is the input kernel of a GRU (Glorot's limit counts its recurrent kernel too). Where time_scales are given
 they draw b_f, and b_i is -b_f: the share f / (f + i) that is kept is then sigmoid(b_f) before x plays a part.
@@ -20,11 +21,14 @@ from seqmnist_jax import rnn
 Array = jax.Array
 Params = dict[str, Array]
 
+CLOSED = -40.0
+
 
 def step(params: Params, h: Array, x: Array) -> tuple[Array, Array]:
     """One step: h [batch, hidden] and x [batch, features]."""
     f, i, n = jnp.split(x @ params["kernel"] + params["bias"], 3, axis=-1)
-    f, i = jax.nn.sigmoid(f), jax.nn.sigmoid(i)
+    # Of two gates that are closed further the square of f + i, of which gradients are made, is no float any more.
+    f, i = jax.nn.sigmoid(jnp.maximum(f, CLOSED)), jax.nn.sigmoid(jnp.maximum(i, CLOSED))
     h = (f * h + i * n) / (f + i)
     return h, h
 

@@ -35,9 +35,10 @@ def step(params: Params, carry: Carry, x: Array) -> tuple[Carry, Array]:
     decay, omega, dt = -jnp.exp(params["decay"]), params["omega"], jnp.exp(params["dt"])
     size = jnp.exp(decay * dt)
     cos, sin = size * jnp.cos(omega * dt), size * jnp.sin(omega * dt)
-    # (exp(L dt) - 1) / L
+    # (exp(L dt) - 1) / L, whose numerator is small where dt is.
+    less = jnp.expm1(decay * dt) * jnp.cos(omega * dt) - 2 * jnp.sin(omega * dt / 2) ** 2
     square = decay**2 + omega**2
-    hold_re, hold_im = ((cos - 1) * decay + sin * omega) / square, (sin * decay - (cos - 1) * omega) / square
+    hold_re, hold_im = (less * decay + sin * omega) / square, (sin * decay - less * omega) / square
     b_re, b_im = jnp.split(params["kernel"], 2, axis=-1)
     re, im = (
         cos * re - sin * im + x @ (hold_re * b_re - hold_im * b_im),
