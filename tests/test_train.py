@@ -402,6 +402,7 @@ def test_a_damaged_best_checkpoint_is_said_to_be_lost(best_first, tmp_path, by_a
     assert summary["best_step"] != 10
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("changes", [{"data.selection": "last"}, {"data.split": "first:0"}], ids=["last", "none"])
 def test_nothing_is_lost_where_no_checkpoint_is_selected(tmp_path, changes):
     run_in(tmp_path, **EQUAL, **changes, **{"train.steps": 30})

@@ -1,4 +1,4 @@
-"""`best/permuted_gru_256` for 24 epochs, in larger batches, with noise on the pixels. Not run yet.
+"""`best/permuted_gru_256` for 24 epochs, in larger batches, with noise on the pixels. Results: RESULTS.md.
 
 The learning rate and weight decay are larger too.
 """
