@@ -311,7 +311,14 @@ def test_what_a_swept_field_decides_makes_no_other_sweep(tmp_path, swept, first,
         sweep.survey(*built(**fields, sweep=f"{{'{swept}': ({then},)}}", **{"train.batch_size": 8}), tmp_path)
 
 
-def test_trials_are_of_their_own_length(tmp_path):
+@pytest.mark.parametrize("field", ["seed", "model.cell", RATE])
+def test_a_value_that_the_sweep_would_overrule_is_refused(field):
+    config = config_of()
+    with pytest.raises(UsageError, match=f"^{re.escape(field)} is given, but the sweep has values of its own"):
+        plan.build_points(config, plan.build_sweep(config), [field])
+
+
+def test_trials_are_of_their_own_length():
     traced = {"sweep": "{'train.steps': (20, 40)}", "runtime.profile_steps": "12:14"}
     _, points = built(**traced)
     assert [len(point.trials) for point in points] == [3, 3]

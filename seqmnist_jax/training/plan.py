@@ -211,6 +211,9 @@ def build_points(config: ml_collections.ConfigDict, grid: Grid, named: Iterable[
         told = f"{count:,} runs{', trials among them' if trials else ''}"
         raise UsageError(f"The sweep has {told}; expected at most {MOST_RUNS:,}.")
     swept = [fields_of(key) for key in grid]
+    for field in named:
+        if field in (*itertools.chain(*swept), *itertools.chain(*map(fields_of, choice))):
+            raise UsageError(f"{field} is given, but the sweep has values of its own for it; leave one of them out.")
     named = {*named, *itertools.chain(*swept)}
     joint = {field for fields in swept if len(fields) > 1 for field in fields}
     combinations = _combinations(grid)
