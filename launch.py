@@ -17,7 +17,7 @@ from ml_collections import config_flags
 
 from seqmnist_jax.cli import modes
 from seqmnist_jax.cli.flags import FLAGS, parse, refuse_unused
-from seqmnist_jax.cli.output import Unprinted, replace_unprintable, show, show_error
+from seqmnist_jax.cli.output import Unprinted, drop_late_answers, replace_unprintable, show, show_error
 from seqmnist_jax.errors import SeqMnistError
 
 # Each mode, and the flags beside --mode, --debug and absl's own that it reads.
@@ -61,6 +61,8 @@ def main(argv: list[str]) -> None:
     # JAX and orbax report by absl what no user of a launcher asked for; errors are said in our own words.
     logging.set_verbosity(logging.INFO if FLAGS.debug else logging.FATAL)
     replace_unprintable()
+    if not FLAGS.debug:
+        drop_late_answers()
     try:
         refuse_unused({mode: names for mode, (_, names) in MODES.items()})
         with modes.explaining_no_device():

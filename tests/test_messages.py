@@ -7,9 +7,11 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from types import SimpleNamespace
 
 import pytest
 
+from seqmnist_jax.cli import output
 from seqmnist_jax.workdir import config as configs
 from tests.launching import ROOT, launch
 
@@ -78,3 +80,13 @@ def test_flags_that_messages_name_are_there():
     fields = {f"config.{name}" for name in configs.defaults()}
     others = {"logdir", "porcelain", "untracked", "xla_gpu_deterministic_ops"}  # of other programs
     assert [one for one in named if one[1] not in flags | fields | others] == []
+
+
+def test_late_answers_to_a_read_that_failed_are_left_out(monkeypatch):
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    output.drop_late_answers()
+    others = [SimpleNamespace(exc_value=error) for error in (RuntimeError("another"), OSError("Event loop"))]
+    for unraisable in (SimpleNamespace(exc_value=RuntimeError("Event loop is closed")), *others):
+        sys.unraisablehook(unraisable)
+    assert told == others

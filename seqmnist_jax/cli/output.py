@@ -59,6 +59,17 @@ def replace_unprintable() -> None:
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]
 
 
+def drop_late_answers() -> None:
+    """Leaves out what tensorstore's threads tell of a read that has failed already, a traceback for each array."""
+    tell = sys.unraisablehook
+
+    def tell_others(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            tell(unraisable)
+
+    sys.unraisablehook = tell_others
+
+
 def show_error(message: str, with_traceback: bool = False, kind: str = "error") -> None:
     """Says what went wrong, and where, if asked, of the exception that is being handled."""
     if with_traceback:
