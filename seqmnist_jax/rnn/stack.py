@@ -54,7 +54,7 @@ def draw_masks(key: Array, keep: Keep, batch: int, features: int, hidden_size: i
       batch, features, hidden_size, dtype: of the masks.
 
     Raises:
-      ValueError: keep is no three, or a probability is known and outside (0, 1].
+      ValueError: keep has not three parts, or a probability is known and outside (0, 1].
     """
     if not isinstance(keep, tuple | list) or len(keep) != len(Masks._fields):
         raise ValueError(f"keep is {keep!r}; expected a probability or None for each of {', '.join(Masks._fields)}")

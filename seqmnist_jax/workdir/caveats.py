@@ -1,7 +1,7 @@
 """What must be said with a result: one set of words, from what a run has on record, for all who tell it."""
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 # How exact a run's products are, in training and in evaluation.
@@ -45,7 +45,7 @@ def warnings(
     return told
 
 
-def differences(made: Iterable[Mapping[str, Any]]) -> list[str]:
+def differences(made: Sequence[Mapping[str, Any]]) -> list[str]:
     """In what of their origin sittings, or the runs of some summaries, differ; earlier versions don't say all."""
     told = {name: [one[field] for one in made if field in one] for field, name in ORIGIN.items()}
     return [name for name, values in told.items() if any(value != values[0] for value in values)]
