@@ -119,9 +119,14 @@ def evaluate(closed: Any, arguments: Sequence[Any], *, custom: bool = False) -> 
     return [read(values, v) for v in closed.jaxpr.outvars]
 
 
+def without_mesh() -> Any:
+    """Where a step is traced alike in whatever mesh is set; without it arrays of two meshes meet in an operation."""
+    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
+
+
 def flattened(function: Callable[..., Any], shapes: Sequence[Any], *, custom: bool = False) -> Any:
     """The jaxpr of a function, its calls laid flat as by `evaluate`; the same in whatever mesh is set."""
-    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+    with without_mesh():
         closed = jax.make_jaxpr(function)(*shapes)
         return jax.make_jaxpr(lambda *arguments: evaluate(closed, arguments, custom=custom))(*shapes)
 

@@ -19,7 +19,7 @@ from seqmnist_jax.rnn import derived
 from seqmnist_jax.rnn.cells import products_at
 from seqmnist_jax.rnn.divide import divide
 from seqmnist_jax.rnn.division import Division, Hoisted
-from seqmnist_jax.rnn.jaxprs import NotDivisibleError
+from seqmnist_jax.rnn.jaxprs import NotDivisibleError, without_mesh
 from seqmnist_jax.rnn.native import gpu
 from seqmnist_jax.rnn.native.cpu import calls as cpu
 from seqmnist_jax.rnn.readout import Inner, taken_out
@@ -158,7 +158,7 @@ def _in_axes(step: Step[Any], given: Given, precision: str) -> Step[Any]:
     params, x, carry = shapes((given.params, given.x, given.carry))
     try:
         frame = jax.ShapeDtypeStruct((x.shape[0], x.shape[2]), x.dtype)
-        with products_at(precision):
+        with products_at(precision), without_mesh():
             closed, out = jax.make_jaxpr(step, return_shape=True)(params, carry, frame)
     except Exception:  # Whatever the step does not like, `problem` tells it.
         return step

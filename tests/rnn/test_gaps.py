@@ -93,7 +93,9 @@ def test_values_are_those_of_a_loop(need_native, cell, backend, reverse):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), got, want)
     last = run(params, nan, CARRIES[cell], mask=MASK, resets=RESETS, return_sequences=False)
     want = by_loop(cell, params, X, CARRIES[cell], MASK, RESETS, reverse)[0]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), last, (want, jax.tree.leaves(want)[-1]))
+    # Of an empty sequence these layers give their state, as Keras; of another cell nobody knows what is its output.
+    outputs = jax.tree.leaves(want)[-1] * (MASK.any(1, keepdims=True) | (cell != "min_gru"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), last, (want, outputs))
 
 
 @pytest.mark.sampled(2)
@@ -170,7 +172,7 @@ def test_a_step_that_asks_what_x_is_has_a_kernel(need_native):
     need_native()
 
     def choosing(params, h, x):
-        h = jnp.where(x[:, 2:] > 0, jnp.tanh(h @ params["U"] + x @ params["W"]), 0.5 * h)
+        h = jnp.where(x[:, -1:] > 0, jnp.tanh(h @ params["U"] + x @ params["W"]), 0.5 * h)
         return h, h
 
     assert rnn.explain_step(choosing, ELMAN, X, H).startswith("native")
