@@ -265,8 +265,7 @@ def test_commands_name_what_is_there():
 # What makes a training short.
 SHORT = (
     "--config.train.steps=4 --config.train.eval_every=2 --config.optimizer.schedule=constant "
-    "--config.model.hidden_size=4 --config.data.source=embedded "
-    "--config.data.permutation=none --config.runtime.compilation_cache=none"
+    "--config.data.source=embedded --config.data.permutation=none --config.runtime.compilation_cache=none"
 )
 # The programs that pages call, as they stand in a page's folder. Trainings are short and nothing is installed. Make
 # runs its targets that start launch.py, without setting up an environment; of the others it prints the commands.
@@ -274,7 +273,8 @@ PROGRAMS = {
     "python": f"""case "$*" in
   *--mode=describe*) exec "$PYTHON" "$@" --config.data.source=embedded ;;
   launch.py*--mode=*) exec "$PYTHON" "$@" ;;
-  launch.py*) exec "$PYTHON" "$@" {SHORT} ;;
+  launch.py*hidden_size*) exec "$PYTHON" "$@" {SHORT} ;;
+  launch.py*) exec "$PYTHON" "$@" {SHORT} --config.model.hidden_size=4 ;;
   *) exec "$PYTHON" "$@" ;;
 esac""",
     "pip": 'test "$1" = install',

@@ -305,10 +305,10 @@ def test_equations_that_are_not_finite_from_the_start_are_told_as_such(tmp_path,
 def test_a_member_that_diverged_keeps_its_place_in_the_program(tmp_path):
     changes = {"optimizer.name": "sgd", "optimizer.clip.mask": "none", "runtime.dispatch_seconds": 1e-9}
     rates = {**changes, "sweep": "{'optimizer.learning_rate': (0.1, 3e38, 0.01)}"}
-    whole = sweep_in(tmp_path / "whole", "", **rates)
+    whole = sweep_in(tmp_path / "whole", None, **rates)
     with pytest.raises(Stopped):
-        sweep_in(tmp_path / "stopped", "", stop_at=7, **rates)
-    assert sweep_in(tmp_path / "stopped", "", **rates)["ranking"][0]["test"] == whole["ranking"][0]["test"]
+        sweep_in(tmp_path / "stopped", None, stop_at=7, **rates)
+    assert sweep_in(tmp_path / "stopped", None, **rates)["ranking"][0]["test"] == whole["ranking"][0]["test"]
     for rate in (0.1, 0.01):
         name = f"replicas/learning_rate={rate}"
         assert first_difference(tmp_path / "whole" / name, tmp_path / "stopped" / name) is None

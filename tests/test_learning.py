@@ -74,13 +74,11 @@ def assert_same_state(a, b):
 def train_in(folder, stop_at=None, **changes):
     """A quiet run in a folder, a step a dispatch; asked to stop once `stop_at` steps are done."""
     changes = {"runtime.dispatch_seconds": 1e-9, "runtime.checkpoint_every": 1, **changes}
-    done = []
-
-    def should_stop():
-        done.append(1)
-        return stop_at is not None and len(done) >= stop_at
-
-    return training.train(build_run(small_config(**changes)), folder, watch=QUIET._replace(should_stop=should_stop))
+    done = [0]
+    watch = QUIET._replace(
+        show=lambda now: done.append(now.step), should_stop=lambda: stop_at is not None and done[-1] >= stop_at
+    )
+    return training.train(build_run(small_config(**changes)), folder, watch=watch)
 
 
 def events(folder):
