@@ -9,7 +9,7 @@ from seqmnist_jax.rnn import recurrence
 from seqmnist_jax.rnn.cells import PRECISIONS, products_at
 from seqmnist_jax.rnn.checks import (
     as_array,
-    as_carry,
+    as_carry_of_a_step,
     check_rows,
     check_sequences,
     check_x,
@@ -91,7 +91,7 @@ def scan(
     options = Options(outputs, flag("reverse", reverse), choice("precision", precision, PRECISIONS))
     unroll, backend = whole("unroll", unroll, 1), choice("backend", backend, BACKENDS)
     zero = flag("zero_output_for_mask", zero_output_for_mask)
-    carry = jax.tree.map(lambda leaf: leaf if isinstance(leaf, int | float) else as_carry(leaf), carry)
+    carry = as_carry_of_a_step(carry)
     for name, marks in {"lengths": lengths, "mask": mask, "resets": resets}.items():
         if marks is not None:
             check_rows("carry", carry, x.shape[0], name)

@@ -49,6 +49,11 @@ def as_carry(value: Any) -> Any:
     return array
 
 
+def as_carry_of_a_step(carry: Any) -> Any:
+    """A carry whose leaves are made arrays by `as_carry`, but for plain numbers, whose type a step may change."""
+    return jax.tree.map(lambda leaf: leaf if isinstance(leaf, int | float) else as_carry(leaf), carry)
+
+
 def _check_static(name: str, value: Any) -> None:
     if isinstance(value, jax.core.Tracer):
         how = f'jax.jit(..., static_argnames="{name}")'

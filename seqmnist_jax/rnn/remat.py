@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from seqmnist_jax.rnn.cells import narrowed, widened
-from seqmnist_jax.rnn.checks import as_carry, check_sequences, flag, whole
+from seqmnist_jax.rnn.checks import as_carry_of_a_step, check_sequences, flag, whole
 from seqmnist_jax.rnn.eager import compiled
 from seqmnist_jax.rnn.gaps import pressed, spread
 from seqmnist_jax.rnn.scan import clamped, where_running
@@ -51,7 +51,7 @@ def remat(layer: Callable[..., tuple[Any, Any]], steps: int) -> Callable[..., tu
         if resets is not None:
             raise ValueError("resets are given, but a segment does not know the first carry; expected none under remat")
         x, lengths, mask, _ = check_sequences(x, lengths, mask)
-        carry = jax.tree.map(lambda leaf: leaf if isinstance(leaf, int | float) else as_carry(leaf), carry)
+        carry = as_carry_of_a_step(carry)
         flags = flag("reverse", reverse), flag("return_sequences", return_sequences)
         zero = flag("zero_output_for_mask", zero_output_for_mask)
         return compiled(_run, layer, (params, x, carry, lengths, mask, options), (steps, *flags, zero))

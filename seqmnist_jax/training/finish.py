@@ -98,7 +98,7 @@ def _write_summary(group: ReplicaGroup, replica: Replica, best_step: int, tested
         "validation_accuracy": None if validated is None else validated["accuracy"],
         "selected_on": run.task.measured_split if selects else "last",
         "best_step": best_step,
-        "lost_checkpoints": replica.lost_checkpoints(run.steps),
+        "lost_checkpoints": replica.lost_checkpoints(best_step, run.steps),
         "steps": run.steps,
         # The times are its share of what so many runs took together.
         "replicas": len(group.runs),

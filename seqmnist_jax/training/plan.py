@@ -211,10 +211,11 @@ def build_points(config: ml_collections.ConfigDict, grid: Grid, named: Iterable[
         told = f"{count:,} runs{', trials among them' if trials else ''}"
         raise UsageError(f"The sweep has {told}; expected at most {MOST_RUNS:,}.")
     swept = [fields_of(key) for key in grid]
-    for field in named:
-        if field in (*itertools.chain(*swept), *itertools.chain(*map(fields_of, choice))):
-            raise UsageError(f"{field} is given, but the sweep has values of its own for it; leave one of them out.")
-    named = {*named, *itertools.chain(*swept)}
+    of_sweep = {*itertools.chain(*swept)}
+    named = {*named}
+    if both := sorted(named & {*of_sweep, *itertools.chain(*map(fields_of, choice))}):
+        raise UsageError(f"{both[0]} is given, but the sweep has values of its own for it; leave one of them out.")
+    named |= of_sweep
     joint = {field for fields in swept if len(fields) > 1 for field in fields}
     combinations = _combinations(grid)
     candidates = sorted(_combinations(choice), key=lambda one: [*one.values()]) if choice else []
@@ -226,9 +227,8 @@ def build_points(config: ml_collections.ConfigDict, grid: Grid, named: Iterable[
     firsts: dict[str, SweepPoint] = {}  # whose seed the trials have
     for point in points:
         firsts.setdefault(recipe_of(point), point)
-    asked = []
+    asked, own = [], {*start, "train.steps"}
     for point in firsts.values():
-        own = {*start, "train.steps"}
         kept = {field: value for field, value in without_seed(point.overrides).items() if field not in own}
         length = {SEED: point.run.learner.seed, "train.steps": config.choose_steps}
         asked += [(_name(kept | one, joint), kept | one | length) for one in candidates]
@@ -329,15 +329,17 @@ def decide(points: Sequence[SweepPoint], workdir: Path) -> list[SweepPoint]:
       as `folders.look`, of the trials' folders.
     """
     open_points = [point for point in points if point.trials and not point.run.choice]
-    known: dict[str, Json] = {}  # what a run of a recipe has on record
+    choices: dict[str, Json | None] = {}  # of each recipe
     for point, name in itertools.product(open_points, (files.SUMMARY, files.DIVERGED)):
         choice = _read(folder_of(workdir, point) / name).get("choice")
         if choice and _is_asked(choice, point):
-            known.setdefault(recipe_of(point), choice)
+            choices.setdefault(recipe_of(point), choice)
+    for point in open_points:
+        if recipe_of(point) not in choices:
+            choices[recipe_of(point)] = _choose(point, workdir / files.TRIALS)
     decided = []
     for point in points:
-        is_open = point.trials and not point.run.choice
-        choice = (known.get(recipe_of(point)) or _choose(point, workdir / files.TRIALS)) if is_open else None
+        choice = choices.get(recipe_of(point))
         if choice is None:
             decided.append(point)
             continue

@@ -116,9 +116,8 @@ class Replica:
         split = self.run.task.measured_split
         return [event for event in read_events(self.workdir) if event["split"] == split]
 
-    def lost_checkpoints(self, end: int) -> list[int]:
-        """The step up to `end` that was measured as the best, where its checkpoint is not there any more."""
-        left = self.checkpoints.best_step(self.run.is_measured)
+    def lost_checkpoints(self, left: int | None, end: int) -> list[int]:
+        """The step up to `end` that was measured as the best, where the best checkpoint that is left is not it."""
         steps = {one["step"]: rank(one) for one in self.measured()}
         ranks = {step: own for step, own in steps.items() if step <= end and self.run.is_measured(step)}
         if self.run.task.protocol.selection == "last" or left not in ranks:

@@ -141,7 +141,8 @@ def open_group(exits: ExitStack, runs: Sequence[Run], waiting: Mapping[int, Repl
     step = processes.agree(min(end[-1] for end in ends.values()))
     group = ReplicaGroup(runs, [waiting[place] for place in ends if step in ends[place]], step, Clock(), watch)
     for replica in group.replicas:
-        if lost := replica.lost_checkpoints(step):
+        left = replica.checkpoints.best_step(replica.run.is_measured)
+        if lost := replica.lost_checkpoints(left, step):
             watch.say(
                 f"WARNING: {replica.workdir}: checkpoint {lost[0]} was the best by validation, and "
                 "is lost. Unless a later one is better, the result will be that of the best that is left, and say so."

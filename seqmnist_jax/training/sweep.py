@@ -235,6 +235,7 @@ def _train_group(jobs: list[Job], watch: Watch, workdir: Path | None = None) -> 
 
 
 def _record_sweep(grid: Grid, points: Sequence[SweepPoint], workdir: Path, together: list[list[str]]) -> None:
+    """Writes by what the folder is known as this sweep's, and who trains together in it."""
     told: Json = {"sweep": dict(grid), "config of one run": points[0].run.config, TOGETHER: together}
     told |= {CHOICE: _choice_asked(points), files.TRIALS: not points[0].run.tests}
     files.write_json(workdir / files.SWEEP, told)
